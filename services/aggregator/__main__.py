@@ -1,0 +1,54 @@
+"""`python -m services.aggregator`: builds the edges, takes jobs, hands them over when asked to stop."""
+
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote, urlsplit
+
+import structlog
+
+from services.aggregator.owner import Owner
+from services.aggregator.runner import Edges
+from shared import console, logs, service, settings
+from shared.blobs import Blobs
+from shared.bus import Bus
+from shared.errors import BadInput
+from shared.ledger import Ledger
+from shared.redis_client import Redis
+from shared.roster import Roster
+
+log = structlog.get_logger()
+
+GRACE = 20.0  #: seconds in which the jobs are handed over
+
+
+def main() -> None:
+    config = settings.load(settings.Aggregator)
+    logs.configure(config, "aggregator")
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    vhost = unquote(urlsplit(config.amqp_url.get_secret_value()).path[1:]) or "/"
+    if config.rabbitmq_url is None:
+        log.warning("policies not checked: FEDQ_RABBITMQ_URL is not set")
+    elif missing := console.missing_policies(config, vhost):
+        raise BadInput(
+            f"RabbitMQ's vhost {vhost} lacks the policies {', '.join(missing)}; load deploy/definitions.json into it"
+        )
+    redis = Redis(config)
+    bus = Bus(config, name)
+    blobs = Blobs(config)
+    ledger = Ledger(redis)
+    ledger.now()
+    blobs.probe()
+    with service.until_stopped() as stop, ThreadPoolExecutor(1, thread_name_prefix="later") as later:
+        edges = Edges(bus, blobs, ledger, Roster(redis), later)
+        owner = Owner(name, edges, lease=config.lease_s, most=config.max_jobs)
+        owner.start()
+        log.info("ready", name=name, bus=bus.place, store=blobs.place, max_jobs=config.max_jobs)
+        stop.wait()
+        log.info("stopping")
+        owner.stop(GRACE)
+        bus.close()
+
+
+if __name__ == "__main__":
+    service.run(main)

@@ -1,0 +1,98 @@
+"""Closing a round: from a frozen set of updates to a committed model, the same whoever does it and however often."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared import fold, names, weights
+from shared.blobs import Blobs
+from shared.events import BlobRef
+from shared.fold import Fold, Grid
+from shared.jobs import JobSpec
+from shared.strategies import server_step
+from shared.weights import Flat, Layout
+
+
+@dataclass
+class Model:
+    """A job's current model: its whole file in memory, where it lies in the store, and the round it came of."""
+
+    file: npt.NDArray[np.uint8]
+    layout: Layout
+    blob: BlobRef
+
+    @property
+    def flat(self) -> Flat:
+        return self.layout.flat(self.file)
+
+
+def grid_of(spec: JobSpec, cohort: int) -> Grid:
+    """The fixed-point grid of a round: a function of the job and of how many clients it asks."""
+    return Grid(max_abs=spec.limits.max_abs, max_weight=spec.limits.max_examples, updates=cohort)
+
+
+def refold(blobs: Blobs, layout: Layout, accepted: Mapping[str, Any], grid: Grid) -> Fold:
+    """The fold of updates that were accepted earlier, from what the store keeps of them."""
+    running = Fold(layout.size, grid)
+    updates = layout.of_updates()
+    buffer = np.empty(updates.file_size, np.uint8)
+    for update in accepted.values():
+        blobs.get_into(BlobRef.model_validate(update["blob"]), buffer)
+        weights.check_header(buffer, updates)
+        deltas = updates.flat(buffer)
+        fold.check(deltas, update["examples"], grid)
+        running.add(deltas, update["examples"])
+    return running
+
+
+def advance(model: Model, running: Fold, spec: JobSpec, job: str, number: int) -> BlobRef:
+    """Takes the server step on the model in place; returns where the new one belongs."""
+    running.apply(model.flat, server_step(spec.strategy))
+    digest = weights.digest_of(model.file)
+    return BlobRef(key=names.model_blob(job, number, digest), size=model.file.nbytes, digest=digest)
+
+
+def mean_metrics(accepted: Mapping[str, Any]) -> dict[str, float]:
+    """Means over the clients, weighted by examples, of the metrics that all of them sent."""
+    updates = [accepted[client] for client in sorted(accepted)]
+    total = sum(update["examples"] for update in updates)
+    shared = set.intersection(*(set(update["metrics"]) for update in updates)) if updates else set()
+    return {
+        name: sum(update["metrics"][name] * update["examples"] for update in updates) / total for name in sorted(shared)
+    }
+
+
+def manifest(
+    *,
+    job: str,
+    number: int,
+    attempt: int,
+    spec: JobSpec,
+    base: BlobRef | None,
+    model: BlobRef,
+    grid: Grid | None,
+    accepted: Mapping[str, Any],
+    rejected: Mapping[str, str],
+    opened: float,
+    committed: float,
+) -> dict[str, Any]:
+    """The commit record of a round: all that is needed to fold it again, and what happened."""
+    return {
+        "job": job,
+        "round": number,
+        "attempt": attempt,
+        "base": base.model_dump() if base else None,
+        "model": model.model_dump(),
+        "strategy": spec.strategy.model_dump(mode="json"),
+        "grid": {**vars(grid), "shift": grid.shift} if grid else None,
+        "weight": sum(update["examples"] for update in accepted.values()),
+        "updates": [{"client": client, **accepted[client]} for client in sorted(accepted)],
+        "rejected": dict(rejected),
+        "metrics": mean_metrics(accepted),
+        "opened": opened,
+        "committed": committed,
+        "seconds": round(committed - opened, 4),
+    }

@@ -1,0 +1,77 @@
+"""Taking in one update: everything that is checked before it may count, cheapest first."""
+
+import numpy as np
+import numpy.typing as npt
+
+from shared import fold, names, weights
+from shared.blobs import Blobs, NotFound
+from shared.errors import Refused
+from shared.events import BlobRef, ModelUpdate
+from shared.fold import Grid, Measures
+from shared.jobs import LimitsSpec
+from shared.weights import Flat, Layout
+
+
+class Intake:
+    """Receives a job's updates one after the other into one buffer, whatever their number."""
+
+    def __init__(self, blobs: Blobs, layout: Layout, limits: LimitsSpec) -> None:
+        self._blobs = blobs
+        self._layout = layout.of_updates()
+        self._limits = limits
+        self._buffer = np.empty(self._layout.file_size, np.uint8)
+
+    def receive(self, update: ModelUpdate, base: str, grid: Grid) -> tuple[Flat, Measures]:
+        """The update's deltas, shape (P,), valid until the next call; `Refused` with the reason otherwise."""
+        blob = located(update)
+        if update.base != base:
+            raise Refused(f"was trained on the model {(update.base or 'none')[:12]}, not on {base[:12]}")
+        if blob.size != self._layout.file_size:
+            raise Refused(self._why_another_size(blob))
+        _fetch(self._blobs, blob, self._buffer)
+        weights.check_header(self._buffer, self._layout)
+        deltas = self._layout.flat(self._buffer)
+        return deltas, fold.check(deltas, update.examples, grid, self._limits.max_norm)
+
+    def _why_another_size(self, blob: BlobRef) -> str:
+        reason = f"has {blob.size} bytes instead of {self._layout.file_size}"
+        if blob.size > 2 * self._layout.file_size:
+            return reason
+        file = np.empty(blob.size, np.uint8)
+        _fetch(self._blobs, blob, file)
+        try:
+            weights.check_header(file, self._layout)
+        except Refused as refused:
+            return str(refused)
+        return reason
+
+
+def receive_initial(blobs: Blobs, update: ModelUpdate, limits: LimitsSpec) -> npt.NDArray[np.uint8]:
+    """The whole model file that answers round 0, or `Refused`."""
+    blob = located(update)
+    if blob.size > limits.max_model_mb << 20:
+        raise Refused(f"the model has {blob.size >> 20} MB; limits.max_model_mb is {limits.max_model_mb}")
+    file = np.empty(blob.size, np.uint8)
+    _fetch(blobs, blob, file)
+    layout = weights.read_layout(file)
+    if layout.size == 0:
+        raise Refused("the model has no float32 parameters: there is nothing to train")
+    fold.check(layout.flat(file), 1, Grid(max_abs=float(np.finfo(np.float32).max), max_weight=1, updates=1))
+    return file
+
+
+def located(update: ModelUpdate) -> BlobRef:
+    """The update's blob, where it lies at the one place that is its own."""
+    if update.update is None:
+        raise Refused("carries no blob")
+    own = names.update_blob(update.job, update.round, update.client, update.update.digest)
+    if update.update.key != own:
+        raise Refused(f"its blob lies at {update.update.key} instead of {own}")
+    return update.update
+
+
+def _fetch(blobs: Blobs, blob: BlobRef, buffer: npt.NDArray[np.uint8]) -> None:
+    try:
+        blobs.get_into(blob, buffer)
+    except NotFound as error:
+        raise Refused(f"its blob is not in the store: {blob.key}") from error

@@ -1,0 +1,1 @@
+"""The contract between the services: what they say to each other, and where they keep things."""

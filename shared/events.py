@@ -1,0 +1,262 @@
+"""What the services say to each other: frozen events, and their one encoding on the wire.
+
+Pure. A body is a msgpack map of the event's fields plus `schema`, at most 64 KiB; `type` rides in the AMQP
+properties, where a person reading the RabbitMQ console sees it. Model bytes never ride the bus: a `BlobRef` does.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import BadMessage
+from shared.jobs import CLIENT_NAME, JOB_ID, JobSpec
+
+SCHEMA = 1
+MAX_BODY = 64 * 1024  #: bytes; what is longer belongs in the object store
+COHORT_SLICE = 500  #: clients in one round-start: 500 names of 63 characters stay under 64 KiB
+
+JobId = Annotated[str, Field(pattern=JOB_ID)]
+Name = Annotated[str, Field(pattern=CLIENT_NAME)]
+Round = Annotated[int, Field(ge=0, le=1_000_000)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sentence = Annotated[str, Field(max_length=4000)]
+Figures = dict[Annotated[str, Field(max_length=64)], float]
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BlobRef(Value):
+    """Where a blob is, how many bytes it has, and their SHA-256."""
+
+    key: Annotated[str, Field(max_length=512)]
+    size: Annotated[int, Field(ge=0)]
+    digest: Digest
+
+
+class Event(Value):
+    """Base of all events; `type` is the word on the wire, in the log and in the guide."""
+
+    type: ClassVar[str]
+    job: JobId
+
+    @property
+    def routing_key(self) -> str:
+        return f"{self.type}.{self.job}"
+
+
+class StartTraining(Event):
+    """An operator wants this job done."""
+
+    type = "start-training"
+    spec: JobSpec
+
+    @property
+    def routing_key(self) -> str:
+        return self.type
+
+
+class StopTraining(Event):
+    """An operator wants this job ended where it stands."""
+
+    type = "stop-training"
+    reason: Sentence
+
+
+class RoundStart(Event):
+    """A pool, or one silo, is asked to train `cohort` on the base model; round 0 has none and asks for it."""
+
+    type = "round-start"
+    group: Name  # the pool, or the one client a silo is
+    round: Round
+    attempt: Annotated[int, Field(ge=1)]
+    base: BlobRef | None
+    cohort: tuple[Name, ...]
+    spec: JobSpec
+    deadline: float  # seconds since the epoch, by Redis's clock
+
+    @property
+    def routing_key(self) -> str:
+        return f"{self.type}.{self.group}"
+
+
+class ModelUpdate(Event):
+    """What training a client gave: a blob of float32 deltas, or the error that prevented it."""
+
+    type = "model-update"
+    round: Round
+    attempt: Annotated[int, Field(ge=1)]
+    client: Name
+    trainer: Name
+    base: Digest | None  # of the model the update was trained on
+    update: BlobRef | None
+    examples: Annotated[int, Field(ge=0)]
+    metrics: Figures = {}
+    timings: Figures = {}  # seconds
+    error: Sentence | None = None
+
+    @property
+    def routing_key(self) -> str:
+        return f"{self.type}.{self.job}.{self.client}"
+
+
+class EvaluateModel(Event):
+    """A pool, or one silo, is asked how good a model is on the held-out test set."""
+
+    type = "evaluate-model"
+    group: Name
+    round: Round
+    model: BlobRef
+    spec: JobSpec
+
+    @property
+    def routing_key(self) -> str:
+        return f"{self.type}.{self.group}"
+
+
+class ModelEvaluated(Event):
+    """How good a round's model is on the held-out test set; no examples where there is no such set."""
+
+    type = "model-evaluated"
+    round: Round
+    model: Digest
+    trainer: Name
+    examples: Annotated[int, Field(ge=0)]
+    metrics: Figures = {}
+    error: Sentence | None = None
+
+
+class RoundEnd(Event):
+    """A round is over: its model is committed, or there is none and `reason` says why."""
+
+    type = "round-end"
+    round: Round
+    outcome: Literal["committed", "failed", "stopped"]
+    reason: Sentence = ""
+    accepted: int
+    rejected: int
+    metrics: Figures = {}
+    model: BlobRef | None = None
+    seconds: float = 0.0
+
+
+class TrainingEnd(Event):
+    """A job is over."""
+
+    type = "training-end"
+    outcome: Literal["finished", "stopped", "failed"]
+    reason: Sentence = ""
+    rounds: int
+    metrics: Figures = {}
+    model: BlobRef | None = None
+    seconds: float = 0.0
+
+
+class JobStatus(Event):
+    """What a job does, or waits for, in a sentence for whoever watches."""
+
+    type = "job-status"
+    status: Literal["running", "waiting"]
+    detail: Sentence
+
+
+class Heartbeat(Value):
+    """A trainer is alive and this busy; `leaving` is its last one."""
+
+    type: ClassVar[str] = "heartbeat"
+    trainer: Name
+    pool: Name | None
+    client: Name | None
+    host: Annotated[str, Field(max_length=255)]
+    pid: int
+    device: Annotated[str, Field(max_length=64)]
+    slots: Annotated[int, Field(ge=1)]
+    busy: Annotated[int, Field(ge=0)]
+    leaving: bool = False
+    sent_at: float  # seconds since the epoch, by the trainer's clock: shows skew
+
+    @property
+    def group(self) -> str:
+        return self.pool or self.client or ""
+
+    @property
+    def routing_key(self) -> str:
+        return f"{self.type}.{self.trainer}"
+
+
+class TrainerJoined(Value):
+    """The registry has taken a trainer into the roster: whoever waited for one may go on."""
+
+    type: ClassVar[str] = "trainer-joined"
+    trainer: Name
+    group: Name
+
+    @property
+    def routing_key(self) -> str:
+        return f"{self.type}.{self.group}"
+
+
+AnyEvent = Event | Heartbeat | TrainerJoined
+
+EVENTS: dict[str, type[AnyEvent]] = {
+    event.type: event
+    for event in (
+        StartTraining,
+        StopTraining,
+        RoundStart,
+        ModelUpdate,
+        EvaluateModel,
+        ModelEvaluated,
+        RoundEnd,
+        TrainingEnd,
+        JobStatus,
+        Heartbeat,
+        TrainerJoined,
+    )
+}
+
+
+def encode(event: AnyEvent) -> bytes:
+    """The body of `event`; `BadMessage` where it would be longer than a doorbell may be."""
+    body: bytes = msgpack.packb({"schema": SCHEMA, **event.model_dump(mode="json")})
+    if len(body) > MAX_BODY:
+        raise BadMessage(f"{event.type} has {len(body)} bytes; an event has at most {MAX_BODY}")
+    return body
+
+
+def decode(kind: str | None, body: bytes) -> AnyEvent:
+    """The event in `body`, or `BadMessage` saying what is wrong with it."""
+    event = EVENTS.get(kind or "")
+    if event is None:
+        raise BadMessage(f"unknown event type {kind!r}; known: {', '.join(EVENTS)}")
+    if len(body) > MAX_BODY:
+        raise BadMessage(f"{kind} has {len(body)} bytes; an event has at most {MAX_BODY}")
+    fields = _unpack(kind, body)
+    version = fields.pop("schema", None)
+    if version != SCHEMA:
+        raise BadMessage(f"{kind} has schema {version!r}; this fedq reads schema {SCHEMA}")
+    try:
+        return event.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadMessage(f"{kind}.{where}: {first['msg']}") from error
+
+
+def slices(cohort: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """`cohort` in pieces that each fit one round-start."""
+    for start in range(0, len(cohort), COHORT_SLICE):
+        yield cohort[start : start + COHORT_SLICE]
+
+
+def _unpack(kind: str | None, body: bytes) -> dict[str, Any]:
+    try:
+        fields = msgpack.unpackb(body, strict_map_key=True)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise BadMessage(f"{kind} is not msgpack: {str(error) or type(error).__name__}") from error
+    if not isinstance(fields, dict):
+        raise BadMessage(f"{kind} is a msgpack {type(fields).__name__}; an event is a map")
+    return fields

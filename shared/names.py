@@ -1,0 +1,96 @@
+"""Every exchange, queue, routing key, Redis key and object key, and nobody else spells one."""
+
+# --- RabbitMQ -------------------------------------------------------------------------------
+
+EVENTS = "fedq.events"  #: topic exchange that carries every event
+TASKS = "fedq.tasks"  #: topic exchange of Celery's tasks
+
+COMMANDS = "aggregator.commands"
+HEARTBEATS = "registry.heartbeats"
+DEAD_LETTERS = "dead-letters"
+
+
+def updates_queue(job: str) -> str:
+    return f"aggregator.updates.{job}"
+
+
+def rounds_queue(group: str) -> str:
+    """`group` is a pool, or the one client a silo is."""
+    return f"trainer.rounds.{group}"
+
+
+def tasks_queue(group: str) -> str:
+    return f"trainer.tasks.{group}"
+
+
+def notices_queue(trainer: str) -> str:
+    return f"trainer.notices.{trainer}"
+
+
+def watcher_queue(watcher: str) -> str:
+    return f"watcher.{watcher}"
+
+
+# --- Redis ----------------------------------------------------------------------------------
+
+ROSTER = "fedq:roster"
+JOBS = "fedq:jobs"
+
+
+def trainer_key(trainer: str) -> str:
+    return f"fedq:trainer:{trainer}"
+
+
+def job_key(job: str) -> str:
+    return f"fedq:job:{job}"
+
+
+def round_key(job: str, number: int) -> str:
+    return f"fedq:job:{job}:round:{number}"
+
+
+def accepted_key(job: str, number: int) -> str:
+    return f"fedq:job:{job}:round:{number}:accepted"
+
+
+def rejected_key(job: str, number: int) -> str:
+    return f"fedq:job:{job}:round:{number}:rejected"
+
+
+# --- object store ---------------------------------------------------------------------------
+
+
+def job_blob(job: str) -> str:
+    return f"jobs/{job}/job.json"
+
+
+def round_prefix(job: str, number: int) -> str:
+    return f"jobs/{job}/rounds/{number:04d}/"
+
+
+def updates_prefix(job: str, number: int) -> str:
+    return f"{round_prefix(job, number)}updates/"
+
+
+def update_blob(job: str, number: int, client: str, digest: str) -> str:
+    return f"{updates_prefix(job, number)}{client}-{digest[:12]}.safetensors"
+
+
+def model_blob(job: str, number: int, digest: str) -> str:
+    return f"{round_prefix(job, number)}model-{digest[:12]}.safetensors"
+
+
+def manifest_blob(job: str, number: int) -> str:
+    return f"{round_prefix(job, number)}manifest.json"
+
+
+def result_blob(job: str) -> str:
+    return f"jobs/{job}/result.json"
+
+
+def final_model_blob(job: str) -> str:
+    return f"jobs/{job}/model.safetensors"
+
+
+def evaluation_blob(job: str, number: int) -> str:
+    return f"{round_prefix(job, number)}evaluation.json"

@@ -1,0 +1,62 @@
+"""The one place that opens Redis: time-outs, and its driver's errors as ours."""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from shared.errors import Unavailable
+from shared.settings import Record
+
+
+class Redis:
+    """A Redis server; safe to share between threads."""
+
+    def __init__(self, settings: Record) -> None:
+        url = settings.redis_url.get_secret_value()
+        parts = urlsplit(url)
+        self.place = f"redis://{parts.hostname}:{parts.port or 6379}{parts.path}"
+        self._client: Any = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=2,
+            socket_connect_timeout=2,
+            retry=Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), 2),
+        )
+
+    def run(self, script: "Script", keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Runs one atomic step on the server."""
+        return self._guarded(script.bound(self._client), keys=keys, args=args)
+
+    def __getattr__(self, command: str) -> Any:
+        method = getattr(self._client, command)
+        return lambda *args, **options: self._guarded(method, *args, **options)
+
+    def _guarded(self, call: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return call(*args, **options)
+        except redis.AuthenticationError as error:
+            raise Unavailable(f"{self.place} refuses this password; check FEDQ_REDIS_URL") from error
+        except redis.exceptions.NoPermissionError as error:
+            raise Unavailable(f"{self.place} refuses this user ({error}); check its rights") from error
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            raise Unavailable(
+                f"{self.place} cannot be reached ({error}); is it running, and is FEDQ_REDIS_URL right?"
+            ) from error
+        except redis.ResponseError as error:
+            if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
+                raise Unavailable(f"{self.place} refuses this password; check FEDQ_REDIS_URL") from error
+            raise
+
+
+class Script:
+    """A Lua script; its SHA is sent, and its text only to a server that has not seen it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def bound(self, client: Any) -> Any:
+        return client.register_script(self._text)

@@ -1,0 +1,94 @@
+"""Where the servers are and how this process behaves, read once from `FEDQ_*` into a frozen value.
+
+Values come from the environment, then `.env`, then `.fedq/env` (which `make up` writes), in that order.
+Each service asks for the part it needs: a trainer's settings hold no Redis address at all.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import BadInput
+
+
+def _url(*schemes: str) -> AfterValidator:
+    def check(value: SecretStr) -> SecretStr:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in schemes or not parts.hostname:
+            raise ValueError(f"must be a URL such as {schemes[0]}://host:port")
+        return value
+
+    return AfterValidator(check)
+
+
+class Common(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="FEDQ_", env_file=(".fedq/env", ".env"), extra="ignore", frozen=True)
+
+    log: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Broker(Common):
+    amqp_url: Annotated[SecretStr, _url("amqp", "amqps")]
+
+
+class Record(Common):
+    redis_url: Annotated[SecretStr, _url("redis", "rediss")]
+
+
+class Store(Common):
+    s3_url: Annotated[SecretStr, _url("http", "https")]
+    s3_access_key: SecretStr
+    s3_secret_key: SecretStr
+    s3_bucket: str = Field(default="fedq", min_length=3)
+    s3_region: str = "us-east-1"
+
+
+class Console(Common):
+    """RabbitMQ's management API; the credentials are those of `FEDQ_AMQP_URL`."""
+
+    rabbitmq_url: Annotated[SecretStr, _url("http", "https")] | None = None
+
+
+class Aggregator(Broker, Record, Store, Console):
+    lease_s: float = Field(default=15.0, gt=0.5, le=600)
+    max_jobs: int = Field(default=8, ge=1, le=256)
+
+
+class Trainer(Broker, Store):
+    heartbeat_s: float = Field(default=2.0, ge=0.1, le=300)
+    cache_dir: Path = Path(tempfile.gettempdir()) / f"fedq-cache-{os.getuid()}"
+    cache_mb: int = Field(default=4096, ge=1)
+    device: str = "auto"
+    threads: int | None = Field(default=None, ge=1)  # of torch, in each slot
+
+
+class Registry(Broker, Record):
+    registry_url: Annotated[SecretStr, _url("http")] = SecretStr("http://127.0.0.1:8080")
+    patience: int = Field(default=5, ge=2)  # heartbeats a trainer may miss
+
+
+class Cli(Broker, Record, Store, Console):
+    registry_url: Annotated[SecretStr, _url("http")] = SecretStr("http://127.0.0.1:8080")
+
+
+AnySettings = TypeVar("AnySettings", bound=Common)
+
+
+def load(kind: type[AnySettings]) -> AnySettings:
+    """The settings of one service, or `BadInput` that names everything missing or wrong at once."""
+    try:
+        return kind()
+    except ValidationError as error:
+        lines = []
+        for mistake in error.errors(include_url=False, include_input=False):
+            name = f"FEDQ_{'_'.join(str(part) for part in mistake['loc'])}".upper()
+            reason = "is not set" if mistake["type"] == "missing" else mistake["msg"]
+            lines.append(f"{name}: {reason.removeprefix('Value error, ')}")
+        lines.append("Set them in the environment or in .env (`make up` starts servers and writes .fedq/env).")
+        raise BadInput("\n".join(lines)) from None  # the cause would show the values, secrets too

@@ -1,0 +1,184 @@
+"""Models and updates as one flat buffer with a safetensors header, wrapped and never copied.
+
+Pure. A model file holds named tensors; the float32 ones are what federated learning trains and lie side by
+side, so that they are one flat array of shape (P,). An update file holds one float32 delta for each of
+them, in the same order. Anything else (integer counters, say) is carried along as the initial model has it.
+The format is safetensors' own (https://github.com/huggingface/safetensors#format), which any tool reads.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import Refused
+
+Flat = npt.NDArray[np.float32]
+
+MAX_HEADER = 8 * 1024 * 1024  #: bytes; some ten thousand tensors
+_ALIGN = 64  #: bytes; the data begins on a cache line
+_SIZES = {"F32": 4, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One named tensor of a file; `start` and `end` are byte offsets into its data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file holds and where, the same for every model of a job."""
+
+    tensors: tuple[Tensor, ...]
+
+    @cached_property
+    def trained(self) -> tuple[Tensor, ...]:
+        """The float32 tensors: contiguous, in file order."""
+        return tuple(tensor for tensor in self.tensors if tensor.dtype == "F32")
+
+    @cached_property
+    def size(self) -> int:
+        """P, the number of float32 parameters."""
+        return sum(math.prod(tensor.shape) for tensor in self.trained)
+
+    @cached_property
+    def header(self) -> bytes:
+        """The bytes before the data."""
+        entries = {
+            tensor.name: {
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": [tensor.start, tensor.end],
+            }
+            for tensor in self.tensors
+        }
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-(8 + len(text)) % _ALIGN)
+        return struct.pack("<Q", len(text)) + text
+
+    @cached_property
+    def data_size(self) -> int:
+        return self.tensors[-1].end if self.tensors else 0
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of a whole file."""
+        return len(self.header) + self.data_size
+
+    def of_updates(self) -> "Layout":
+        """The layout of this model's updates: its float32 tensors alone."""
+        return layout_of({tensor.name: ("F32", tensor.shape) for tensor in self.trained})
+
+    def flat(self, file: "npt.NDArray[np.uint8]") -> Flat:
+        """The float32 parameters inside a whole file, shape (P,), as a view."""
+        if not self.trained:
+            return np.empty(0, np.float32)
+        start = len(self.header) + self.trained[0].start
+        return file[start : start + 4 * self.size].view(np.float32)
+
+    def views(self, file: "npt.NDArray[np.uint8]") -> dict[str, npt.NDArray[Any]]:
+        """Each tensor inside a whole file, as a view of its shape."""
+        begin = len(self.header)
+        return {
+            tensor.name: file[begin + tensor.start : begin + tensor.end]
+            .view(_NUMPY[tensor.dtype])
+            .reshape(tensor.shape)
+            for tensor in self.tensors
+        }
+
+    def empty_file(self) -> npt.NDArray[np.uint8]:
+        """A buffer of a whole file with its header in place and its data yet to be written."""
+        file = np.empty(self.file_size, np.uint8)
+        file[: len(self.header)] = np.frombuffer(self.header, np.uint8)
+        return file
+
+
+def layout_of(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Layout:
+    """The layout for tensors given by name as (dtype, shape).
+
+    Wide dtypes come first, so that all are aligned, and the float32 ones lie together.
+    """
+    order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name][0]], tensors[name][0], name))
+    placed, offset = [], 0
+    for name in order:
+        dtype, shape = tensors[name]
+        end = offset + _SIZES[dtype] * math.prod(shape)
+        placed.append(Tensor(name, dtype, shape, offset, end))
+        offset = end
+    return Layout(tuple(placed))
+
+
+def read_layout(file: npt.NDArray[np.uint8]) -> Layout:
+    """The layout of a model file that fedq itself would have written, or `Refused`."""
+    if file.nbytes < 8:
+        raise Refused(f"not a safetensors file: {file.nbytes} bytes")
+    (length,) = struct.unpack("<Q", file[:8].tobytes())
+    if length > min(MAX_HEADER, file.nbytes - 8):
+        raise Refused(f"not a safetensors file: its header would have {length} bytes")
+    try:
+        entries = json.loads(file[8 : 8 + length].tobytes())
+        tensors = {
+            str(name): (str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Refused(f"not a safetensors file: {error}") from error
+    for name, (dtype, shape) in tensors.items():
+        if dtype not in _SIZES:
+            raise Refused(f"tensor {name} is {dtype}; a model has {', '.join(_SIZES)}")
+        if any(side < 0 for side in shape):
+            raise Refused(f"tensor {name} has the shape {list(shape)}")
+    layout = layout_of(tensors)
+    if file[: 8 + length].tobytes() != layout.header or file.nbytes != layout.file_size:
+        raise Refused("tensors are not laid out as fedq lays them out (by width, dtype and name)")
+    return layout
+
+
+def check_header(file: npt.NDArray[np.uint8], expected: Layout) -> None:
+    """Raises `Refused` unless the file's names, dtypes and shapes are exactly `expected`."""
+    if file[: len(expected.header)].tobytes() == expected.header:
+        if file.nbytes != expected.file_size:
+            raise Refused(f"has {file.nbytes} bytes instead of {expected.file_size}")
+        return
+    found = {tensor.name: tensor for tensor in read_layout(file).tensors}
+    wanted = {tensor.name: tensor for tensor in expected.tensors}
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise Refused(f"tensor {missing[0]} is missing")
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise Refused(f"tensor {extra[0]} is not in the model")
+    for name, tensor in wanted.items():
+        if found[name].dtype != tensor.dtype:
+            raise Refused(f"tensor {name} is {found[name].dtype} instead of {tensor.dtype}")
+        if found[name].shape != tensor.shape:
+            raise Refused(f"tensor {name} has shape {list(found[name].shape)} instead of {list(tensor.shape)}")
+    raise Refused("its header is not the model's")
+
+
+def digest_of(file: npt.NDArray[np.uint8]) -> str:
+    """SHA-256 of a whole file, as 64 hexadecimal digits."""
+    return hashlib.sha256(file.data).hexdigest()
+
+
+_NUMPY: dict[str, Any] = {
+    "F32": np.float32,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+DTYPES = {np.dtype(numpy): name for name, numpy in _NUMPY.items()}
