@@ -20,7 +20,7 @@ from minio import Minio, S3Error
 from minio.credentials.credentials import Credentials
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException
-from minio.helpers import queryencode
+from minio.helpers import quote
 from minio.signer import sign_v4_s3
 from minio.time import to_amz_date, utcnow
 
@@ -165,7 +165,7 @@ class Blobs:
         # The blob's digest is the payload hash that S3 signs: one pass over the bytes gives the name, the
         # signature and the server's own check of what it received. minio-py would copy and hash them again.
         date = utcnow()
-        url = urlsplit(f"{self._endpoint}/{self.bucket}/{queryencode(ref.key)}")
+        url = urlsplit(f"{self._endpoint}/{self.bucket}/{quote(ref.key)}")
         headers: Any = {
             "Host": url.netloc,
             "Content-Type": "application/octet-stream",

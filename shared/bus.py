@@ -78,7 +78,13 @@ class Subscription:
     queue: Queue
     deliver: Callable[[Delivery], None]
     prefetch: int
+    on_ready: Callable[[], None] | None = None
     channel: BlockingChannel | None = field(default=None, repr=False)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker delivers to it now, as far as is known."""
+        return self.channel is not None and bool(self.channel.is_open)
 
 
 class Bus:
@@ -162,12 +168,14 @@ class Bus:
         """(ready messages, consumers) of a queue, or None where there is no such queue."""
 
         def look(channels: "Channels") -> tuple[int, int] | None:
+            channel = channels.disposable()
             try:
-                found = channels.disposable().queue_declare(name, passive=True).method
+                found = channel.queue_declare(name, passive=True).method
             except pika.exceptions.ChannelClosedByBroker as error:
                 if error.reply_code == 404:
                     return None
                 raise
+            channel.close()
             return found.message_count, found.consumer_count
 
         return self._publishing.call(look, self._patience)
@@ -186,9 +194,20 @@ class Bus:
 
         return self._publishing.call(look, self._patience)
 
-    def consume(self, wanted: Queue, deliver: Callable[[Delivery], None], *, prefetch: int = PREFETCH) -> Subscription:
-        """Calls `deliver` for each message of a queue, on the link's thread, from now until cancelled."""
-        subscription = Subscription(wanted, deliver, prefetch)
+    def consume(
+        self,
+        wanted: Queue,
+        deliver: Callable[[Delivery], None],
+        *,
+        prefetch: int = PREFETCH,
+        on_ready: Callable[[], None] | None = None,
+    ) -> Subscription:
+        """Calls `deliver` for each message of a queue, on the link's thread, from now until cancelled.
+
+        `on_ready` is called there too, whenever consuming begins: at first, and after each lost connection, when
+        events that an exclusive queue held are gone and the state must be read again.
+        """
+        subscription = Subscription(wanted, deliver, prefetch, on_ready)
         self._consuming.subscribe(subscription, self._patience)
         return subscription
 
@@ -320,7 +339,7 @@ class Link:
         self._closing = threading.Event()
         self._pending: set[Future[Any]] = set()
         self._subscriptions: list[Subscription] = []
-        self._why = "not tried yet"
+        self._why = f"{self.place} does not answer; is it running, and is FEDQ_AMQP_URL right?"
 
     def call(self, function: Callable[[Channels], Result], patience: float) -> Result:
         """Runs `function` on the link's thread, again after a broken connection, for `patience` seconds."""
@@ -335,7 +354,9 @@ class Link:
                 raise
             except (pika.exceptions.AMQPError, OSError) as error:
                 # Not confirmed and perhaps stored: sending twice is harmless, not sending is not.
-                if time.monotonic() >= deadline:
+                # Missing rights (403) or another kind of queue (406) are an answer: asking again changes nothing.
+                refused = isinstance(error, pika.exceptions.ChannelClosedByBroker) and error.reply_code in (403, 406)
+                if refused or time.monotonic() >= deadline:
                     raise Unavailable(_explain(error, self._parameters)) from error
             finally:
                 with self._lock:
@@ -478,6 +499,8 @@ class Link:
         channel.add_on_cancel_callback(on_cancel)
         channel.basic_consume(subscription.queue.name, on_message)
         subscription.channel = channel
+        if subscription.on_ready is not None:
+            subscription.on_ready()
 
 
 def _declare(channel: BlockingChannel, wanted: Queue) -> None:

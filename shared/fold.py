@@ -16,7 +16,7 @@ import numpy.typing as npt
 from shared.errors import Refused
 from shared.weights import Flat
 
-TILE = 64 * 1024  #: parameters worked on at once: the buffers of a tile stay in the cache
+TILE = 32 * 1024  #: parameters worked on at once: a tile and its buffers stay in the L2 cache
 
 ServerStep = Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 

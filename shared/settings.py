@@ -49,13 +49,13 @@ class Store(Common):
     s3_region: str = "us-east-1"
 
 
-class Console(Common):
+class Console(Broker):
     """RabbitMQ's management API; the credentials are those of `FEDQ_AMQP_URL`."""
 
     rabbitmq_url: Annotated[SecretStr, _url("http", "https")] | None = None
 
 
-class Aggregator(Broker, Record, Store, Console):
+class Aggregator(Console, Record, Store):
     lease_s: float = Field(default=15.0, gt=0.5, le=600)
     max_jobs: int = Field(default=8, ge=1, le=256)
 
@@ -70,10 +70,11 @@ class Trainer(Broker, Store):
 
 class Registry(Broker, Record):
     registry_url: Annotated[SecretStr, _url("http")] = SecretStr("http://127.0.0.1:8080")
-    patience: int = Field(default=5, ge=2)  # heartbeats a trainer may miss
+    heartbeat_s: float = Field(default=2.0, ge=0.1, le=300)  # as the trainers have it
+    patience: int = Field(default=5, ge=2)  # heartbeats without a sign of life: then a trainer is lost
 
 
-class Cli(Broker, Record, Store, Console):
+class Cli(Console, Record, Store):
     registry_url: Annotated[SecretStr, _url("http")] = SecretStr("http://127.0.0.1:8080")
 
 

@@ -1,0 +1,91 @@
+"""Real servers for the tests: one set per session, and in it a vhost and a Redis database for each test.
+
+A test's jobs have ids of their own, so that the bucket is shared.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+import shared
+from deploy.native.stack import Role, Stack
+from shared import settings
+from shared.blobs import Blobs
+from shared.bus import Bus
+from shared.ledger import Ledger
+from shared.redis_client import Redis
+from shared.roster import Roster
+
+assert Path(shared.__file__).parent.parent == Path(__file__).parent.parent, "another package is called shared"
+
+AnySettings = TypeVar("AnySettings", bound=settings.Common)
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """RabbitMQ, Redis and S3, on free ports in a folder of their own."""
+    with Stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+@dataclass
+class Servers:
+    """The session's servers as one test sees them."""
+
+    stack: Stack
+    vhost: str
+    database: int
+    buses: list[Bus]
+
+    def environment(self, role: Role = "operator") -> dict[str, str]:
+        """`FEDQ_*` for a process of this test."""
+        found = self.stack.environment(role, vhost=self.vhost)
+        if "FEDQ_REDIS_URL" in found:
+            found["FEDQ_REDIS_URL"] = f"{found['FEDQ_REDIS_URL'].rpartition('/')[0]}/{self.database}"
+        return found
+
+    def settings(self, kind: type[AnySettings], role: Role = "operator") -> AnySettings:
+        """The settings of a service, without touching this process's environment."""
+        return kind.model_validate(
+            {name.removeprefix("FEDQ_").lower(): value for name, value in self.environment(role).items()}
+        )
+
+    def bus(self, app: str = "test", role: Role = "operator") -> Bus:
+        """A place on the bus, closed when the test ends."""
+        bus = Bus(self.settings(settings.Broker, role), app)
+        self.buses.append(bus)
+        return bus
+
+    def blobs(self, role: Role = "operator") -> Blobs:
+        return Blobs(self.settings(settings.Store, role))
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.redis())
+
+    def roster(self) -> Roster:
+        return Roster(self.redis())
+
+    def redis(self) -> Redis:
+        return Redis(self.settings(settings.Record))
+
+
+@pytest.fixture
+def servers(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
+    """A fresh vhost and Redis database on the session's servers."""
+    for name in [name for name in os.environ if name.startswith("FEDQ_")]:
+        monkeypatch.delenv(name)
+    number = next(_numbers)
+    own = Servers(stack, vhost=f"test-{number}", database=number % 15 + 1, buses=[])
+    own.redis().flushdb()
+    stack.add_vhost(own.vhost)
+    yield own
+    for bus in own.buses:
+        bus.close()
+    stack.remove_vhost(own.vhost)

@@ -1,0 +1,186 @@
+"""The life of a job, as a value."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.aggregator import rounds
+from services.aggregator.rounds import (
+    Abandon,
+    Accepted,
+    Close,
+    Committed,
+    End,
+    Evaluate,
+    Evaluated,
+    Failed,
+    Joined,
+    Look,
+    Looked,
+    Open,
+    Opened,
+    State,
+    Stopped,
+    Ticked,
+    Wait,
+)
+from shared import jobs
+
+ALIVE = Looked({"cpu": 2})
+
+
+def spec(count: int = 2, clients: int = 4, evaluate: int = 1, **changes):
+    return jobs.parse(
+        {
+            "name": "t",
+            "model": {"name": "softmax"},
+            "data": {"name": "digits", "clients": clients},
+            "rounds": {"count": count, "target": 3, "minimum": 2, "deadline": "10s"} | changes,
+            "evaluate": {"every": evaluate},
+            "pool": "cpu",
+        }
+    )
+
+
+def play(state: State, *happenings, now: float = 0.0):
+    """The state after several happenings, and all their effects in order."""
+    effects = []
+    for happening in happenings:
+        state, more = rounds.step(state, happening, now)
+        effects += more
+    return state, effects
+
+
+def opened(job=None, committed: int = 0) -> State:
+    """A job whose next round is open."""
+    state, effects = rounds.begin(job or spec(), committed)
+    assert effects == (Look(),)
+    state, _ = play(state, ALIVE, Opened())
+    return state
+
+
+def test_a_round_closes_at_its_target() -> None:
+    """The third of four updates closes a round whose target is three."""
+    state, effects = play(opened(), Accepted("client-0"), Accepted("client-2"))
+    assert effects == []
+
+    state, effects = play(state, Accepted("client-1"))
+    assert effects == [Close(1)]
+
+
+def test_a_round_closes_at_its_deadline_with_the_minimum() -> None:
+    """Two of three are enough once the deadline has passed, and not a moment before."""
+    state, _ = play(opened(), Accepted("client-0"), Accepted("client-1"))
+
+    assert play(state, Ticked(), now=9.99)[1] == []
+    assert play(state, Ticked(), now=10.0)[1] == [Close(1)]
+
+
+def test_a_round_below_its_minimum_fails_the_job_with_the_counts() -> None:
+    """The reason says how many came, how many were needed, how many were asked."""
+    state, _ = play(opened(), Accepted("client-0"), Failed("client-3"))
+    state, effects = play(state, Ticked(), now=10.0)
+
+    assert isinstance(effects[0], Abandon)
+    assert isinstance(effects[1], End)
+    assert "round 1 has 1 of the 2 updates it needs at its deadline (asked 4, failed 1)" in effects[1].reason
+    assert state.phase == "ended"
+
+
+def test_a_round_below_its_minimum_can_be_tried_again() -> None:
+    """`retry` opens the round anew, up to `attempts` times, then fails."""
+    state = opened(spec(below_minimum="retry", attempts=2))
+    state, effects = play(state, Ticked(), now=10.0)
+    assert [type(effect) for effect in effects] == [Abandon, Look]
+
+    state, effects = play(state, ALIVE, Opened(), now=10.0)
+    assert effects[0] == Open(1, 2, ("client-0", "client-1", "client-2", "client-3"))
+
+    state, effects = play(state, Ticked(), now=20.0)
+    assert [type(effect) for effect in effects] == [Abandon, End]
+
+
+def test_nobody_is_waited_for_who_has_said_that_they_cannot() -> None:
+    """When all have answered, the round closes with the minimum, or fails, at once."""
+    enough, _ = play(opened(), Accepted("client-0"), Accepted("client-1"), Failed("client-2"))
+    assert play(enough, Failed("client-3"))[1] == [Close(1)]
+
+    few, _ = play(opened(), Accepted("client-0"), Failed("client-1"), Failed("client-2"))
+    assert isinstance(play(few, Failed("client-3"))[1][1], End)
+
+
+def test_without_trainers_the_job_waits_until_one_joins() -> None:
+    """It says what it waits for, and looks again when somebody joins."""
+    state, _ = rounds.begin(spec(), -1)
+    state, effects = play(state, Looked({}))
+    assert isinstance(effects[0], Wait)
+    assert "pool cpu" in effects[0].detail
+
+    state, effects = play(state, Ticked(), Joined(), now=1e6)
+    assert effects == [Look()]
+    state, effects = play(state, ALIVE)
+    assert isinstance(effects[0], Open)
+
+
+def test_the_next_round_goes_out_before_the_evaluation() -> None:
+    """Trainers should not wait behind an evaluation."""
+    state, _ = play(opened(), *map(Accepted, ("client-0", "client-1", "client-2")))
+    state, effects = play(state, Committed())
+
+    assert effects == [Look(), Evaluate(1)]
+    assert state.round == 2
+
+
+def test_the_last_evaluation_is_waited_for_but_not_for_ever() -> None:
+    """The job ends with the figures of its last model, or without them after the deadline."""
+    state = opened(committed=1)
+    state, _ = play(state, *map(Accepted, ("client-0", "client-1", "client-2")))
+    state, effects = play(state, Committed())
+    assert effects == [Evaluate(2)]
+
+    assert play(state, Evaluated(1))[1] == []
+    assert play(state, Evaluated(2))[1] == [End("finished")]
+    assert isinstance(play(state, Ticked(), now=61.0)[1][0], End)
+
+
+def test_stop_ends_a_job_in_any_phase() -> None:
+    """An open round is abandoned first."""
+    state, _ = rounds.begin(spec(), -1)
+    waiting, _ = play(state, Looked({}))
+    assert play(waiting, Stopped("enough"))[1] == [End("stopped", "enough")]
+    assert play(opened(), Stopped("enough"))[1] == [Abandon(1, "stopped", "enough"), End("stopped", "enough")]
+
+
+def test_a_finished_job_resumed_is_finished() -> None:
+    """There is nothing to do after the last round."""
+    assert rounds.begin(spec(count=2), 2)[1] == (End("finished"),)
+
+
+happenings = st.one_of(
+    st.just(ALIVE),
+    st.just(Looked({})),
+    st.just(Opened()),
+    st.sampled_from([Accepted(f"client-{number}") for number in range(4)]),
+    st.sampled_from([Failed(f"client-{number}") for number in range(5)]),
+    st.just(Committed()),
+    st.integers(0, 2).map(Evaluated),
+    st.just(Joined()),
+    st.just(Ticked()),
+)
+
+
+@given(st.lists(st.tuples(happenings, st.floats(0, 30)), max_size=80))
+def test_rounds_only_move_forward_and_close_once(story) -> None:
+    """Whatever happens in whatever order: no round is closed twice or out of turn, and nothing follows the end."""
+    state, _ = rounds.begin(spec(below_minimum="retry"), -1)
+    closed, ended, now = [], 0, 0.0
+    for happening, passes in story:
+        now += passes
+        state, effects = rounds.step(state, happening, now)
+        for effect in effects:
+            assert not ended
+            if isinstance(effect, Close):
+                closed.append(effect.round)
+        ended += sum(isinstance(effect, End) for effect in effects)
+
+    assert closed == list(range(len(closed)))
+    assert ended <= 1

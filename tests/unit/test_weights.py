@@ -1,0 +1,107 @@
+"""Model files: safetensors' format, wrapped and never copied."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load
+
+from shared import weights
+from shared.errors import Refused
+from shared.weights import layout_of
+
+LAYOUT = layout_of({"fc.bias": ("F32", (3,)), "fc.weight": ("F32", (2, 3)), "seen": ("I64", ()), "on": ("BOOL", (2,))})
+
+
+def model_file() -> np.ndarray:
+    file = LAYOUT.empty_file()
+    for value, view in enumerate(LAYOUT.views(file).values()):
+        view[...] = value
+    return file
+
+
+def crafted(header: object, data: bytes = b"") -> np.ndarray:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return np.frombuffer(struct.pack("<Q", len(text)) + text + data, np.uint8)
+
+
+def test_the_reference_library_reads_our_files() -> None:
+    """safetensors itself gives back the same tensors."""
+    file = model_file()
+    found = load(file.tobytes())
+
+    assert found.keys() == {"fc.bias", "fc.weight", "seen", "on"}
+    for name, view in LAYOUT.views(file).items():
+        np.testing.assert_array_equal(found[name], view)
+
+
+def test_a_layout_is_read_back() -> None:
+    """Reading a file's header gives the layout that wrote it."""
+    assert weights.read_layout(model_file()) == LAYOUT
+
+
+def test_trained_parameters_are_one_flat_view() -> None:
+    """Writing to the flat array writes to the tensors, in file order."""
+    file = model_file()
+    LAYOUT.flat(file)[:] = np.arange(9)
+
+    assert LAYOUT.views(file)["fc.bias"].tolist() == [0, 1, 2]
+    assert LAYOUT.views(file)["fc.weight"].tolist() == [[3, 4, 5], [6, 7, 8]]
+
+
+def test_updates_hold_the_float32_tensors_alone() -> None:
+    """An update has the model's trained tensors in the same order, and nothing else."""
+    updates = LAYOUT.of_updates()
+
+    assert [tensor.name for tensor in updates.tensors] == [tensor.name for tensor in LAYOUT.trained]
+    assert updates.size == LAYOUT.size == 9
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_crash_the_reader(data: bytes) -> None:
+    """Whatever is not our format is refused."""
+    with pytest.raises(Refused):
+        weights.read_layout(np.frombuffer(data, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b"{", "not a safetensors file"),
+        ([], "not a safetensors file"),
+        ({"a": 1}, "not a safetensors file"),
+        ({"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}}, "F64"),
+        ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "shape"),
+        ({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, "laid out"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "laid out"),
+    ],
+)
+def test_a_lying_header_is_refused(header: object, reason: str) -> None:
+    """Sizes and offsets are checked before anything is read by them."""
+    with pytest.raises(Refused, match=reason):
+        weights.read_layout(crafted(header, bytes(8)))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"fc.bias": ("F32", (3,))}, "tensor fc.weight is missing"),
+        ({"fc.bias": ("F32", (3,)), "fc.weight": ("F32", (2, 3)), "x": ("F32", ())}, "tensor x is not in the model"),
+        ({"fc.bias": ("F32", (3,)), "fc.weight": ("F32", (3, 2))}, "shape"),
+        ({"fc.bias": ("I32", (3,)), "fc.weight": ("F32", (2, 3))}, "I32 instead of F32"),
+    ],
+)
+def test_an_update_of_another_model_is_refused(tensors: dict, reason: str) -> None:
+    """The reason names the tensor and what is wrong with it."""
+    with pytest.raises(Refused, match=reason):
+        weights.check_header(layout_of(tensors).empty_file(), LAYOUT.of_updates())
+
+
+def test_a_truncated_update_is_refused() -> None:
+    """The right header on too few bytes is not enough."""
+    updates = LAYOUT.of_updates()
+    with pytest.raises(Refused, match="bytes instead of"):
+        weights.check_header(updates.empty_file()[:-4], updates)
