@@ -96,6 +96,7 @@ class ModelUpdate(Event):
     examples: Annotated[int, Field(ge=0)]
     metrics: Figures = {}
     timings: Figures = {}  # seconds
+    downloaded: Annotated[int, Field(ge=0)] = 0  # bytes; 0 where the node had the base already
     error: Sentence | None = None
 
     @property

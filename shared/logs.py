@@ -1,10 +1,12 @@
 """Logs: one line per step, coloured on a terminal, JSON anywhere else."""
 
+import functools
 import logging
 import sys
 from typing import TextIO
 
 import structlog
+from structlog.typing import EventDict
 
 from shared.settings import Common
 
@@ -16,6 +18,7 @@ def configure(settings: Common, service: str, stream: TextIO | None = None) -> N
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            functools.partial(_name, service),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=not pretty),
             structlog.processors.StackInfoRenderer(),
@@ -29,6 +32,11 @@ def configure(settings: Common, service: str, stream: TextIO | None = None) -> N
         logger_factory=structlog.PrintLoggerFactory(target),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(service=service)
     # Drivers log the same failures that their exceptions carry to us; only what nobody raises is of use.
     logging.basicConfig(stream=target, level=logging.CRITICAL, force=True)
+
+
+def _name(service: str, _logger: object, _method: str, line: EventDict) -> EventDict:
+    """Every line says which service wrote it, whatever thread it comes from (context variables would not)."""
+    line.setdefault("service", service)
+    return line

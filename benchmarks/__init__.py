@@ -1,0 +1,1 @@
+"""What fedq costs, measured on the real services."""

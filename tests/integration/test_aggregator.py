@@ -1,0 +1,542 @@
+"""The aggregator on real servers, with trainers whose every update is scripted so that faults can be."""
+
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pika
+import pytest
+
+from services.aggregator.owner import Owner
+from services.aggregator.runner import Edges
+from shared import jobs, names, topology, weights
+from shared.bus import Bus, Delivery
+from shared.events import (
+    AnyEvent,
+    BlobRef,
+    EvaluateModel,
+    Heartbeat,
+    ModelEvaluated,
+    ModelUpdate,
+    RoundEnd,
+    RoundStart,
+    StartTraining,
+    StopTraining,
+    TrainerJoined,
+    TrainingEnd,
+)
+from shared.jobs import JobSpec
+from tests.conftest import Servers
+
+SECONDS = 20.0
+LAYOUT = weights.layout_of({"w": ("F32", (5, 3)), "b": ("F32", (3,)), "seen": ("I64", ())})
+UPDATES = LAYOUT.of_updates()
+
+
+def spec(**changes: Any) -> JobSpec:
+    return jobs.parse(
+        {
+            "name": "t",
+            "seed": 3,
+            "model": {"name": "softmax"},
+            "data": {"name": "digits", "clients": 4},
+            "rounds": {"count": 2, "deadline": "20s"},
+            "evaluate": {"every": 0},
+            "pool": "cpu",
+        }
+        | changes
+    )
+
+
+def deltas(client: str, number: int) -> np.ndarray:
+    """What a scripted client learns: as good as random, and known to the test."""
+    return np.random.default_rng([number, *client.encode()]).normal(0, 0.1, LAYOUT.size).astype(np.float32)
+
+
+def weight(client: str) -> int:
+    return 10 + 7 * int(client[-1])
+
+
+@dataclass
+class Trainers:
+    """All trainers of the pool `cpu`, scripted: a hook may answer in place of the honest update."""
+
+    servers: Servers
+    bus: Bus
+    inbox: "queue.SimpleQueue[Delivery]" = field(default_factory=queue.SimpleQueue)
+    events: list[AnyEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.blobs = self.servers.blobs("trainer")
+        self.roster = self.servers.roster()
+
+    def join(self) -> None:
+        beat = Heartbeat(
+            trainer="scripted", pool="cpu", client=None, host="h", pid=1, device="cpu", slots=2, busy=0, sent_at=0.0
+        )
+        self.roster.admit(beat, 60)
+        self.bus.consume(topology.rounds("cpu"), self.inbox.put)
+
+    def watch(self, job: str) -> None:
+        self.bus.consume(topology.watcher(f"w-{job}", job), self.inbox.put)
+
+    def until(self, kind: type[AnyEvent], answer: Callable[[RoundStart, str], None] | None = None) -> Any:
+        """Answers round-starts until an event of `kind` is heard."""
+        while True:
+            delivery = self.inbox.get(timeout=SECONDS)
+            event = delivery.decode()
+            delivery.ack()
+            self.events.append(event)
+            if isinstance(event, RoundStart) and delivery.queue == names.rounds_queue("cpu"):
+                for client in event.cohort:
+                    (answer or self.answer)(event, client)
+            if isinstance(event, EvaluateModel):
+                found = ModelEvaluated(
+                    job=event.job,
+                    round=event.round,
+                    model=event.model.digest,
+                    trainer="scripted",
+                    examples=5,
+                    metrics={"accuracy": 0.5 + event.round / 10, "loss": 1.0},
+                )
+                self.bus.publish(found)
+            if isinstance(event, kind) and delivery.queue != names.rounds_queue("cpu"):
+                return event
+
+    def answer(self, event: RoundStart, client: str) -> None:
+        self.send(event, client, self.file(event, client))
+
+    def file(self, event: RoundStart, client: str) -> np.ndarray:
+        """An honest answer: the initial model for round 0, the client's deltas after it."""
+        if event.base is None:
+            file = LAYOUT.empty_file()
+            LAYOUT.views(file)["seen"][...] = 9
+            LAYOUT.flat(file)[:] = np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
+            return file
+        file = UPDATES.empty_file()
+        UPDATES.flat(file)[:] = deltas(client, event.round)
+        return file
+
+    def send(self, event: RoundStart, client: str, file: np.ndarray, **changes: Any) -> None:
+        digest = weights.digest_of(file)
+        blob = self.blobs.put(names.update_blob(event.job, event.round, client, digest), file, digest=digest)
+        update = ModelUpdate(
+            job=event.job,
+            round=event.round,
+            attempt=event.attempt,
+            client=client,
+            trainer="scripted",
+            base=event.base.digest if event.base else None,
+            update=blob,
+            examples=weight(client),
+            metrics={"train_loss": float(weight(client))},
+        )
+        self.bus.publish(update.model_copy(update=changes), required=False)
+
+
+@pytest.fixture
+def aggregators(servers: Servers) -> Iterator[Callable[..., Owner]]:
+    """Starts aggregators in this process; stops them when the test ends."""
+    started: list[Owner] = []
+    with ThreadPoolExecutor(1) as later:
+
+        def start(name: str = "one", *, lease: float = 3.0, most: int = 4) -> Owner:
+            edges = Edges(servers.bus(name), servers.blobs(), servers.ledger(), servers.roster(), later)
+            owner = Owner(name, edges, lease=lease, most=most)
+            owner.start()
+            started.append(owner)
+            return owner
+
+        yield start
+        for owner in started:
+            owner.stop(10)
+
+
+@pytest.fixture
+def trainers(servers: Servers) -> Trainers:
+    found = Trainers(servers, servers.bus("trainers"))
+    found.join()
+    return found
+
+
+def start(trainers: Trainers, job_spec: JobSpec) -> str:
+    job = jobs.new_job_id(job_spec.name)
+    trainers.bus.declare(topology.commands(), topology.updates(job), topology.dead_letters())
+    trainers.watch(job)
+    trainers.servers.ledger().create(job, job_spec.rounds.count)
+    trainers.bus.publish(StartTraining(job=job, spec=job_spec))
+    return job
+
+
+def expected(rounds: int, clients: tuple[str, ...]) -> np.ndarray:
+    """The model after some rounds, by float64 arithmetic written apart."""
+    model = np.linspace(-1, 1, LAYOUT.size, dtype=np.float32).astype(np.float64)
+    total = sum(map(weight, clients))
+    for number in range(1, rounds + 1):
+        model += sum(deltas(client, number).astype(np.float64) * weight(client) for client in clients) / total
+    return model
+
+
+def model_of(servers: Servers, blob: BlobRef | None) -> np.ndarray:
+    assert blob is not None
+    return servers.blobs().get(blob)
+
+
+def test_a_job_runs_to_its_end(servers, aggregators, trainers) -> None:
+    """Two rounds of four clients end in the weighted mean, with a record of everything in the bucket."""
+    aggregators()
+    job = start(trainers, spec(evaluate={"every": 1}))
+    end = trainers.until(TrainingEnd)
+
+    assert (end.outcome, end.rounds, end.metrics["accuracy"]) == ("finished", 2, 0.7)
+    file = model_of(servers, end.model)
+    np.testing.assert_allclose(LAYOUT.flat(file), expected(2, spec().clients), atol=1e-6)
+    assert LAYOUT.views(file)["seen"] == 9
+    keys = [key.removeprefix(f"jobs/{job}/") for key in servers.blobs().list(f"jobs/{job}/")]
+    assert [key.partition("-")[0] for key in keys] == [
+        "job.json",
+        "model.safetensors",
+        "result.json",
+        *(
+            f"rounds/000{number}/{name}"
+            for number in range(3)
+            for name in ("evaluation.json", "manifest.json", "model")
+        ),
+    ]
+    manifest = servers.blobs().get_json(names.manifest_blob(job, 2))
+    assert [update["client"] for update in manifest["updates"]] == list(spec().clients)
+    assert manifest["weight"] == sum(map(weight, spec().clients))
+    assert manifest["metrics"]["train_loss"] == pytest.approx(
+        sum(weight(client) ** 2 for client in spec().clients) / manifest["weight"]
+    )
+    record = servers.ledger().required(job)
+    assert (record.status, record.round) == ("finished", 2)
+
+
+def run(trainers: Trainers, job_spec: JobSpec, answer: Callable[[RoundStart, str], None] | None = None) -> list[str]:
+    """Runs a job and gives its models' digests, round by round."""
+    start(trainers, job_spec)
+    digests = []
+    while True:
+        event = trainers.until((RoundEnd, TrainingEnd), answer)  # type: ignore[arg-type]
+        if isinstance(event, TrainingEnd):
+            assert event.outcome == "finished", event.reason
+            return digests
+        digests.append(event.model.digest)
+
+
+def test_arrival_order_and_repetition_change_no_bit(aggregators, trainers) -> None:
+    """Updates reversed, and each sent three times, commit the same digests."""
+    aggregators()
+    plain = run(trainers, spec())
+    held: dict[int, list[str]] = {}
+
+    def backwards(event: RoundStart, client: str) -> None:
+        waiting = held.setdefault(event.round, [])
+        waiting.append(client)
+        if len(waiting) == len(event.cohort):
+            for name in reversed(waiting):
+                for _ in range(3):
+                    trainers.answer(event, name)
+
+    assert run(trainers, spec(), backwards) == plain
+
+
+def hostile(trainers: Trainers, event: RoundStart, client: str) -> dict[str, str]:
+    """Sends every kind of wrong update in the client's name; gives each one's reason."""
+    good = trainers.file(event, client)
+
+    def filled(value: float) -> np.ndarray:
+        file = UPDATES.empty_file()
+        UPDATES.flat(file)[:] = value
+        return file
+
+    def other(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> np.ndarray:
+        file = weights.layout_of(tensors).empty_file()
+        file[len(weights.layout_of(tensors).header) :] = 0
+        return file
+
+    honest = weights.digest_of(good)
+    lying = BlobRef(key=names.update_blob(event.job, event.round, client, "0" * 64), size=good.nbytes, digest="0" * 64)
+    trainers.blobs.put(lying.key, good)
+    cases: list[tuple[str, np.ndarray, dict[str, Any]]] = [
+        ("NaN or Inf", filled(np.nan), {}),
+        ("NaN or Inf", filled(np.inf), {}),
+        ("limits.max_abs", filled(1e6), {}),
+        ("limits.max_examples", good, {"examples": 2**40}),
+        ("limits.max_examples", good, {"examples": 0}),
+        ("is missing", other({"w": ("F32", (5, 3))}), {}),
+        ("is not in the model", other({"w": ("F32", (5, 3)), "b": ("F32", (3,)), "x": ("F32", (1,))}), {}),
+        ("shape", other({"w": ("F32", (3, 5)), "b": ("F32", (3,))}), {}),
+        ("instead of F32", other({"w": ("I32", (5, 3)), "b": ("F32", (3,))}), {}),
+        ("not a safetensors file", np.zeros(UPDATES.file_size, np.uint8), {}),
+        ("bytes instead of", np.zeros(10 * UPDATES.file_size, np.uint8), {}),
+        ("its digest is", good, {"update": lying}),
+        ("lies at", good, {"update": lying.model_copy(update={"key": names.job_blob(event.job), "digest": honest})}),
+        ("not in the store", good, {"update": lying.model_copy(update={"key": lying.key.replace("0" * 12, "1" * 12), "digest": "1" * 64})}),
+        ("was trained on the model", good, {"base": "0" * 64}),
+        ("while round", good, {"round": event.round + 1}),
+        ("while round", good, {"round": event.round - 1}),
+        ("carries no blob", good, {"update": None}),
+    ]  # fmt: skip
+    reasons = {}
+    for number, (reason, file, changes) in enumerate(cases):
+        # Each in the name of another client: the record keeps the first reason it has for one.
+        reasons[f"{number}"] = reason
+        trainers.send(event, client, file, **changes)
+    return reasons
+
+
+def test_no_wrong_update_touches_the_model(servers, aggregators, trainers) -> None:
+    """Whatever else is sent in a client's name, its honest update counts and the digests are the undisturbed ones."""
+    aggregators()
+    plain = run(trainers, spec())
+
+    def beset(event: RoundStart, client: str) -> None:
+        if event.round and client == "client-1":
+            hostile(trainers, event, client)
+            trainers.send(event, "client-9", trainers.file(event, client))
+        trainers.answer(event, client)
+        if event.round and client == "client-1":
+            other = UPDATES.empty_file()
+            UPDATES.flat(other)[:] = 0.5
+            trainers.send(event, client, other)
+
+    assert run(trainers, spec(), beset) == plain
+
+
+@pytest.mark.parametrize("case", range(18))
+def test_a_refusal_is_recorded_with_its_reason(servers, aggregators, trainers, case: int) -> None:
+    """What is wrong with an update stands in the round's record, for `fedq show`."""
+    aggregators()
+    seen: dict[str, str] = {}
+
+    def once(event: RoundStart, client: str) -> None:
+        if event.round == 1 and client == "client-1":
+            original = trainers.send
+            sent = iter(range(100))
+
+            def only(*args: Any, **changes: Any) -> None:
+                if next(sent) == case:
+                    original(*args, **changes)
+
+            trainers.send = only  # type: ignore[method-assign]
+            seen.update(hostile(trainers, event, client))
+            trainers.send = original  # type: ignore[method-assign]
+        trainers.answer(event, client)
+
+    job = start(trainers, spec(rounds={"count": 1, "deadline": "20s"}))
+    trainers.until(TrainingEnd, once)
+    manifest = servers.blobs().get_json(names.manifest_blob(job, 1))
+
+    assert seen[str(case)] in manifest["rejected"]["client-1"]
+    assert len(manifest["updates"]) == 4
+
+
+def test_outsiders_and_second_updates_are_refused(servers, aggregators, trainers) -> None:
+    """A client that was not asked does not count, nor does anybody twice."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round and client == event.cohort[0]:
+            outsider = next(name for name in spec().clients if name not in event.cohort)
+            trainers.answer(event, outsider)
+            trainers.answer(event, client)
+            second = UPDATES.empty_file()
+            UPDATES.flat(second)[:] = 0.25
+            trainers.send(event, client, second)
+        else:
+            trainers.answer(event, client)
+
+    job = start(trainers, spec(select={"name": "random", "clients": 2}, rounds={"count": 1, "deadline": "20s"}))
+    trainers.until(TrainingEnd, answer)
+    manifest = servers.blobs().get_json(names.manifest_blob(job, 1))
+    asked = [update["client"] for update in manifest["updates"]]
+
+    assert len(asked) == 2
+    assert sorted(manifest["rejected"].values()) == [
+        "a second update: the first one counts",
+        "is not in the round's cohort",
+    ]
+
+
+def test_a_client_that_cannot_train_is_not_waited_for(servers, aggregators, trainers) -> None:
+    """Its error is the reason in the record, and the round closes with the others at once."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round and client == "client-2":
+            trainers.send(event, client, trainers.file(event, client), update=None, examples=0, error="no such module")
+        else:
+            trainers.answer(event, client)
+
+    job = start(trainers, spec(rounds={"count": 1, "minimum": 3, "deadline": "10m"}))
+    end = trainers.until(TrainingEnd, answer)
+    manifest = servers.blobs().get_json(names.manifest_blob(job, 1))
+
+    assert end.outcome == "finished"
+    assert manifest["rejected"] == {"client-2": "could not train: no such module"}
+    np.testing.assert_allclose(
+        LAYOUT.flat(model_of(servers, end.model)), expected(1, ("client-0", "client-1", "client-3")), atol=1e-6
+    )
+
+
+def test_the_deadline_fails_a_round_below_its_minimum(servers, aggregators, trainers) -> None:
+    """The job ends with the counts, and the trainers are told."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round == 0 or client in ("client-0", "client-3"):
+            trainers.answer(event, client)
+
+    job = start(trainers, spec(rounds={"count": 1, "minimum": 3, "deadline": "1s"}))
+    end = trainers.until(TrainingEnd, answer)
+
+    assert end.outcome == "failed"
+    assert "round 1 has 2 of the 3 updates it needs at its deadline (asked 4, failed 0)" in end.reason
+    assert servers.ledger().required(job).detail == end.reason
+    assert [event.outcome for event in trainers.events if isinstance(event, RoundEnd)] == ["committed", "failed"]
+
+
+def test_the_deadline_closes_a_round_with_its_minimum(servers, aggregators, trainers) -> None:
+    """Stragglers are left out, and over-selected clients that come late are refused as late."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round == 0 or client != "client-3":
+            trainers.answer(event, client)
+
+    start(trainers, spec(rounds={"count": 1, "minimum": 3, "deadline": "1s"}))
+    end = trainers.until(TrainingEnd, answer)
+
+    assert end.outcome == "finished"
+    np.testing.assert_allclose(
+        LAYOUT.flat(model_of(servers, end.model)), expected(1, ("client-0", "client-1", "client-2")), atol=1e-6
+    )
+
+
+def test_a_job_waits_for_trainers_and_says_so(servers, aggregators) -> None:
+    """With nobody alive the job waits; the first trainer to join sets it going."""
+    aggregators()
+    late = Trainers(servers, servers.bus("late"))
+    job = start(late, spec())
+    status = late.inbox.get(timeout=SECONDS).decode()
+
+    assert status.status == "waiting"
+    assert "--pool cpu" in status.detail
+    assert servers.ledger().required(job).status == "waiting"
+
+    late.join()
+    late.bus.publish(TrainerJoined(trainer="scripted", group="cpu"))
+    assert late.until(TrainingEnd).outcome == "finished"
+
+
+def test_stop_ends_a_job_where_it_stands(servers, aggregators, trainers) -> None:
+    """The open round is abandoned, the last committed model stays."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round < 2:
+            trainers.answer(event, client)
+        elif client == "client-0":
+            trainers.bus.publish(StopTraining(job=event.job, reason="enough"))
+
+    job = start(trainers, spec())
+    end = trainers.until(TrainingEnd, answer)
+
+    assert (end.outcome, end.reason, end.rounds) == ("stopped", "enough", 1)
+    np.testing.assert_allclose(LAYOUT.flat(model_of(servers, end.model)), expected(1, spec().clients), atol=1e-6)
+    assert servers.ledger().required(job).status == "stopped"
+    assert trainers.bus.depth(names.updates_queue(job)) is None
+
+
+def test_a_second_start_changes_nothing(servers, aggregators, trainers) -> None:
+    """A repeated start-training is acknowledged; the job runs once."""
+    aggregators("one")
+    aggregators("two")
+    job_spec = spec()
+    job = start(trainers, job_spec)
+    for _ in range(3):
+        trainers.bus.publish(StartTraining(job=job, spec=job_spec))
+    end = trainers.until(TrainingEnd)
+
+    assert end.outcome == "finished"
+    assert sum(isinstance(event, RoundEnd) for event in trainers.events) == 3
+    assert servers.ledger().required(job).fence == 1
+
+
+def test_a_replica_that_leaves_hands_its_jobs_over(servers, aggregators, trainers) -> None:
+    """The other one goes on from the last committed round, to the same model."""
+    first = aggregators("first", lease=1.0)
+    job = start(trainers, spec())
+    trainers.until(RoundEnd)
+    first.stop(10)
+    aggregators("second", lease=1.0)
+    end = trainers.until(TrainingEnd)
+
+    assert end.outcome == "finished"
+    assert servers.ledger().required(job).owner == "second"
+    np.testing.assert_allclose(LAYOUT.flat(model_of(servers, end.model)), expected(2, spec().clients), atol=1e-6)
+
+
+def test_a_full_replica_leaves_jobs_to_the_others(servers, aggregators, trainers) -> None:
+    """More jobs than one replica may run are run by two, and one more waits its turn."""
+    aggregators("one", most=1)
+    aggregators("two", most=1)
+    started = [start(trainers, spec(rounds={"count": 1, "deadline": "20s"})) for _ in range(3)]
+    ends = [trainers.until(TrainingEnd) for _ in started]
+
+    assert {end.job for end in ends} == set(started)
+    assert {servers.ledger().required(job).owner for job in started} == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "reason"),
+    [
+        ("start-training", b"\xc1 not msgpack", "is not msgpack"),
+        ("no-such-event", b"\x80", "unknown event type"),
+        (None, b"\x80", "unknown event type"),
+        ("start-training", b"\x81\xa6schema\x63", "schema 99"),
+        ("start-training", b"\x81\xa6schema\x01", "Field required"),
+        ("start-training", bytes(70_000), "70000 bytes"),
+        ("start-training", b"\x91" * 60_000, "is not msgpack"),
+    ],
+)
+def test_a_bad_message_ends_in_dead_letters_with_the_reason(
+    servers, aggregators, trainers, kind: str | None, body: bytes, reason: str
+) -> None:
+    """And stops nobody: the next job runs."""
+    aggregators()
+    publish_raw(servers, "start-training", kind, body)
+    assert run(trainers, spec(rounds={"count": 1, "deadline": "20s"}))
+
+    with connection(servers) as channel:
+        method, properties, found = channel.basic_get(names.DEAD_LETTERS, auto_ack=True)
+    assert method is not None
+    assert reason in properties.headers["x-fedq-reason"]
+    assert properties.headers["x-fedq-queue"] == names.COMMANDS
+    assert found == body
+
+
+def publish_raw(servers: Servers, routing_key: str, kind: str | None, body: bytes) -> None:
+    servers.bus("raw").declare(topology.commands())
+    with connection(servers) as channel:
+        channel.basic_publish(names.EVENTS, routing_key, body, pika.BasicProperties(type=kind), mandatory=True)
+
+
+class connection:  # noqa: N801 - used as a function
+    """A raw channel, for what no service of ours would send."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._connection = pika.BlockingConnection(pika.URLParameters(servers.environment()["FEDQ_AMQP_URL"]))
+
+    def __enter__(self) -> Any:
+        channel = self._connection.channel()
+        channel.confirm_delivery()
+        return channel
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
