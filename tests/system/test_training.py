@@ -1,0 +1,278 @@
+"""Real processes on real servers train real data to a good model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deploy.native import processes
+from deploy.native.processes import Process
+from deploy.native.stack import Role
+from services.trainer import data, learning, models
+from shared import jobs, names, topology, weights
+from shared.events import BlobRef, Heartbeat
+from tests.conftest import Servers
+
+ROOT = Path(__file__).parents[2]
+FEDQ = Path(sys.executable).with_name("fedq")
+SECONDS = 90
+
+
+@dataclass
+class Services:
+    """The services of one test, each a process."""
+
+    servers: Servers
+    logs: Path
+    started: list[Process] = field(default_factory=list)
+
+    def start(self, service: str, *arguments: str, role: Role = "operator", **environment: str) -> Process:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
+        process = processes.spawn(
+            f"{service}-{len(self.started)}",
+            [sys.executable, "-m", f"services.{service}", *arguments],
+            environment={**inherited, **self.servers.environment(role), **environment},
+            log=self.logs / f"{service}-{len(self.started)}.log",
+            directory=ROOT,
+            tethered=True,
+        )
+        self.started.append(process)
+        return process
+
+    def trainers(self, count: int = 2) -> list[Process]:
+        """Trainers of the pool `cpu`, alive in the roster when this returns."""
+        joined = threading.Semaphore(0)
+        bus = self.servers.bus("joined")
+        bus.serve(topology.Queue("test.joined", ("trainer-joined.cpu",)), lambda _event: joined.release())
+        found = [self.start("trainer", "--pool", "cpu", role="trainer") for _ in range(count)]
+        for _ in found:
+            assert joined.acquire(timeout=SECONDS), self.tails()
+        bus.close()
+        self.servers.bus("tidy").delete("test.joined")
+        return found
+
+    def all(self, trainers: int = 2) -> None:
+        self.start("registry")
+        self.start("aggregator")
+        self.trainers(trainers)
+
+    def fedq(self, *arguments: str, code: int = 0) -> str:
+        """Runs the command line; its standard output."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
+        done = subprocess.run(
+            [FEDQ, *arguments],
+            env={**inherited, **self.servers.environment()},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == code, f"{done.stdout}\n{done.stderr}\n{self.tails()}"
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.fedq(*arguments, "--json"))
+
+    def tails(self) -> str:
+        return "\n".join(f"--- {process.name}\n{process.tail(30)}" for process in self.started)
+
+    def stop(self) -> None:
+        processes.stop(self.started, grace=20)
+
+
+@pytest.fixture
+def services(servers: Servers, tmp_path: Path) -> Iterator[Services]:
+    found = Services(servers, tmp_path)
+    yield found
+    found.stop()
+    assert not any(process.alive() for process in found.started)
+
+
+def digests(services: Services, job: str) -> list[str]:
+    """Every round's model."""
+    blobs = services.servers.blobs()
+    rounds = services.servers.ledger().required(job).round
+    return [blobs.get_json(names.manifest_blob(job, number))["model"]["digest"] for number in range(rounds + 1)]
+
+
+def test_digits_train_to_a_good_model_and_replay_agrees(services: Services) -> None:
+    """The example job reaches 0.95; its last line says so; its rounds replay to the same digests."""
+    services.all()
+    out = services.fedq("start", "examples/digits.yaml", "--watch")
+    last = out.strip().splitlines()[-1]
+    found = re.fullmatch(r"accuracy (0\.\d{3}) after 15 rounds \((\d+\.\d) s\)", last)
+    assert found, last
+    assert float(found[1]) >= 0.95
+    assert float(found[2]) <= 60
+
+    (job,) = services.json("jobs")
+    for number in (0, 1, 15):
+        assert services.json("replay", job["id"], str(number))["agrees"] is True
+    assert queues(services) == {
+        names.COMMANDS,
+        names.HEARTBEATS,
+        names.DEAD_LETTERS,
+        names.rounds_queue("cpu"),
+        names.tasks_queue("cpu"),
+        *(names.notices_queue(member["trainer"]) for member in services.json("nodes")),
+    }
+
+
+def queues(services: Services) -> set[str]:
+    server = services.servers.stack.rabbitmq
+    return {queue["name"] for queue in server.call("GET", f"queues/{services.servers.vhost}")}
+
+
+SMALL = (
+    "--set",
+    "rounds.count=3",
+    "--set",
+    "train.epochs=1",
+    "--set",
+    "model.name=softmax",
+    "--set",
+    "evaluate.every=0",
+)
+
+
+def test_the_same_seed_commits_the_same_digests(services: Services) -> None:
+    """Round by round, whatever the order in which the two trainers finish."""
+    services.all()
+    first, second = (
+        services.fedq("start", "examples/digits.yaml", *SMALL, "--watch", "--id", job)
+        for job in ("digits-aaaaaa", "digits-bbbbbb")
+    )
+    assert "3 rounds" in first
+    assert "3 rounds" in second
+
+    assert digests(services, "digits-aaaaaa") == digests(services, "digits-bbbbbb")
+
+
+def test_one_client_with_all_data_equals_central_training(services: Services, tmp_path: Path) -> None:
+    """Federation adds nothing and loses nothing: the same steps without it give the same model to 1e-6."""
+    document = {
+        "name": "central",
+        "seed": 5,
+        "model": {"name": "mlp", "hidden": [16]},
+        "data": {"name": "digits", "clients": 1},
+        "train": {"epochs": 2, "batch_size": 32, "optimizer": {"name": "sgd", "lr": 0.1}},
+        "rounds": {"count": 3},
+        "evaluate": {"every": 0},
+        "pool": "cpu",
+    }
+    file = tmp_path / "central.yaml"
+    file.write_text(json.dumps(document))
+    services.all(trainers=1)
+    services.fedq("start", str(file), "--watch", "--id", "central-aaaaaa")
+    result = services.servers.blobs().get_json(names.result_blob("central-aaaaaa"))
+    blob = services.servers.blobs().get(BlobRef.model_validate(result["model"]))
+    federated = weights.read_layout(blob).views(blob)
+
+    spec = jobs.parse(document)
+    loaded = data.load(spec.data, spec.seed)
+    x, y = (torch.as_tensor(part) for part in loaded.client("client-0", 0))
+    model = models.build(spec.model, loaded.shape, loaded.classes, spec.seed)
+    for number in (1, 2, 3):
+        for epoch in range(2):
+            generator = torch.Generator().manual_seed(learning.shuffle_seed(spec.seed, "client-0", number, epoch))
+            for batch in torch.randperm(len(y), generator=generator).split(32):
+                model.zero_grad()
+                nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        assert parameter.grad is not None
+                        parameter.sub_(0.1 * parameter.grad)
+    for name, central in model.state_dict().items():
+        np.testing.assert_allclose(federated[name], central.numpy(), atol=1e-6)
+
+
+def test_several_jobs_run_at_once_on_several_aggregators(services: Services) -> None:
+    """Four jobs, two aggregators, two trainers: all finish, and both aggregators had some."""
+    services.start("registry")
+    for _ in range(2):
+        services.start("aggregator", FEDQ_MAX_JOBS="2")
+    services.trainers()
+    started = [services.fedq("start", "examples/digits.yaml", *SMALL).strip().splitlines()[-1] for _ in range(4)]
+    for job in started:
+        services.fedq("watch", job)
+
+    assert len({services.servers.ledger().required(job).owner for job in started}) == 2
+
+
+def test_silos_train_on_data_of_their_own(services: Services) -> None:
+    """Two hospitals, one process each, and no pool."""
+    services.start("registry")
+    services.start("aggregator")
+    for silo in ("hospital-a", "hospital-b"):
+        services.start("trainer", "--client", silo, role="trainer")
+    out = services.fedq("start", "examples/silos.yaml", "--watch")
+
+    assert re.search(r"after \d+ rounds", out.strip().splitlines()[-1])
+
+
+def test_own_model_by_module_and_attribute(services: Services) -> None:
+    """The example with a network of the user's own trains."""
+    services.all(trainers=1)
+    out = services.fedq("start", "examples/own_model.yaml", "--watch", "--set", "rounds.count=2")
+
+    assert "after 2 rounds" in out.strip().splitlines()[-1]
+
+
+def test_a_mistake_in_the_users_code_ends_the_job_with_its_words(services: Services) -> None:
+    """Not at the deadline, and not with a traceback: at once, naming the module."""
+    services.all(trainers=1)
+    failing = ("--set", "model={name: 'no_such_module:make'}", "--id", "digits-ffffff")
+    services.fedq("start", "examples/digits.yaml", *failing, "--watch", code=1)
+
+    assert "no_such_module" in json.dumps(services.json("show", "digits-ffffff"))
+
+
+def test_stop_ends_training_and_leaves_the_model(services: Services) -> None:
+    """`fedq stop` ends a job in the middle; a child that trains stops too."""
+    services.all(trainers=1)
+    services.fedq("start", "examples/digits.yaml", "--set", "train.epochs=10000", "--id", "digits-ssssss")
+    bus = services.servers.bus("waiting")
+    opened = threading.Event()
+    bus.serve(topology.Queue("test.rounds", ("round-start.cpu",)), lambda event: opened.set() if event.round else None)
+    record = services.servers.ledger().required("digits-ssssss")
+    assert record.round >= 0 or opened.wait(SECONDS), services.tails()
+    services.fedq("stop", "digits-ssssss")
+
+    assert services.servers.ledger().required("digits-ssssss").status == "stopped"
+    idle = threading.Event()
+
+    def on_heartbeat(event: Any) -> None:
+        if isinstance(event, Heartbeat) and event.busy == 0:
+            idle.set()
+
+    bus.serve(topology.Queue("test.beats", ("heartbeat.#",)), on_heartbeat)
+    assert idle.wait(10), "the trainer still trains for a job that is stopped"
+
+
+def test_a_trainer_that_is_asked_to_stop_leaves_the_roster(services: Services) -> None:
+    """SIGTERM: it finishes, says goodbye, exits 0; nobody waits for its lease."""
+    services.start("registry")
+    (trainer,) = services.trainers(1)
+    left = threading.Event()
+    bus = services.servers.bus("leaving")
+    bus.serve(topology.Queue("test.beats", ("heartbeat.#",)), lambda event: left.set() if event.leaving else None)
+    os.kill(trainer.pid, signal.SIGTERM)
+
+    assert left.wait(20), services.tails()
+    bus.close()
+    services.stop()
+    assert services.servers.roster().alive() == []
