@@ -30,6 +30,7 @@ from shared.settings import Store
 
 Bytes = bytes | npt.NDArray[np.uint8]
 
+PIECE = 1 << 18  #: bytes sent at a time, each within the connect time-out
 CHUNK = 1 << 20  #: bytes received, copied and hashed at a time: they stay in the cache
 SINGLE_PUT = 4 << 30  #: bytes; S3 takes at most 5 GiB in one request
 PART = 64 << 20  #: bytes of a part of what is longer
@@ -55,7 +56,7 @@ class Blobs:
         )
         # minio-py's own pool would wait for 30 minutes on a server that answers nothing.
         self._http = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=3, read=30),
+            timeout=urllib3.Timeout(connect=5, read=30),
             maxsize=16,
             retries=urllib3.Retry(3, backoff_factor=0.2, backoff_jitter=0.2, status_forcelist=(500, 502, 503, 504)),
         )
@@ -150,6 +151,10 @@ class Blobs:
 
     def probe(self) -> str:
         """Checks that this bucket can be listed, written, read and cleared; returns the server's name."""
+        with self._translated():
+            # Asked first: a server may make a missing bucket for an administrator who writes to it.
+            if not self._client.bucket_exists(self.bucket):
+                raise Unavailable(f"{self.place}: there is no such bucket; create it or set FEDQ_S3_BUCKET")
         key = f"probe/{time.time_ns()}"
         ref = self.put(key, b"fedq")
         self.get(ref)
@@ -169,6 +174,7 @@ class Blobs:
         headers: Any = {
             "Host": url.netloc,
             "Content-Type": "application/octet-stream",
+            "Content-Length": str(ref.size),
             "x-amz-content-sha256": ref.digest,
             "x-amz-date": to_amz_date(date),
             **described,
@@ -182,7 +188,9 @@ class Blobs:
             content_sha256=ref.digest,
             date=date,
         )
-        response = self._http.request("PUT", url.geturl(), body=cast("bytes", view), headers=signed)
+        # In pieces, because a socket's time-out bounds each send and not the whole; as a list, which a retry sends again.
+        pieces = [view[start : start + PIECE] for start in range(0, ref.size, PIECE)]
+        response = self._http.request("PUT", url.geturl(), body=cast("list[bytes]", pieces), headers=signed)
         if response.status != 200:
             raise S3Error.fromxml(response)
 

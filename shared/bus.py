@@ -541,8 +541,8 @@ def _explain(error: BaseException, parameters: pika.ConnectionParameters) -> str
     if "ACCESS_REFUSED" in str(error):
         return f"{place} refuses what this user tries: {error}; check the user and its rights"
     if isinstance(error, pika.exceptions.AMQPConnectionError | OSError):
-        causes = [error, *getattr(error, "args", ())]
-        detail = next((str(getattr(c, "exception", c)) for c in causes if str(c)), type(error).__name__)
+        causes = [getattr(cause, "exception", cause) for cause in (*reversed(error.args), error)]
+        detail = next((str(cause) for cause in causes if str(cause)), type(error).__name__)
         return f"{place} cannot be reached ({detail}); is it running, and is FEDQ_AMQP_URL right?"
     return f"{place}: {error or type(error).__name__}"
 

@@ -135,6 +135,7 @@ class RoundEnd(Event):
 
     type = "round-end"
     round: Round
+    attempt: Annotated[int, Field(ge=1)] = 1  # of the round: a failed one may be followed by another
     outcome: Literal["committed", "failed", "stopped"]
     reason: Sentence = ""
     accepted: int

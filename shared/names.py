@@ -35,6 +35,7 @@ def watcher_queue(watcher: str) -> str:
 
 ROSTER = "fedq:roster"
 JOBS = "fedq:jobs"
+PROBE = "fedq:probe"  #: written by `fedq doctor`, gone in a second
 
 
 def trainer_key(trainer: str) -> str:

@@ -1,0 +1,48 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+STACK := $(BIN)/python -m deploy.native
+
+.DEFAULT_GOAL := help
+.PHONY: help venv up down status demo test lint bench clean
+
+help:  ## List the commands
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: $(STAMP)  ## Install everything into .venv (PYTHON=python3.12 chooses another Python)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedq needs Python 3.11 or later: make venv PYTHON=python3.11")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python cannot make a venv: install python3-venv."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+up: venv  ## Start RabbitMQ, Redis, S3 and fedq's services here, without Docker
+	@$(STACK) up
+
+down: venv  ## Stop them; their data stays
+	@$(STACK) down
+
+status: venv  ## Show what runs and where to look
+	@$(STACK) status
+
+demo: venv  ## Train once, watch it, and leave nothing behind
+	@$(STACK) demo
+
+test: venv  ## Run all tests
+	$(BIN)/pytest
+
+lint: venv  ## Check style, types and the import graph
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: venv  ## Measure rounds
+	$(BIN)/python -m benchmarks.rounds table
+
+clean:  ## Stop the stack, remove its data, .venv and caches
+	@[ ! -x $(BIN)/python ] || $(STACK) down
+	rm -rf .fedq .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

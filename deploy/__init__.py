@@ -1,0 +1,1 @@
+"""How a federation is run: natively, with Docker Compose, or on Kubernetes."""

@@ -1,0 +1,149 @@
+"""Run the native stack: `python -m deploy.native up|down|status|env|demo`."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from deploy.native import demo, overview, services
+from deploy.native.stack import Role, Stack
+from deploy.native.state import locked, write_private
+from shared.errors import BadInput, FedqError
+
+STOP_SECONDS = 30.0  # for a trainer to finish the client it trains
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    for sign in SIGNALS:
+        signal.signal(sign, _end)
+    try:
+        return int(arguments.run(arguments))
+    except FedqError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(
+            f"The stack cannot use its files: {error}. Choose others with --dir or FEDQ_NATIVE_CACHE.", file=sys.stderr
+        )
+        return 1
+
+
+def up(directory: Path, *, trainers: int, servers_only: bool) -> int:
+    """Start servers and services; they go on when this command ends."""
+    with locked(_lock(directory)):
+        stack = Stack(directory, tethered=False)
+        if stack.state.running():
+            return _already(stack)
+        try:
+            stack.start()
+            if not servers_only:
+                services.start(stack, trainers=trainers)
+            write_private(_settings(stack), _lines(stack.environment()))
+        except BaseException:
+            services.stop(stack, grace=0)
+            stack.kill()
+            raise
+    print(overview.places(stack))
+    return 0
+
+
+def _already(stack: Stack) -> int:
+    if dead := [process.name for process in stack.state.processes.values() if not process.alive()]:
+        raise BadInput(
+            f"The stack in {stack.directory} is running, but {', '.join(dead)} ended:"
+            " run `python -m deploy.native down` first."
+        )
+    print(f"The stack in {stack.directory} is already running.")
+    print(overview.places(stack))
+    return 0
+
+
+def down(directory: Path, *, purge: bool) -> int:
+    """Stop the services, then the servers; a second time there is nothing to do."""
+    with locked(_lock(directory)):
+        stack = Stack(directory, tethered=False)
+        if not stack.state.file.exists():  # a folder without it is not ours to touch
+            return 0
+        services.stop(stack, grace=STOP_SECONDS)
+        stack.stop()
+        settings = _settings(stack)
+        if settings.exists() and settings.read_text() == _lines(stack.environment()):
+            settings.unlink()
+        if purge:
+            shutil.rmtree(stack.directory)
+    return 0
+
+
+def status(directory: Path, *, as_json: bool) -> int:
+    """Show every process and where to look."""
+    stack = Stack(directory)
+    print(overview.as_json(stack) if as_json else overview.as_text(stack))
+    return 0
+
+
+def env(directory: Path, role: Role) -> int:
+    """Print the settings of one role."""
+    stack = Stack(directory)
+    if not stack.state.running():
+        raise BadInput(f"No stack is running in {stack.directory}: run `python -m deploy.native up`.")
+    print(_lines(stack.environment(role)), end="")
+    return 0
+
+
+def _settings(stack: Stack) -> Path:
+    """Where a `fedq` run from the repository looks for the stack: `.fedq/env` of `.fedq/stack`."""
+    return stack.directory.with_name("env")
+
+
+def _lock(directory: Path) -> Path:
+    """Beside the folder, for it may come and go."""
+    return directory.resolve().with_suffix(".lock")
+
+
+def _lines(environment: dict[str, str]) -> str:
+    return "".join(f"{name}={value}\n" for name, value in environment.items())
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """Leave through every `finally`, and let nothing interrupt that."""
+    for sign in SIGNALS:
+        signal.signal(sign, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deploy.native", description="The stack without Docker.")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    stack = argparse.ArgumentParser(add_help=False)
+    stack.add_argument("--dir", type=Path, default=Path(".fedq/stack"), help="its folder (default: %(default)s)")
+
+    one = commands.add_parser("up", parents=[stack], help="start servers and services")
+    one.add_argument("--trainers", type=int, default=2, metavar="N", help="how many (default: %(default)s)")
+    one.add_argument("--servers-only", action="store_true", help="without fedq's services")
+    one.set_defaults(run=lambda given: up(given.dir, trainers=given.trainers, servers_only=given.servers_only))
+
+    one = commands.add_parser("down", parents=[stack], help="stop them")
+    one.add_argument("--purge", action="store_true", help="and remove their data")
+    one.set_defaults(run=lambda given: down(given.dir, purge=given.purge))
+
+    one = commands.add_parser("status", parents=[stack], help="show processes and consoles")
+    one.add_argument("--json", action="store_true", help="for programs")
+    one.set_defaults(run=lambda given: status(given.dir, as_json=given.json))
+
+    one = commands.add_parser("env", parents=[stack], help="print the settings that lead to it")
+    one.add_argument("--role", choices=["operator", "trainer"], default="operator")
+    one.set_defaults(run=lambda given: env(given.dir, given.role))
+
+    one = commands.add_parser("demo", help="train once, watch, and remove everything")
+    one.add_argument("job", type=Path, nargs="?", default=Path("examples/digits.yaml"), help="(default: %(default)s)")
+    one.set_defaults(run=lambda given: demo.run(given.job, Path(f".fedq/demo-{os.getpid()}")))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

