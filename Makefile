@@ -13,8 +13,7 @@ venv: $(STAMP)  ## Install everything into .venv (PYTHON=python3.12 chooses anot
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedq needs Python 3.11 or later: make venv PYTHON=python3.11")'
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python cannot make a venv: install python3-venv."; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m deploy.native.bootstrap .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
@@ -40,7 +39,7 @@ lint: venv  ## Check style, types and the import graph
 	$(BIN)/lint-imports
 
 bench: venv  ## Measure rounds
-	$(BIN)/python -m benchmarks.rounds table
+	$(BIN)/python -m benchmarks.rounds
 
 clean:  ## Stop the stack, remove its data, .venv and caches
 	@[ ! -x $(BIN)/python ] || $(STACK) down

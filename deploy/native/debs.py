@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.native.apt import Apt
 from deploy.native.state import locked
 from shared.errors import Unavailable
 
@@ -61,8 +62,6 @@ def _unpacked() -> Path:
     tree = home / f"{system['ID']}-{system.get('VERSION_ID', 'rolling')}-{platform.machine()}"
     with locked(home / f"{tree.name}.lock"):
         if not tree.exists():
-            if not (shutil.which("apt-get") and shutil.which("dpkg")):
-                raise Unavailable(f"RabbitMQ or Redis is not installed, and apt is not here: {REMEDY}.")
             print("Fetching RabbitMQ and Redis (35 MB, once) ...", file=sys.stderr)
             with tempfile.TemporaryDirectory(dir=home, prefix="fetching-") as temporary:
                 fresh = Path(temporary) / "tree"
@@ -74,50 +73,17 @@ def _unpacked() -> Path:
 
 
 def _download(state: Path) -> list[Path]:
-    """Download the packages with apt, whose lists, locks and caches are all kept in `state`."""
-    archives = state / "archives"
-    for folder in (archives / "partial", state / "lists/partial"):
-        folder.mkdir(parents=True)
-    configuration = state / "apt.conf"
-    environment = {**os.environ, "APT_CONFIG": str(configuration), "LC_ALL": "C"}
-    # The system's settings (proxies, say) stay, but for its hooks: those clean the system's caches.
-    system = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True)
-    kept = [line for line in system.stdout.splitlines() if "Invoke" not in line]
-    private = {
-        "Dir::Etc::main": "/dev/null",
-        "Dir::Etc::parts": "/dev/null",
-        "Dir::State": str(state),
-        "Dir::State::lists": str(state / "lists"),
-        "Dir::State::status": "/var/lib/dpkg/status",
-        "Dir::Cache": str(state),
-        "Dir::Cache::archives": str(archives),
-        "Dir::Log": str(state),
-        "APT::Sandbox::User": "root",  # means: do not change the user
-        "Debug::NoLocking": "true",
-    }
-    configuration.write_text("\n".join([*kept, *(f'{k} "{v}";' for k, v in private.items())]))
-
-    complaints: list[str] = []  # `update` only warns when it cannot reach its servers
-
-    def apt(*words: str) -> str:
-        done = subprocess.run(words, check=False, env=environment, cwd=archives, capture_output=True, text=True)
-        complaints.extend(line for line in done.stderr.splitlines() if line.startswith(("W: Failed", "E:")))
-        if done.returncode:
-            reason = complaints[0][2:].strip() if complaints else f"{words[0]} failed"
-            raise Unavailable(f"apt cannot fetch RabbitMQ and Redis ({reason}): {REMEDY}.")
-        return done.stdout
-
-    apt("apt-get", "-q", "update")
+    apt = Apt(state, f"RabbitMQ and Redis; {REMEDY}")
     exact = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
-    depends = apt("apt-cache", "depends", "--recurse", *exact, "rabbitmq-server").splitlines()
+    depends = apt.run("apt-cache", "depends", "--recurse", *exact, "rabbitmq-server").splitlines()
     erlang = [line for line in depends if line.startswith("erlang-")]
     # Erlang and Redis with the libraries this machine lacks; RabbitMQ without the system's
     # log rotation and users, which only an installed one needs.
-    apt("apt-get", "-qy", "--download-only", "--reinstall", "--no-install-recommends", "install",
-        *erlang, "redis-tools")  # fmt: skip
-    apt("apt-get", "-q", "download", "rabbitmq-server", "redis-server")
+    apt.run("apt-get", "-qy", "--download-only", "--reinstall", "--no-install-recommends", "install",
+            *erlang, "redis-tools")  # fmt: skip
+    apt.run("apt-get", "-q", "download", "rabbitmq-server", "redis-server")
     # Another C library than the one of the machine's own loader would break every program.
-    return [file for file in archives.glob("*.deb") if not file.name.startswith("libc6_")]
+    return [file for file in apt.archives.glob("*.deb") if not file.name.startswith("libc6_")]
 
 
 def _let_erlang_move(tree: Path) -> None:

@@ -20,7 +20,9 @@ from torch import nn
 from deploy.native import processes
 from deploy.native.processes import Process
 from deploy.native.stack import Role
-from services.trainer import data, learning, models
+from services.trainer import learning
+from services.trainer.data import dataset
+from services.trainer.models import catalog
 from shared import jobs, names, topology, weights
 from shared.events import BlobRef, Heartbeat
 from tests.conftest import Servers
@@ -183,9 +185,10 @@ def test_one_client_with_all_data_equals_central_training(services: Services, tm
     federated = weights.read_layout(blob).views(blob)
 
     spec = jobs.parse(document)
-    loaded = data.load(spec.data, spec.seed)
-    x, y = (torch.as_tensor(part) for part in loaded.client("client-0", 0))
-    model = models.build(spec.model, loaded.shape, loaded.classes, spec.seed)
+    loaded = dataset.load(spec)
+    x, y = dataset.of_client(loaded, "client-0", 0)
+    model = catalog.build(spec.model, loaded.shape, loaded.classes, spec.seed)
+    model.train()
     for number in (1, 2, 3):
         for epoch in range(2):
             generator = torch.Generator().manual_seed(learning.shuffle_seed(spec.seed, "client-0", number, epoch))
