@@ -39,7 +39,7 @@ Handler = Callable[[AnyEvent], None]
 DEADLINE = 30.0  #: seconds that a publish may take in all, reconnects included
 PREFETCH = 16
 HOLD = 60.0  #: seconds a message is held and tried again while a dependency is away
-_BACKOFF = (0.5, 30.0)  #: seconds before the next connection, at first and at most; full jitter
+_BACKOFF = (0.5, 5.0)  #: seconds before the next connection, at first and at most; full jitter
 
 
 @dataclass
@@ -434,11 +434,16 @@ class Link:
     def _run(self) -> None:
         delay = _BACKOFF[0]
         while not self._closing.is_set():
+            connection: BlockingConnection | None = None
             try:
-                channels = Channels(BlockingConnection(self._parameters))
+                connection = BlockingConnection(self._parameters)
+                channels = Channels(connection)
                 for subscription in list(self._subscriptions):
                     self._begin(channels, subscription)
             except (pika.exceptions.AMQPError, OSError) as error:
+                if connection is not None:
+                    with _ignored(pika.exceptions.AMQPError, OSError):
+                        connection.close()  # or it would keep an exclusive queue from the next one
                 self._why = _explain(error, self._parameters)
                 log.debug("no connection", link=self._name, reason=self._why)
                 self._closing.wait(random.uniform(0.1, delay))  # noqa: S311 - jitter

@@ -43,7 +43,7 @@ def _duration(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=7 * 86400)]
+Seconds = Annotated[float, BeforeValidator(_duration, json_schema_input_type=float | str), Field(gt=0, le=7 * 86400)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 ClientName = Annotated[str, Field(pattern=CLIENT_NAME)]
 

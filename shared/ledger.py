@@ -297,6 +297,7 @@ local state = redis.call('HGET', KEYS[2], 'state')
 if state == 'closed' or state == 'committed' then return 'conflict' end
 local deadline = now + ARGV[5]
 redis.call('HSET', KEYS[2], 'state', 'open', 'attempt', ARGV[3], 'cohort', ARGV[4], 'opened', now, 'deadline', deadline)
+redis.call('PERSIST', KEYS[2])
 redis.call('DEL', KEYS[3], KEYS[4])
 return deadline
 """
@@ -351,4 +352,11 @@ return 'ok'
 """
 )
 
-_FAIL = Script(_FENCED + "redis.call('HSET', KEYS[2], 'state', 'failed') return 'ok'")
+_FAIL = Script(
+    _FENCED
+    + """
+redis.call('HSET', KEYS[2], 'state', 'failed')
+for i = 2, 4 do redis.call('EXPIRE', KEYS[i], 7 * 86400) end  -- there is no manifest: people look here
+return 'ok'
+"""
+)

@@ -22,8 +22,10 @@ def start(stack: Stack, *, trainers: int) -> None:
     """Start registry, aggregator and trainers, and wait until each listens to its queue."""
     launch(stack, "registry", "operator")
     launch(stack, "aggregator", "operator")
+    # The trainers share this machine's cores: more threads than those would only wait for each other.
+    threads = max(1, len(os.sched_getaffinity(0)) // max(1, trainers))
     for number in range(1, trainers + 1):
-        launch(stack, f"trainer-{number}", "trainer", "--pool", POOL, "--slots", "1")
+        launch(stack, f"trainer-{number}", "trainer", "--pool", POOL, "--slots", "1", FEDQ_THREADS=str(threads))
     deadline = time.monotonic() + START_SECONDS
     while missing := _missing(stack, trainers):
         for service in own(stack):
@@ -47,13 +49,13 @@ def own(stack: Stack) -> list[Process]:
     return [process for name, process in stack.state.processes.items() if name not in servers]
 
 
-def launch(stack: Stack, name: str, role: Role, *arguments: str) -> None:
+def launch(stack: Stack, name: str, role: Role, *arguments: str, **settings: str) -> None:
     # What one role must not know does not reach it through our own environment either.
     inherited = {key: value for key, value in os.environ.items() if key not in stack.environment()}
     process = processes.spawn(
         name,
         [sys.executable, "-m", f"services.{name.partition('-')[0]}", *arguments],
-        environment={**inherited, **stack.environment(role), "PYTHONUNBUFFERED": "1"},
+        environment={**inherited, **stack.environment(role), **settings, "PYTHONUNBUFFERED": "1"},
         log=stack.logs / f"{name}.log",
         tethered=stack.tethered,
     )

@@ -130,9 +130,10 @@ class Close:
 
 @dataclass(frozen=True)
 class Abandon:
-    """End the round without a model."""
+    """End the round, or this attempt at it, without a model."""
 
     round: int
+    attempt: int
     outcome: Literal["failed", "stopped"]
     reason: str
 
@@ -214,9 +215,9 @@ def _judged(state: State, now: float) -> Step:
     )
     if state.spec.rounds.below_minimum == "retry" and state.attempt < state.spec.rounds.attempts:
         again = replace(state, phase="looking", attempt=state.attempt + 1, deadline=None)
-        return again, (Abandon(state.round, "failed", f"{counts}; trying again"), Look())
+        return again, (Abandon(state.round, state.attempt, "failed", f"{counts}; trying again"), Look())
     ended, effects = _ended(state, End("failed", counts))
-    return ended, (Abandon(state.round, "failed", counts), *effects)
+    return ended, (Abandon(state.round, state.attempt, "failed", counts), *effects)
 
 
 def _committed(state: State, now: float) -> Step:
@@ -243,7 +244,7 @@ def _next(state: State, committed: int) -> Step:
 def _stopped(state: State, reason: str) -> Step:
     ended, effects = _ended(state, End("stopped", reason))
     if state.phase == "open":
-        return ended, (Abandon(state.round, "stopped", reason), *effects)
+        return ended, (Abandon(state.round, state.attempt, "stopped", reason), *effects)
     return ended, effects
 
 

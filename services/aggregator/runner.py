@@ -264,8 +264,8 @@ class Runner:
                 self._open(number, attempt, cohort)
             case rounds.Close(number):
                 self._close(number)
-            case rounds.Abandon(number, outcome, reason):
-                self._abandon(number, outcome, reason)
+            case rounds.Abandon():
+                self._abandon(effect)
             case rounds.Evaluate(number):
                 self._evaluate(number)
             case rounds.End(outcome, reason):
@@ -356,6 +356,7 @@ class Runner:
             RoundEnd(
                 job=self.job,
                 round=number,
+                attempt=record.attempt,
                 outcome="committed",
                 accepted=len(accepted),
                 rejected=len(record.rejected),
@@ -396,20 +397,21 @@ class Runner:
         except Unavailable as error:
             self._log.warning("not cleared away", round=number, reason=str(error))
 
-    def _abandon(self, number: int, outcome: str, reason: str) -> None:
-        self._edges.ledger.fail_round(self.job, self.fence, number)
-        event = RoundEnd.model_validate(
-            {
-                "job": self.job,
-                "round": number,
-                "outcome": outcome,
-                "reason": reason,
-                "accepted": len(self._state.accepted),
-                "rejected": len(self._state.failed),
-            }
+    def _abandon(self, effect: rounds.Abandon) -> None:
+        self._edges.ledger.fail_round(self.job, self.fence, effect.round)
+        self._edges.bus.publish(
+            RoundEnd(
+                job=self.job,
+                round=effect.round,
+                attempt=effect.attempt,
+                outcome=effect.outcome,
+                reason=effect.reason,
+                accepted=len(self._state.accepted),
+                rejected=len(self._state.failed),
+            ),
+            required=False,
         )
-        self._edges.bus.publish(event, required=False)
-        self._log.warning("abandoned", round=number, reason=reason)
+        self._log.warning("abandoned", round=effect.round, attempt=effect.attempt, reason=effect.reason)
 
     def _evaluate(self, number: int) -> None:
         if self._model is None:

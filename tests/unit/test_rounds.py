@@ -147,7 +147,7 @@ def test_stop_ends_a_job_in_any_phase() -> None:
     state, _ = rounds.begin(spec(), -1)
     waiting, _ = play(state, Looked({}))
     assert play(waiting, Stopped("enough"))[1] == [End("stopped", "enough")]
-    assert play(opened(), Stopped("enough"))[1] == [Abandon(1, "stopped", "enough"), End("stopped", "enough")]
+    assert play(opened(), Stopped("enough"))[1] == [Abandon(1, 1, "stopped", "enough"), End("stopped", "enough")]
 
 
 def test_a_finished_job_resumed_is_finished() -> None:

@@ -1,0 +1,123 @@
+"""What the processes of one trainer tell each other at once: which rounds are over, which slots are warm.
+
+A private directory. What is over is a symbolic link for each job: it holds a few bytes, is replaced in one step and
+read by one system call, so that training may look between any two batches. Words to the parent go through a pipe.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shared.errors import BadInput
+
+REMEMBERED = 1024  #: jobs; whoever asks about an older one learns of its end from the object store
+
+_EVER = 2**31  # later than any round or attempt
+
+
+class Board:
+    """The board in `directory`, for the parent to write and its slots to read."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._ends: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    @classmethod
+    @contextmanager
+    def create(cls, parent: Path, name: str) -> Iterator["Board"]:
+        """A board below `parent` that goes with this process; what killed ones left behind is removed."""
+        private_directory(parent)
+        with open(parent / "lock", "w") as others:
+            fcntl.flock(others, fcntl.LOCK_EX)  # or one that starts beside us would take ours for left behind
+            _sweep(parent)
+            directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+            own = open(directory / "lock", "w")  # noqa: SIM115 - closed below
+            fcntl.flock(own, fcntl.LOCK_EX)
+        with own:
+            os.mkfifo(directory / "words")
+            try:
+                yield cls(directory)
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def end_attempt(self, job: str, number: int, attempt: int) -> None:
+        """One attempt at a round has failed; another may follow."""
+        self._end(job, (number, attempt))
+
+    def end_round(self, job: str, number: int) -> None:
+        """A round and all before it are over."""
+        self._end(job, (number, _EVER))
+
+    def end_job(self, job: str) -> None:
+        self._end(job, (_EVER, _EVER))
+
+    def is_over(self, job: str, number: int = _EVER, attempt: int = _EVER) -> bool:
+        """Whether nobody waits for this work any more; without a round, whether the job is over. Takes 2 µs."""
+        try:
+            last = os.readlink(self.directory / f"over-{job}").split(".")
+        except FileNotFoundError:
+            return False
+        return (int(last[0]), int(last[1])) >= (number, attempt)
+
+    def stop(self) -> None:
+        """This trainer is asked to stop: wait for nothing that may take long."""
+        (self.directory / "stopping").touch()
+
+    @property
+    def is_stopping(self) -> bool:
+        return (self.directory / "stopping").exists()
+
+    def tell(self, word: str) -> None:
+        """Says a line to whoever listens."""
+        # Nobody listens any more, or nobody reads: it was of use at the start alone.
+        with suppress(OSError):
+            descriptor = os.open(self.directory / "words", os.O_WRONLY | os.O_NONBLOCK)
+            try:
+                os.write(descriptor, (word.replace("\n", " ")[:1000] + "\n").encode())
+            finally:
+                os.close(descriptor)
+
+    @contextmanager
+    def listen(self) -> Iterator[int]:
+        """A descriptor that the lines can be read from."""
+        # For writing too: without a writer it would be at its end, again and again.
+        descriptor = os.open(self.directory / "words", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _end(self, job: str, last: tuple[int, int]) -> None:
+        last = max(last, self._ends.pop(job, last))
+        self._ends[job] = last
+        link, fresh = self.directory / f"over-{job}", self.directory / "fresh"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(f"{last[0]}.{last[1]}")
+        fresh.replace(link)
+        while len(self._ends) > REMEMBERED:
+            forgotten, _ = self._ends.popitem(last=False)
+            (self.directory / f"over-{forgotten}").unlink(missing_ok=True)
+
+
+def private_directory(path: Path) -> None:
+    """Makes a directory for this user alone, or `BadInput` where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        owner = path.stat().st_uid
+    except OSError as error:
+        raise BadInput(f"FEDQ_CACHE_DIR: {path} cannot be made: {error.strerror}") from error
+    if owner != os.getuid():
+        raise BadInput(f"FEDQ_CACHE_DIR: {path} belongs to another user, who could put any model there")
+
+
+def _sweep(parent: Path) -> None:
+    for directory in parent.iterdir():
+        with suppress(OSError), open(directory / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its process is gone, or this fails
+            shutil.rmtree(directory, ignore_errors=True)

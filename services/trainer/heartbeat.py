@@ -1,0 +1,42 @@
+"""Says every few seconds that this trainer is alive and how busy it is."""
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from shared import events
+from shared.bus import Bus
+from shared.errors import Unavailable
+
+log = structlog.get_logger()
+
+
+class Heartbeat:
+    """A thread that publishes what `describe(leaving)` returns, at once and then every `interval` seconds."""
+
+    def __init__(self, bus: Bus, interval: float, describe: Callable[[bool], events.Heartbeat]) -> None:
+        self._bus, self._interval, self._describe = bus, interval, describe
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Says goodbye, so that nobody waits for the lease to run out."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+            self._say(leaving=True)
+
+    def _run(self) -> None:
+        self._say()
+        while not self._stopping.wait(self._interval):
+            self._say()
+
+    def _say(self, *, leaving: bool = False) -> None:
+        try:
+            self._bus.publish(self._describe(leaving))
+        except Unavailable as error:
+            log.warning("no heartbeat", reason=str(error))

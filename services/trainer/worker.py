@@ -1,0 +1,218 @@
+"""The trainer's parent process: a Celery worker that hands tasks to warm slots and never imports torch.
+
+The only module that knows Celery's inside; it stands on Celery 5.7.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import ssl
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from amqp.exceptions import AMQPError
+from celery import Celery, bootsteps
+from celery.apps import worker as celery_worker
+from celery.exceptions import SecurityWarning
+from celery.utils.sysinfo import cpu_budget
+from celery.worker import consumer as celery_consumer
+from celery.worker import state
+from celery.worker.components import Pool
+from kombu.entity import Exchange, Queue
+
+from services.trainer.board import Board
+from shared import names, topology
+from shared.errors import BadInput, FedqError
+from shared.settings import Trainer
+
+WARM_UP = 120.0  #: seconds a slot may take to import torch
+
+
+def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Path) -> Celery:
+    """The Celery app of one trainer: one quorum queue for its group, and nothing else on the broker."""
+    queue = Queue(  # type: ignore[no-untyped-call]
+        names.tasks_queue(group),
+        Exchange(names.TASKS, "topic", durable=True),  # type: ignore[no-untyped-call]
+        routing_key=names.tasks_queue(group),
+        queue_arguments=dict(topology.QUORUM),
+    )
+    url = settings.amqp_url.get_secret_value()
+    app = Celery("trainer", set_as_current=False)
+    if url.startswith("amqps:"):
+        # None stands for the URL's own host; without it any server's valid certificate would do.
+        app.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
+    app.conf.update(
+        broker_url=url,
+        broker_heartbeat=30,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # for ever
+        include=["services.trainer.tasks"],
+        task_queues=[queue],
+        task_default_queue=queue.name,
+        task_default_exchange=names.TASKS,
+        task_default_exchange_type="topic",
+        task_default_routing_key=queue.name,
+        task_create_missing_queues=False,
+        task_acks_late=True,
+        task_acks_on_failure=False,  # to the dead letters: a task answers errors of training itself
+        task_reject_on_worker_lost=True,
+        task_ignore_result=True,
+        task_serializer="msgpack",
+        accept_content=["msgpack"],
+        worker_prefetch_multiplier=1,
+        worker_pool_start_method="spawn",  # CUDA does not survive a fork
+        worker_proc_alive_timeout=WARM_UP,
+        worker_lost_wait=1.0,  # seconds in which the result of a slot that died may still be read from its pipe
+        worker_enable_remote_control=False,
+        # A lost connection costs the acknowledgement, not the training: the update goes out by another one.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_consumer=f"{__name__}:Consumer",
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        slot={  # what `tasks.warm_up` is told
+            "trainer": trainer,
+            "board": str(board),
+            "parent": os.getpid(),
+            "threads": max(1, cpu_budget(use_cgroup_quota=True).count // slots),
+        },
+    )
+    app.steps["worker"].add(WarmUp)
+    return app
+
+
+class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no types
+    """A consumer of tasks and nothing else.
+
+    Left out is the step that declares 28 queues for delayed tasks as soon as one queue is a quorum queue, and with
+    it those for remote control and monitoring events.
+    """
+
+    class Blueprint(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]
+        default_steps = (
+            "celery.worker.consumer.connection:Connection",
+            "celery.worker.consumer.tasks:Tasks",
+            "celery.worker.consumer.consumer:Evloop",
+        )
+
+
+class Worker(celery_worker.Worker):  # type: ignore[misc]
+    """A Celery worker inside our process: our signals, our logs."""
+
+    def __init__(self, app: Celery, board: Board, trainer: str, slots: int, on_ready: Callable[[], None]) -> None:
+        self.board = board
+        self.device = ""  # what the slots train on, known when they are warm
+        self.failure: FedqError | None = None
+        self._on_ready = on_ready
+        # It warns of unpickling as root; this app unpickles nothing that it is sent.
+        warnings.filterwarnings("ignore", category=SecurityWarning)
+        super().__init__(
+            app=app,
+            hostname=f"{trainer}@{socket.gethostname()}",
+            concurrency=slots,
+            loglevel="WARNING",
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            task_events=False,
+        )
+
+    def start(self) -> None:
+        try:
+            super().start()
+        finally:
+            # Whatever went wrong: slots heed no milder signal, and Python would wait for them at its exit.
+            for process in self.slots:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Signals are ours: see `request_stop`."""
+
+    def on_close(self) -> None:
+        """Celery lets the slots finish; a second signal ends all at once, and the broker hands the tasks on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        super().on_close()
+
+    def on_consumer_ready(self, consumer: Any) -> None:  # noqa: ARG002 - Celery passes it
+        """Celery consumes the task queue from now on."""
+        self._on_ready()
+
+    def request_stop(self) -> None:
+        """Lets the slots finish what they train, then ends `start`; callable from any thread."""
+        state.should_stop = os.EX_OK
+        self.board.tell("stop")  # while warming up
+        if self.hub is not None:
+            self.hub.call_soon(lambda: None)  # wakes the loop, which then sees it
+
+    @property
+    def slots(self) -> list[Any]:
+        """The processes of the pool, as long as there is one."""
+        started = self.pool is not None and self.pool._pool is not None
+        return list(self.pool._pool._pool) if started else []  # Celery's pool wraps billiard's, whose list it is
+
+    @property
+    def busy(self) -> int:
+        """Tasks being executed now."""
+        return len(state.active_requests)
+
+
+class WarmUp(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Holds the worker back until each slot has imported torch: a trainer that says it is alive is ready to train."""
+
+    requires = (Pool,)
+
+    def start(self, worker: Worker) -> None:
+        with worker.board.listen() as words:
+            try:
+                worker.device = self._wait(worker, words)
+            except FedqError as error:
+                worker.failure = error
+                raise SystemExit(error.exit_code) from error  # Celery's way to end
+
+    def _wait(self, worker: Worker, words: int) -> str:
+        sentinels = [process._popen.sentinel for process in worker.slots]  # readable when it dies
+        heard, warm = b"", 0
+        while True:
+            ready, _, _ = select.select([words, *sentinels], [], [], WARM_UP)
+            if words in ready:
+                heard += os.read(words, 65536)
+            *lines, heard = heard.split(b"\n")
+            for line in lines:
+                word, _, rest = line.decode().partition(" ")
+                if word == "failed":
+                    raise BadInput(rest)
+                if word == "stop":
+                    raise SystemExit(os.EX_OK)
+                warm += 1
+                if warm == len(sentinels):
+                    return rest
+            if words not in ready:
+                raise FedqError("a slot died while it was starting" if ready else f"no slot was warm in {WARM_UP:g} s")
+
+
+class _Forward(logging.Handler):
+    """Celery's log records as lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = structlog.get_logger().bind(logger=record.name)
+        level, cause = record.levelno, record.exc_info
+        if cause and isinstance(cause[1], OSError | AMQPError):
+            level, cause = logging.WARNING, None  # a connection was lost: what there is to say is in the message
+        event.log(level, record.getMessage().split("\n")[0], exc_info=cause)
+
+
+def forward_logs() -> None:
+    """Lets Celery's warnings through to our log and nothing below."""
+    for name in ("celery", "kombu", "amqp", "multiprocessing"):
+        logger = logging.getLogger(name)
+        logger.handlers = [_Forward()]
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False

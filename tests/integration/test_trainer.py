@@ -1,0 +1,616 @@
+"""A trainer as a process of its own: what it makes of round-starts, and how it starts, stops and dies."""
+
+import multiprocessing
+import os
+import queue
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import psutil
+import pytest
+
+from services.trainer.board import Board
+from services.trainer.cache import Cache
+from services.trainer.worker import make_app
+from shared import jobs, names, settings, topology, weights
+from shared.blobs import Blobs
+from shared.bus import Bus
+from shared.errors import BadInput, Refused
+from shared.events import (
+    AnyEvent,
+    BlobRef,
+    EvaluateModel,
+    Heartbeat,
+    ModelEvaluated,
+    ModelUpdate,
+    RoundEnd,
+    RoundStart,
+    TrainingEnd,
+)
+from shared.jobs import JobSpec
+
+ROOT = Path(__file__).parents[2]
+WAIT = 60.0  #: seconds; for what takes a fraction of one on a machine with nothing else to do
+
+OWN = """
+    import os, time
+    from pathlib import Path
+    import numpy as np
+
+    class Ward:
+        shape, classes = (2,), 2
+        def client(self, name, index):
+            x = np.arange(8.0).reshape(4, 2) + index
+            return x, np.array([0, 1, 0, 1])
+        def test(self):
+            return None
+
+    def broken(model, x, y, *, client, round, seed):
+        raise ZeroDivisionError("no such luck")
+
+    def patient(model, x, y, *, client, round, seed, stopped, signs, seconds):
+        Path(signs, f"{client}-{round}-began").touch()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not stopped():
+            time.sleep(0.01)
+        return {}
+
+    def deadly(model, x, y, *, client, round, seed, signs):
+        first = Path(signs, "died")
+        if not first.exists():
+            first.touch()
+            os.kill(os.getpid(), 9)
+        return {}
+"""
+
+
+class Servers(Protocol):
+    """The part of the fixture in `conftest` that is used here."""
+
+    stack: Any
+    vhost: str
+
+    def environment(self, role: Any = ...) -> dict[str, str]: ...
+    def settings(self, kind: Any, role: Any = ...) -> Any: ...
+    def bus(self, app: str = ...) -> Bus: ...
+    def blobs(self) -> Blobs: ...
+
+
+class Federation:
+    """The aggregator's side of a job, by hand, and the trainers of the test."""
+
+    def __init__(self, servers: Servers, directory: Path) -> None:
+        self.servers, self.directory = servers, directory
+        self.bus, self.blobs = servers.bus(), servers.blobs()
+        self.job = jobs.new_job_id("digits")
+        self.updates: queue.SimpleQueue[AnyEvent] = queue.SimpleQueue()
+        self.heartbeats: queue.SimpleQueue[AnyEvent] = queue.SimpleQueue()
+        self.processes: list[subprocess.Popen[str]] = []
+        self.bus.serve(topology.updates(self.job), self.updates.put)
+        self.bus.serve(topology.heartbeats(), self.heartbeats.put)
+        (directory / "own_job.py").write_text(textwrap.dedent(OWN))
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        """A trainer, running when this returns."""
+        process = self.launch(*arguments, **environment)
+        self.heartbeat(lambda heartbeat: heartbeat.pid == process.pid)
+        return process
+
+    def launch(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
+        with (self.directory / "log").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "services.trainer", *arguments],
+                cwd=self.directory,
+                env={
+                    **inherited,
+                    **self.servers.environment("trainer"),
+                    "PYTHONPATH": str(ROOT),
+                    "FEDQ_HEARTBEAT_S": "0.1",
+                    "FEDQ_CACHE_DIR": str(self.directory / "cache"),
+                    **environment,
+                },
+                stderr=log,
+                text=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def ask(self, number: int, *cohort: str, base: BlobRef | None = None, spec: JobSpec, group: str = "cpu") -> None:
+        """Opens a round for these clients."""
+        event = RoundStart(
+            job=self.job, group=group, round=number, attempt=1, base=base, cohort=cohort, spec=spec, deadline=0
+        )
+        self.bus.publish(event)
+
+    def update(self) -> ModelUpdate:
+        found = self.updates.get(timeout=WAIT)
+        assert isinstance(found, ModelUpdate)
+        return found
+
+    def initial(self, spec: JobSpec, group: str = "cpu") -> BlobRef:
+        """Round 0: the model that the rounds of a test begin with."""
+        self.ask(0, spec.clients[0], spec=spec, group=group)
+        found = self.update()
+        assert found.update is not None, found.error
+        return found.update
+
+    def heartbeat(self, wanted: Callable[[Heartbeat], bool]) -> Heartbeat:
+        """The next heartbeat that is `wanted`."""
+        deadline = time.monotonic() + WAIT
+        while True:
+            found = self.heartbeats.get(timeout=max(0.0, deadline - time.monotonic()))
+            if isinstance(found, Heartbeat) and wanted(found):
+                return found
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+
+@pytest.fixture
+def federation(servers: Servers, tmp_path: Path) -> Iterator[Federation]:
+    """A job's other half; its trainers do not outlive the test."""
+    found = Federation(servers, tmp_path)
+    yield found
+    for process in found.processes:
+        process.kill()
+        process.wait()
+
+
+def digits(**changes: Any) -> JobSpec:
+    document: dict[str, Any] = {
+        "name": "digits",
+        "seed": 7,
+        "model": {"name": "softmax"},
+        "data": {"name": "digits", "clients": 10},
+        "train": {"epochs": 2, "batch_size": 16},
+        "rounds": {"count": 3},
+        "pool": "cpu",
+    }
+    return jobs.parse({**document, **changes})
+
+
+Found = TypeVar("Found")
+
+
+def until(condition: Callable[[], Found], what: str) -> Found:
+    """What `condition` returns as soon as it is true, by the deadline."""
+    deadline = time.monotonic() + WAIT
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {WAIT:g} s: {what}"
+        time.sleep(0.01)
+    return found
+
+
+def test_a_round_from_start_to_updates(federation: Federation) -> None:
+    """Round 0 gives the whole seeded model, round 1 one update for each client of the cohort."""
+    trainer = federation.start("--pool", "cpu", "--slots", "2", "--name", "t1")
+    spec, blobs = digits(), federation.blobs
+
+    federation.ask(0, "client-0", spec=spec)
+    first = federation.update()
+    assert (first.round, first.client, first.trainer, first.examples, first.base) == (0, "client-0", "t1", 1, None)
+    assert first.update is not None
+    assert first.update.key == names.update_blob(federation.job, 0, "client-0", first.update.digest)
+    layout = weights.read_layout(blobs.get(first.update))
+    assert {tensor.name: tensor.shape for tensor in layout.tensors} == {"1.bias": (10,), "1.weight": (10, 64)}
+
+    cohort = spec.clients[:4]
+    federation.ask(1, *cohort, spec=spec, base=first.update)
+    found = {update.client: update for update in (federation.update() for _ in cohort)}
+    assert found.keys() == set(cohort)
+    for client, update in found.items():
+        assert update.error is None
+        assert update.update is not None
+        assert update.update.key == names.update_blob(federation.job, 1, client, update.update.digest)
+        delta = blobs.get(update.update)
+        weights.check_header(delta, layout.of_updates())
+        assert np.abs(layout.of_updates().flat(delta)).max() > 0
+        assert update.base == first.update.digest
+        assert update.examples in (143, 144)  # of 1,438, among ten
+        assert update.metrics.keys() == {"client_loss", "client_accuracy", "train_loss"}
+        assert update.metrics["train_loss"] < update.metrics["client_loss"] == pytest.approx(2.3, abs=0.3)
+        assert update.timings.keys() == {"wait", "fetch", "evaluate", "train", "upload", "total"}
+    # The node downloads a base once, whatever its number of slots.
+    assert sum(update.downloaded for update in found.values()) == first.update.size
+
+    federation.bus.publish(EvaluateModel(job=federation.job, group="cpu", round=0, model=first.update, spec=spec))
+    evaluated = federation.updates.get(timeout=WAIT)
+    assert isinstance(evaluated, ModelEvaluated)
+    assert (evaluated.examples, evaluated.model) == (359, first.update.digest)
+    assert evaluated.metrics["loss"] == pytest.approx(2.3, abs=0.3)
+    assert 0 <= evaluated.metrics["accuracy"] < 0.3
+
+    # One queue for Celery: no celeryev, no pidbox, no delays.
+    queues = federation.servers.stack.rabbitmq.call("GET", f"queues/{federation.servers.vhost}")
+    assert {queue["name"] for queue in queues} == {
+        "dead-letters",
+        "trainer.rounds.cpu",
+        "trainer.tasks.cpu",
+        "trainer.notices.t1",
+        names.updates_queue(federation.job),
+        names.HEARTBEATS,
+    }
+    exchanges = federation.servers.stack.rabbitmq.call("GET", f"exchanges/{federation.servers.vhost}")
+    own = {exchange["name"]: exchange["type"] for exchange in exchanges if not exchange["name"].startswith("amq.")}
+    assert own == {"": "direct", names.EVENTS: "topic", names.TASKS: "topic"}
+
+    parent = psutil.Process(trainer.pid)
+    assert not [file.path for file in parent.memory_maps() if "libtorch" in file.path]
+    assert parent.memory_info().rss < 120e6
+
+    trainer.send_signal(signal.SIGTERM)
+    assert trainer.wait(WAIT) == 0
+    federation.heartbeat(lambda heartbeat: heartbeat.leaving)
+    assert "arning" not in federation.log()
+    assert list((federation.directory / "cache" / "trainers").iterdir()) == [
+        federation.directory / "cache" / "trainers" / "lock"
+    ]
+
+
+def test_nobody_trains_for_a_round_that_is_over(federation: Federation) -> None:
+    """Heard of or read from the store, before or while training: nothing is published."""
+    federation.start("--pool", "cpu")
+    spec, job = digits(), federation.job
+    base = federation.initial(spec)
+    signs = {"signs": str(federation.directory), "seconds": 600}
+    endless = digits(train={"name": "own_job:patient", "args": signs})
+
+    # One slot: what was asked for first is done with when the next one's update comes.
+    federation.blobs.put_json(names.manifest_blob(job, 1), {})
+    federation.ask(1, "client-1", base=base, spec=spec)
+    federation.ask(2, "client-2", base=base, spec=spec)
+    assert federation.update().client == "client-2"
+
+    federation.ask(3, "client-3", base=base, spec=endless)
+    until((federation.directory / "client-3-3-began").exists, "client-3 is being trained")
+    began = time.monotonic()
+    federation.bus.publish(RoundEnd(job=job, round=3, outcome="committed", accepted=0, rejected=0))
+    federation.ask(4, "client-4", base=base, spec=spec)
+    assert federation.update().client == "client-4"
+    assert time.monotonic() - began < 2
+
+    # Another attempt at the same round is no longer what has failed.
+    federation.bus.publish(RoundEnd(job=job, round=5, attempt=1, outcome="failed", accepted=0, rejected=0))
+    federation.ask(3, "client-5", base=base, spec=spec)
+    again = RoundStart(job=job, group="cpu", round=5, attempt=2, base=base, cohort=("client-6",), spec=spec, deadline=0)
+    federation.bus.publish(again)
+    assert federation.update().client == "client-6"
+
+    federation.bus.publish(TrainingEnd(job=job, outcome="stopped", rounds=0))
+    federation.blobs.put_json(names.result_blob(job), {})  # in case the notice comes later than the task
+    federation.ask(6, "client-7", base=base, spec=spec)
+    other = Federation(federation.servers, federation.directory)
+    other.ask(0, "client-0", spec=spec)
+    assert other.update().client == "client-0"
+    assert federation.updates.empty()
+
+
+def test_an_error_of_the_users_code_is_an_answer(federation: Federation) -> None:
+    """The aggregator need not wait for the deadline, and the next client is trained."""
+    federation.start("--pool", "cpu")
+    base = federation.initial(digits())
+    federation.ask(1, "client-1", base=base, spec=digits(train={"name": "own_job:broken"}))
+    update = federation.update()
+    assert (update.update, update.examples, update.error) == (None, 0, "ZeroDivisionError: no such luck")
+    assert "no such luck" in federation.log()
+
+    federation.ask(1, "client-2", base=base, spec=digits(model={"name": "nowhere:make"}))
+    error = federation.update().error
+    assert error is not None
+    assert error.startswith("BadInput: model.name: this trainer has no module nowhere")
+
+    federation.ask(1, "client-3", base=base, spec=digits(model={"name": "lenet"}))
+    assert (federation.update().error or "").startswith("Refused: tensor ")
+
+    federation.ask(1, "client-4", base=base.model_copy(update={"digest": "0" * 64}), spec=digits())
+    assert (federation.update().error or "").startswith("Refused: ")
+
+    federation.ask(1, "client-5", base=base, spec=digits())
+    assert federation.update().error is None
+
+
+def test_a_silo_trains_on_its_own_data(federation: Federation) -> None:
+    """By its own name, from the module in the directory that it was started in."""
+    federation.start("--client", "north", "--name", "n1")
+    data, silos = {"name": "own_job:Ward"}, ["south", "north"]
+    spec = digits(data=data, pool=None, silos=silos, select={"name": "all"})
+    base = federation.initial(spec, group="north")
+    federation.ask(1, "north", base=base, spec=spec, group="north")
+    update = federation.update()
+
+    assert (update.error, update.client, update.examples) == (None, "north", 4)
+    beat = federation.heartbeat(lambda heartbeat: heartbeat.trainer == "n1")
+    assert (beat.pool, beat.client, beat.group) == (None, "north", "north")
+    federation.bus.publish(EvaluateModel(job=federation.job, group="north", round=1, model=base, spec=spec))
+    evaluated = federation.updates.get(timeout=WAIT)
+    assert isinstance(evaluated, ModelEvaluated)
+    assert (evaluated.examples, evaluated.metrics, evaluated.error) == (0, {}, None)
+
+
+def test_a_trainer_that_is_asked_to_stop_finishes_what_it_trains(federation: Federation) -> None:
+    """It takes nothing new, says goodbye and exits with 0; what it did not begin is done by another."""
+    leaver = federation.start("--pool", "cpu", "--name", "leaver")
+    base = federation.initial(digits())
+    signs = {"signs": str(federation.directory), "seconds": 1}
+    spec = digits(train={"name": "own_job:patient", "args": signs})
+    federation.ask(1, "client-1", "client-2", base=base, spec=spec)
+    until((federation.directory / "client-1-1-began").exists, "client-1 is being trained")
+    federation.heartbeat(lambda heartbeat: heartbeat.busy == 1)
+    leaver.send_signal(signal.SIGTERM)
+
+    update = federation.update()
+    assert (update.client, update.error) == ("client-1", None)
+    assert federation.heartbeat(lambda heartbeat: heartbeat.leaving).trainer == "leaver"
+    assert leaver.wait(WAIT) == 0
+    assert not (federation.directory / "client-2-1-began").exists()
+
+    federation.start("--pool", "cpu", "--name", "heir")
+    update = federation.update()
+    assert (update.client, update.trainer) == ("client-2", "heir")
+
+
+def test_a_second_signal_ends_a_trainer_at_once(federation: Federation) -> None:
+    """Its slots go with it, and its task goes back to the queue."""
+    trainer = federation.start("--pool", "cpu")
+    base = federation.initial(digits())
+    signs = {"signs": str(federation.directory), "seconds": 600}
+    federation.ask(1, "client-1", base=base, spec=digits(train={"name": "own_job:patient", "args": signs}))
+    until((federation.directory / "client-1-1-began").exists, "client-1 is being trained")
+    children = psutil.Process(trainer.pid).children(recursive=True)
+    trainer.send_signal(signal.SIGINT)
+    until(lambda: "stopping" in federation.log(), "the first signal was heard")
+
+    def gone() -> bool:
+        trainer.send_signal(signal.SIGINT)
+        return trainer.poll() is not None
+
+    until(gone, "the second one ends it")
+    assert trainer.returncode == -signal.SIGINT
+    _, alive = psutil.wait_procs(children, timeout=WAIT)
+    assert not alive
+    queue_name = names.tasks_queue("cpu")
+    until(lambda: (federation.bus.depth(queue_name) or (0, 0))[0] == 1, "the task is back")
+
+
+def test_a_trainer_may_be_stopped_before_it_is_ready(federation: Federation) -> None:
+    """While its slots import torch: they go at once."""
+    trainer = federation.launch("--pool", "cpu", "--slots", "2")
+    children = until(
+        lambda: found if len(found := psutil.Process(trainer.pid).children()) >= 3 else [], "its slots are there"
+    )
+    trainer.send_signal(signal.SIGTERM)
+
+    assert trainer.wait(WAIT) == 0
+    _, alive = psutil.wait_procs(children, timeout=WAIT)
+    assert not alive
+    assert "Traceback" not in federation.log()
+
+
+def test_a_killed_trainer_leaves_no_process_and_loses_no_task(federation: Federation) -> None:
+    """kill -9 of the parent: its slots die with it, and another trainer does its work."""
+    trainer = federation.start("--pool", "cpu", "--slots", "2")
+    base = federation.initial(digits())
+    signs = {"signs": str(federation.directory), "seconds": 600}
+    slow = digits(train={"name": "own_job:patient", "args": signs})
+    federation.ask(1, "client-1", "client-2", base=base, spec=slow)
+    for client in ("client-1", "client-2"):
+        until((federation.directory / f"{client}-1-began").exists, f"{client} is being trained")
+        (federation.directory / f"{client}-1-began").unlink()
+    children = psutil.Process(trainer.pid).children(recursive=True)
+    assert len(children) >= 2
+    trainer.kill()
+    _, alive = psutil.wait_procs(children, timeout=WAIT)
+    assert not alive
+
+    federation.start("--pool", "cpu", "--slots", "2")
+    for client in ("client-1", "client-2"):
+        until((federation.directory / f"{client}-1-began").exists, f"{client} is being trained again")
+    boards = [path for path in (federation.directory / "cache" / "trainers").iterdir() if path.is_dir()]
+    assert len(boards) == 1  # the dead one's was removed
+
+
+def test_a_killed_slot_is_replaced_and_its_task_done(federation: Federation) -> None:
+    """As when the kernel is out of memory: the broker hands the task out again."""
+    federation.start("--pool", "cpu")
+    base = federation.initial(digits())
+    signs = {"signs": str(federation.directory)}
+    federation.ask(1, "client-1", base=base, spec=digits(train={"name": "own_job:deadly", "args": signs}))
+
+    assert federation.update().error is None
+    assert (federation.directory / "died").exists()
+
+
+def test_a_store_that_is_away_costs_no_task(federation: Federation) -> None:
+    """The slot tries again for a while; when the trainer is to stop, the task goes back to its queue."""
+    trainer = federation.start("--pool", "cpu", FEDQ_S3_URL="http://127.0.0.1:9")
+    federation.ask(0, "client-0", spec=digits())
+    until(lambda: '"trying again"' in federation.log(), "the store is missed")
+    trainer.send_signal(signal.SIGTERM)
+
+    assert trainer.wait(WAIT) == 0
+    assert '"requeued"' in federation.log()
+    assert (federation.bus.depth(names.tasks_queue("cpu")) or (0, 0))[0] == 1
+    federation.start("--pool", "cpu")
+    assert federation.update().error is None
+
+
+def test_a_task_that_is_none_becomes_a_dead_letter(federation: Federation) -> None:
+    """A trainer of another version may have sent it; a person finds it, and the next task is done."""
+    federation.start("--pool", "cpu")
+    configuration = federation.servers.settings(settings.Trainer)
+    app = make_app(configuration, "cpu", "test", 1, federation.directory)
+    with app.connection_for_write() as connection:
+        app.send_task("train", ({"what": "is this"},), connection=connection)
+    assert federation.initial(digits())
+    until(lambda: federation.bus.depth(names.DEAD_LETTERS) == (1, 0), "it is a dead letter")
+
+
+def test_a_task_that_is_handed_out_again_is_answered_from_memory(federation: Federation) -> None:
+    """After a lost connection, say: the same update, at once."""
+    federation.start("--pool", "cpu")
+    spec = digits()
+    base = federation.initial(spec)
+    federation.ask(1, "client-1", base=base, spec=spec)
+    federation.ask(1, "client-1", base=base, spec=spec)
+
+    assert federation.update() == federation.update()
+
+
+def test_a_trainer_outlives_its_connections(federation: Federation) -> None:
+    """All of them closed by the broker: it comes back by itself, and the next round is trained."""
+    federation.start("--pool", "cpu", "--name", "t1")
+    base = federation.initial(digits())
+    rabbitmq, vhost = federation.servers.stack.rabbitmq, federation.servers.vhost
+
+    def connections() -> list[str]:
+        """All five: consuming, publishing, Celery's, that of its publisher, the slot's."""
+        found = rabbitmq.call("GET", f"vhosts/{vhost}/connections")
+        own = [connection["name"] for connection in found if connection["user"] == "trainer"]
+        return own if len(own) == 5 else []
+
+    for name in until(connections, "the management API, which looks every 5 s, knows them"):
+        rabbitmq.call("DELETE", f"connections/{name.replace(' ', '%20').replace('>', '%3E')}")
+    federation.ask(1, "client-1", "client-2", base=base, spec=digits())
+
+    assert {federation.update().client, federation.update().client} == {"client-1", "client-2"}
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """A trainer that has only a second's patience with RabbitMQ."""
+    code = (
+        "import services.trainer.__main__ as trainer, shared.service\n"
+        "trainer.PATIENCE = 1\n"
+        "shared.service.run(trainer.main)"
+    )
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        check=False,
+        cwd=ROOT,
+        env={**inherited, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=WAIT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "one of the arguments --pool --client is required"),
+        (("--pool", "cpu", "--client", "a"), "not allowed with argument"),
+        (("--pool", "c p u"), "'c p u' is not a name"),
+        (("--pool", "cpu", "--slots", "0"), "'0' is not a number from 1 to 256"),
+        (("--pool", "cpu"), "FEDQ_AMQP_URL: is not set"),
+    ],
+)
+def test_wrong_arguments_and_settings_are_one_sentence(arguments: tuple[str, ...], sentence: str) -> None:
+    """And exit code 2."""
+    found = run(*arguments)
+
+    assert found.returncode == 2
+    assert sentence in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_broker_that_is_away_at_the_start_is_one_sentence(servers: Servers, tmp_path: Path) -> None:
+    """And exit code 3, after a bounded time; nothing is left behind."""
+    environment = {**servers.environment("trainer"), "FEDQ_CACHE_DIR": str(tmp_path)}
+    away = run("--pool", "cpu", **{**environment, "FEDQ_AMQP_URL": "amqp://guest:guest@127.0.0.1:9"})
+    refused = run("--pool", "cpu", **{**environment, "FEDQ_AMQP_URL": environment["FEDQ_AMQP_URL"] + "-other"})
+
+    assert (away.returncode, refused.returncode) == (3, 3)
+    assert away.stderr.startswith("error: RabbitMQ at 127.0.0.1:9 cannot be reached (")
+    assert refused.stderr.startswith("error: RabbitMQ at 127.0.0.1:")
+    assert f"refuses the vhost '{servers.vhost}-other'" in refused.stderr
+    assert [path.name for path in (tmp_path / "trainers").iterdir()] == ["lock"]
+
+
+def test_a_device_that_is_not_there_is_one_sentence(federation: Federation) -> None:
+    """The slots find out, the parent says it."""
+    trainer = federation.launch("--pool", "cpu", FEDQ_DEVICE="warp")
+
+    assert trainer.wait(WAIT) == 2
+    assert "error: FEDQ_DEVICE: warp cannot be used here" in federation.log()
+
+
+def fetch(store: settings.Store, directory: Path, ref: BlobRef) -> tuple[int, str]:
+    cache = Cache(directory, 1 << 30, Blobs(store))
+    return weights.digest_of(cache.get(ref)) == ref.digest and cache.received, cache._last[0] if cache._last else ""
+
+
+def test_processes_of_a_node_download_a_model_once(servers: Servers, tmp_path: Path) -> None:
+    """The others wait for the one that does, and see the same bytes."""
+    body = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8)
+    ref = servers.blobs().put("test/cached", body)
+    store = servers.settings(settings.Store)
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        found = [task.result() for task in [pool.submit(fetch, store, tmp_path / "cache", ref) for _ in range(4)]]
+
+    assert sorted(received for received, _ in found) == [0, 0, 0, ref.size]
+
+
+def test_the_cache_stays_below_its_limit_and_keeps_out_what_is_broken(servers: Servers, tmp_path: Path) -> None:
+    """Least recently used go first; who still has one keeps it; a wrong digest never gets in."""
+    blobs = servers.blobs()
+    refs = [blobs.put(f"test/model-{value}", np.full(600_000, value, np.uint8)) for value in range(3)]
+    cache = Cache(tmp_path / "cache", 1_300_000, blobs)
+    first = cache.get(refs[0])
+    for ref in refs[1:]:
+        cache.get(ref)
+
+    def kept() -> set[str]:
+        return {path.stem for path in (tmp_path / "cache").glob("*.safetensors")}
+
+    assert kept() == {ref.digest for ref in refs[1:]}
+    assert (first == 0).all()
+    first[:] = 9  # private: nobody writes into the cache
+    assert (cache.get(refs[0]) == 0).all()
+
+    wrong = refs[0].model_copy(update={"digest": "f" * 64})
+    with pytest.raises(Refused, match="its digest is"):
+        cache.get(wrong)
+    assert "f" * 64 not in kept()
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_a_cache_of_another_user_is_refused(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns the directory owns the models."""
+    another = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: another)
+    with pytest.raises(BadInput, match="belongs to another user"):
+        Cache(tmp_path, 1, servers.blobs())
+
+
+def test_the_board_remembers_the_latest_end_of_each_job(tmp_path: Path) -> None:
+    """Rounds, attempts and jobs, in whatever order the notices come; and forgets the oldest jobs."""
+    with Board.create(tmp_path, "t") as board:
+        slot = Board(board.directory)  # as another process opens it
+        assert not slot.is_over("a", 0, 1)
+        board.end_attempt("a", 3, 1)
+        assert slot.is_over("a", 3, 1)
+        assert not slot.is_over("a", 3, 2)
+        board.end_round("a", 3)
+        board.end_round("a", 2)
+        assert slot.is_over("a", 3, 2)
+        assert not slot.is_over("a", 4, 1)
+        assert not slot.is_over("a")
+        board.end_job("a")
+        assert slot.is_over("a", 99, 9)
+        assert slot.is_over("a")
+
+        for number in range(1100):
+            board.end_job(f"b-{number}")
+        assert not slot.is_over("a")
+        assert slot.is_over("b-1099")
+        assert len(list(board.directory.iterdir())) < 1100
+    assert not board.directory.exists()
