@@ -1,4 +1,4 @@
-"""What a round costs beyond the training in it: `python -m benchmarks.rounds --model-mb 1 --clients 4 --rounds 10 --json`.
+"""What a round costs beyond its training: `python -m benchmarks.rounds --model-mb 1 --clients 4 --rounds 10 --json`.
 
 The real services run over the native stack; the local step only adds noise (`benchmarks.noise`). A round lasts from one
 round-start to the next, as a listener on the bus hears them; its overhead is that, less the longest local step in it.

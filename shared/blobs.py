@@ -188,7 +188,7 @@ class Blobs:
             content_sha256=ref.digest,
             date=date,
         )
-        # In pieces, because a socket's time-out bounds each send and not the whole; as a list, which a retry sends again.
+        # In pieces: a socket's time-out bounds the whole of one send. As a list, which a retry can send again.
         pieces = [view[start : start + PIECE] for start in range(0, ref.size, PIECE)]
         response = self._http.request("PUT", url.geturl(), body=cast("list[bytes]", pieces), headers=signed)
         if response.status != 200:

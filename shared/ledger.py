@@ -297,6 +297,8 @@ local state = redis.call('HGET', KEYS[2], 'state')
 if state == 'closed' or state == 'committed' then return 'conflict' end
 local deadline = now + ARGV[5]
 redis.call('HSET', KEYS[2], 'state', 'open', 'attempt', ARGV[3], 'cohort', ARGV[4], 'opened', now, 'deadline', deadline)
+redis.call('HSET', KEYS[1], 'status', 'running', 'detail',
+  'round ' .. ARGV[2] .. ' of ' .. redis.call('HGET', KEYS[1], 'rounds'))
 redis.call('PERSIST', KEYS[2])
 redis.call('DEL', KEYS[3], KEYS[4])
 return deadline

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
 
@@ -74,6 +74,7 @@ class Runner:
         self._folded: set[str] = set()
         self._advanced: BlobRef | None = None  # the new model's place, once the server step is taken
         self._alive: dict[str, int] = {}
+        self._waiting = True  # for a first round, as whoever watches sees it
         self._metrics: dict[str, float] = {}
         self._opened = 0.0
         self._first_opened = 0.0
@@ -271,15 +272,15 @@ class Runner:
             case rounds.End(outcome, reason):
                 self._end(outcome, reason)
 
-    def _say(self, status: str, detail: str) -> None:
+    def _say(self, status: Literal["running", "waiting"], detail: str) -> None:
+        self._waiting = status == "waiting"
         self._edges.ledger.describe(self.job, self.fence, status, detail)
-        event = JobStatus.model_validate({"job": self.job, "status": status, "detail": detail})
-        self._edges.bus.publish(event, required=False)
+        self._edges.bus.publish(JobStatus(job=self.job, status=status, detail=detail), required=False)
         self._log.info(status, detail=detail)
 
     def _open(self, number: int, attempt: int, cohort: tuple[str, ...]) -> None:
         spec, ledger = self._spec, self._edges.ledger
-        if self._state.round == 0 or attempt > 1 or self._opened == 0.0:
+        if self._waiting:
             self._say("running", f"round {number} of {spec.rounds.count}")
         deadline = ledger.open_round(self.job, self.fence, number, attempt, cohort, spec.rounds.deadline)
         self._opened = deadline - spec.rounds.deadline
@@ -339,6 +340,7 @@ class Runner:
             job=self.job,
             number=number,
             attempt=record.attempt,
+            cohort=record.cohort,
             spec=spec,
             base=base,
             model=model,

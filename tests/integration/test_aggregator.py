@@ -262,6 +262,7 @@ def hostile(trainers: Trainers, event: RoundStart, client: str) -> dict[str, str
     honest = weights.digest_of(good)
     lying = BlobRef(key=names.update_blob(event.job, event.round, client, "0" * 64), size=good.nbytes, digest="0" * 64)
     trainers.blobs.put(lying.key, good)
+    absent = lying.model_copy(update={"key": lying.key.replace("0" * 12, "1" * 12), "digest": "1" * 64})
     cases: list[tuple[str, np.ndarray, dict[str, Any]]] = [
         ("NaN or Inf", filled(np.nan), {}),
         ("NaN or Inf", filled(np.inf), {}),
@@ -276,7 +277,7 @@ def hostile(trainers: Trainers, event: RoundStart, client: str) -> dict[str, str
         ("bytes instead of", np.zeros(10 * UPDATES.file_size, np.uint8), {}),
         ("its digest is", good, {"update": lying}),
         ("lies at", good, {"update": lying.model_copy(update={"key": names.job_blob(event.job), "digest": honest})}),
-        ("not in the store", good, {"update": lying.model_copy(update={"key": lying.key.replace("0" * 12, "1" * 12), "digest": "1" * 64})}),
+        ("not in the store", good, {"update": absent}),
         ("was trained on the model", good, {"base": "0" * 64}),
         ("while round", good, {"round": event.round + 1}),
         ("while round", good, {"round": event.round - 1}),

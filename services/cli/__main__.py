@@ -1,0 +1,219 @@
+"""`fedq`: every command, what it takes and what it prints."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.failing import Commands
+
+# What a command needs is imported by it alone, so that the others answer at once.
+if TYPE_CHECKING:
+    from services.cli.servers import Servers
+    from shared.events import TrainingEnd
+
+app = typer.Typer(
+    cls=Commands,
+    help="Federated learning over a message queue. Servers come from FEDQ_* (see `fedq doctor`).",
+    epilog="Exit codes: 0 done, 1 the job failed, 2 a mistake in what was given, 3 a server is away or refuses.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The job file, YAML.")]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id; `fedq jobs` lists them.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: rounds.count=3.")]
+Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
+
+
+@app.command()
+def validate(file: File, assignments: Set = None, as_json: Json = False) -> None:
+    """Checks a job file without asking any server; --json prints it with all defaults."""
+    from services.cli import jobfile, output
+
+    spec = jobfile.load(file, assignments or ())
+    if as_json:
+        output.emit(spec.model_dump(mode="json"))
+    else:
+        print(f"{file}: fine, {spec.population} clients, {spec.rounds.count} rounds of {spec.cohort_size}")
+
+
+@app.command()
+def schema() -> None:
+    """Prints the JSON Schema of job files, for editors."""
+    from services.cli import output
+    from shared.jobs import JobSpec
+
+    output.emit(JobSpec.model_json_schema())
+
+
+@app.command()
+def start(
+    file: File,
+    assignments: Set = None,
+    job_id: Annotated[
+        str | None, typer.Option("--id", metavar="JOB", help="The job's id, instead of a new one.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follows the job to its end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Starts a job and prints its id."""
+    from services.cli import jobfile, operating, output, screen
+    from services.cli.watching import Watch
+    from shared.jobs import new_job_id
+
+    spec = jobfile.load(file, assignments or ())
+    job = operating.check_id(job_id) if job_id else new_job_id(spec.name)
+    with _servers() as servers:
+        if not watch:
+            operating.start(servers, job, spec)
+            _announce(job, as_json)
+            if not servers.aggregators():
+                output.note(servers.why_queued())
+            return
+        with screen.view(as_json) as view:
+            watching = Watch(servers, job, view)
+            operating.start(servers, job, spec, watching)
+            _announce(job, as_json)
+            end = watching.follow()
+        _conclude(end, as_json)
+
+
+@app.command()
+def watch(job: Job, as_json: Json = False) -> None:
+    """Follows a job to its end."""
+    from services.cli import screen
+    from services.cli.watching import Watch
+
+    with _servers() as servers:
+        with screen.view(as_json) as view:
+            end = Watch(servers, job, view).follow()
+        _conclude(end, as_json)
+
+
+@app.command()
+def stop(
+    job: Job, reason: Annotated[str, typer.Option(help="Why; the record keeps it.")] = "stopped by an operator"
+) -> None:
+    """Ends a job where it stands."""
+    from services.cli import operating
+
+    with _servers() as servers:
+        end = operating.stop(servers, job, reason)
+        if end is None:
+            print(f"stop requested; job {job} is {servers.why_queued()}")
+        else:
+            print(f"job {job} {end.outcome} after {end.rounds} rounds")
+
+
+@app.command()
+def jobs(as_json: Json = False) -> None:
+    """Lists every job, the newest first."""
+    from services.cli import tables
+
+    with _servers() as servers:
+        tables.jobs(servers, as_json)
+
+
+@app.command()
+def show(job: Job, as_json: Json = False) -> None:
+    """Shows a job's settings and, round by round, who took part."""
+    from services.cli import tables
+
+    with _servers() as servers:
+        tables.show(servers, job, as_json)
+
+
+@app.command()
+def nodes(as_json: Json = False) -> None:
+    """Lists the trainers that are alive."""
+    from services.cli import tables
+
+    with _servers() as servers:
+        tables.nodes(servers, as_json)
+
+
+@app.command()
+def results(
+    job: Job,
+    export: Annotated[Path | None, typer.Option(metavar="PATH", help="Saves the model, a safetensors file.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Draws the learning curve, a PNG file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrites these files.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows how good the model became, round by round."""
+    from services.cli import results as found
+
+    with _servers() as servers:
+        found.results(servers, job, export=export, plot=plot, force=force, as_json=as_json)
+
+
+@app.command()
+def replay(
+    job: Job,
+    number: Annotated[int, typer.Argument(metavar="ROUND", min=0, help="A committed round.")],
+    as_json: Json = False,
+) -> None:
+    """Folds a round's updates again and compares the model, bit by bit, with the one that was committed."""
+    from services.cli import output
+    from services.cli.replaying import replay
+
+    with _servers() as servers:
+        verdict = replay(servers, job, number)
+    if as_json:
+        output.emit(verdict.document())
+    else:
+        print(verdict)
+    if not verdict.agrees:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Checks every server and service, and says what to do about what is wrong."""
+    from services.cli.doctor import examine
+
+    with _servers() as servers:
+        raise typer.Exit(examine(servers, as_json))
+
+
+def _servers() -> "Servers":
+    from services.cli.servers import Servers
+    from shared import logs
+
+    servers = Servers()
+    config = servers.settings
+    # A command says itself what matters; a log line would break into its table.
+    logs.configure(
+        config if config.log_level == "debug" else config.model_copy(update={"log_level": "critical"}), "cli"
+    )
+    return servers
+
+
+def _announce(job: str, as_json: bool) -> None:
+    from services.cli import output
+
+    if as_json:
+        output.emit({"job": job}, line=True)
+    else:
+        print(job, flush=True)
+
+
+def _conclude(end: "TrainingEnd", as_json: bool) -> None:
+    """The last line of a job that finished; an error for one that did not."""
+    from services.cli.progress import last_line
+    from shared.errors import JobFailed
+
+    if end.outcome != "finished":
+        raise JobFailed(f"job {end.job} {end.outcome}: {end.reason or 'no reason given'}")
+    if not as_json:
+        print(last_line(end))
+
+
+def main() -> None:
+    app(prog_name="fedq")
+
+
+if __name__ == "__main__":
+    main()

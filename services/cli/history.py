@@ -1,0 +1,125 @@
+"""What the object store keeps of a job: its spec, its committed rounds and its end."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from shared import names
+from shared.blobs import Blobs, NotFound
+from shared.errors import BadInput, Unavailable
+from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
+from shared.ledger import JobRecord, Ledger
+
+AT_ONCE = 16  #: records asked for at the same time: each costs one way to the server and back
+
+
+@dataclass(frozen=True)
+class PastRound:
+    """A committed round, by its manifest and, where its model was evaluated, the result."""
+
+    number: int
+    manifest: dict[str, Any]
+    evaluation: dict[str, Any] | None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Loss and accuracy on the test set, and those of the model it began with on the clients' own data."""
+        tested = self.evaluation["metrics"] if self.evaluation else {}
+        return {**self.manifest["metrics"], **{name: tested[name] for name in ("loss", "accuracy") if name in tested}}
+
+    def events(self) -> "Iterator[RoundEnd | ModelEvaluated]":
+        """The events that told of it, for whoever did not hear them."""
+        found = self.manifest
+        yield RoundEnd(
+            job=found["job"],
+            round=self.number,
+            attempt=found["attempt"],
+            outcome="committed",
+            accepted=len(found["updates"]),
+            rejected=len(found["rejected"]),
+            metrics=found["metrics"],
+            model=found["model"],
+            seconds=found["seconds"],
+        )
+        if self.evaluation:
+            yield ModelEvaluated(
+                job=found["job"],
+                round=self.number,
+                model=self.evaluation["model"],
+                trainer="unknown",
+                examples=self.evaluation["examples"],
+                metrics=self.evaluation["metrics"],
+            )
+
+
+def rounds(blobs: Blobs, job: str, first: int = 0, last: int | None = None) -> list[PastRound]:
+    """The committed rounds from `first` to `last`, or to the last one there is."""
+    found: list[PastRound] = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while last is None or first <= last:
+            end = first + AT_ONCE if last is None else min(first + AT_ONCE, last + 1)
+            batch = list(pool.map(lambda number: _round(blobs, job, number), range(first, end)))
+            found += [past for past in batch if past is not None]
+            if None in batch:
+                break
+            first = end
+    return found
+
+
+def spec(blobs: Blobs, job: str) -> dict[str, Any] | None:
+    """The job spec with all defaults, or None while no aggregator has taken the job."""
+    record = _optional(blobs, names.job_blob(job))
+    return record["spec"] if record else None
+
+
+def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
+    """The spec of a job that has begun, or `BadInput` with what is known of this one."""
+    found = spec(blobs, job)
+    if found is None:
+        record = ledger.required(job)
+        if record.status == "queued":
+            raise BadInput(f"job {job} is queued: it has no rounds yet")
+        raise Unavailable(f"job {job} is {record.status}, and {blobs.place} holds nothing of it; check FEDQ_S3_BUCKET")
+    return found
+
+
+def end(blobs: Blobs, job: str) -> TrainingEnd | None:
+    """How a job ended, or None while it has not."""
+    result = _optional(blobs, names.result_blob(job))
+    if result is None:
+        return None
+    return TrainingEnd.model_validate({name: result[name] for name in TrainingEnd.model_fields})
+
+
+def end_of(blobs: Blobs, record: JobRecord) -> TrainingEnd:
+    """The end of a job that the ledger says is over, told by the ledger where the store does not know it."""
+    return end(blobs, record.id) or TrainingEnd.model_validate(
+        {
+            "job": record.id,
+            "outcome": record.status,
+            "reason": record.detail,
+            "rounds": max(0, record.round),
+            "metrics": record.metrics,
+            "seconds": max(0.0, record.ended - record.started),
+        }
+    )
+
+
+def manifest(blobs: Blobs, job: str, number: int) -> dict[str, Any] | None:
+    """The commit record of a round, or None where it is not committed."""
+    return _optional(blobs, names.manifest_blob(job, number))
+
+
+def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
+    found = manifest(blobs, job, number)
+    if found is None:
+        return None
+    return PastRound(number, found, _optional(blobs, names.evaluation_blob(job, number)))
+
+
+def _optional(blobs: Blobs, key: str) -> dict[str, Any] | None:
+    try:
+        return blobs.get_json(key)
+    except NotFound:
+        return None

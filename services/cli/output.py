@@ -1,0 +1,74 @@
+"""How the command line writes: tables and numbers for people, JSON for programs."""
+
+import json
+import math
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+WIDE = 200  #: columns of what no terminal will show: lines are for grep then, and not folded
+
+
+class Terminal(Console):
+    """Standard output, where text is text: a reason with brackets in it is no markup."""
+
+    def __init__(self) -> None:
+        width = None if sys.stdout.isatty() else WIDE
+        super().__init__(markup=False, highlight=False, emoji=False, width=width)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # `services.cli.failing` handles it, and Rich would exit with 1
+
+
+def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
+    """An empty table; the columns named in `numbers` are aligned to the right, and the last one may be long."""
+    made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for column in columns:
+        right = column in numbers
+        made.add_column(column, justify="right" if right else "left", no_wrap=column != columns[-1])
+    return made
+
+
+def note(sentence: str) -> None:
+    """Something a person should know and a script that reads standard output should not."""
+    print(sentence, file=sys.stderr)
+
+
+def emit(document: Any, *, line: bool = False) -> None:
+    """One JSON document on standard output, or one line of a stream of them."""
+    text = json.dumps(_finite(document), indent=None if line else 2, allow_nan=False)
+    print(text, flush=True)
+
+
+def figure(value: float | None) -> str:
+    """A loss or an accuracy, to three decimals."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def span(seconds: float) -> str:
+    """A duration in its two largest units: 42 s, 3 m 20 s, 2 h 5 m, 4 d 1 h."""
+    whole = max(0, round(seconds))
+    for large, size, small, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {large}" + (f" {rest} {small}" if rest else "")
+    return f"{whole} s"
+
+
+def shortened(names: "list[str] | tuple[str, ...]", most: int = 6) -> str:
+    """A list for a terminal: its first few, and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity, and the loss of a model that diverged is one."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

@@ -1,0 +1,157 @@
+"""A watched job as a value: events go in, and out comes what is new in each, as a sentence.
+
+Pure. An event may come twice, from the bus and from the record: the second time there is nothing new in it.
+"""
+
+from dataclasses import dataclass, field
+
+from shared.events import AnyEvent, JobStatus, ModelEvaluated, ModelUpdate, RoundEnd, RoundStart, TrainingEnd
+from shared.ledger import JobRecord, RoundRecord
+
+
+@dataclass
+class Row:
+    """A round that is over."""
+
+    number: int
+    updates: int
+    rejected: int
+    seconds: float
+    client_loss: float | None = None
+    client_accuracy: float | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass
+class Progress:
+    """How far a job is, as far as was heard."""
+
+    job: str
+    count: int  # rounds that it is to have
+    status: str = "queued"
+    detail: str = ""
+    note: str = ""  # what stands in the way, found while no event came
+    round: int = -1  # the one that is open, or was last
+    attempt: int = 0
+    cohort: set[str] = field(default_factory=set)
+    answered: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    rows: dict[int, Row] = field(default_factory=dict)
+    end: TrainingEnd | None = None
+
+    @property
+    def committed(self) -> int:
+        """The last round that has a model; -1 before the initial one."""
+        return max(self.rows, default=self.end.rounds if self.end else -1)
+
+    def recall(self, record: JobRecord, open_round: RoundRecord | None) -> str:
+        """Takes over what the ledger says; returns what is new."""
+        self.count = record.rounds
+        news = self._describe(record.status, record.detail)
+        if open_round is not None and open_round.state == "open":
+            self._open(open_round.number, open_round.attempt, open_round.cohort)
+            self.answered.update(open_round.accepted)
+            self.failed.update(open_round.rejected)
+        return news
+
+    def apply(self, event: AnyEvent) -> str:
+        """Takes in an event; returns the sentence that tells it, or nothing where it is known or another job's."""
+        if getattr(event, "job", None) != self.job:
+            return ""
+        news = ""
+        match event:
+            case JobStatus():
+                news = self._describe(event.status, event.detail)
+            case RoundStart():
+                news = self._on_round_start(event)
+            case ModelUpdate():
+                news = self._on_model_update(event)
+            case RoundEnd():
+                news = self._on_round_end(event)
+            case ModelEvaluated():
+                news = self._on_model_evaluated(event)
+            case TrainingEnd():
+                self.end = event
+                news = self._describe(event.outcome, event.reason)
+        return news
+
+    def _describe(self, status: str, detail: str) -> str:
+        if (status, detail) == (self.status, self.detail):
+            return ""
+        self.status, self.detail = status, detail
+        return f"{status}: {detail}" if detail else status
+
+    def _on_round_start(self, event: RoundStart) -> str:
+        self.count = event.spec.rounds.count
+        before = len(self.cohort) if (event.round, event.attempt) == (self.round, self.attempt) else 0
+        if event.round <= self.committed:
+            return ""
+        self._open(event.round, event.attempt, event.cohort)
+        self._describe("running", "")
+        if len(self.cohort) == before:
+            return ""  # rung again, for those who have not answered
+        again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+        if event.round == 0:
+            return f"{self._name(0)}: asked {event.cohort[0]} for the initial model{again}"
+        return f"{self._name(event.round)}: {_many(len(self.cohort), 'client')} asked{again}"
+
+    def _open(self, number: int, attempt: int, cohort: tuple[str, ...]) -> None:
+        if (number, attempt) != (self.round, self.attempt):
+            self.round, self.attempt = number, attempt
+            self.cohort, self.answered, self.failed = set(), set(), {}
+        self.cohort.update(cohort)
+
+    def _on_model_update(self, event: ModelUpdate) -> str:
+        if event.round != self.round or event.client in self.answered or event.client in self.failed:
+            return ""
+        if event.error is not None:
+            self.failed[event.client] = event.error
+            return f"{self._name(event.round)}: {event.client} failed: {event.error}"
+        self.answered.add(event.client)
+        of = f" of {len(self.cohort)}" if self.cohort else ""
+        return f"{self._name(event.round)}: {len(self.answered)}{of} updates in, {event.client}"
+
+    def _on_round_end(self, event: RoundEnd) -> str:
+        if event.outcome != "committed":
+            return f"{self._name(event.round)}: {event.outcome}: {event.reason}"
+        if event.round in self.rows:
+            return ""
+        row = Row(event.round, event.accepted, event.rejected, event.seconds)
+        row.client_loss, row.client_accuracy = event.metrics.get("client_loss"), event.metrics.get("client_accuracy")
+        self.rows[event.round] = row
+        self.round = max(self.round, event.round)
+        if event.round == 0:
+            return f"{self._name(0)}: the initial model is there, {event.seconds:.1f} s"
+        updates = _many(event.accepted, "update")
+        refused = f", {event.rejected} rejected" if event.rejected else ""
+        clients = _figures("clients' ", row.client_loss, row.client_accuracy)
+        return f"{self._name(event.round)}: committed {updates}{refused}{clients}, {event.seconds:.1f} s"
+
+    def _on_model_evaluated(self, event: ModelEvaluated) -> str:
+        if event.error is not None:
+            return f"{self._name(event.round)}: not evaluated: {event.error}"
+        row = self.rows.get(event.round)
+        if row is None or not event.examples or (row.loss, row.accuracy) != (None, None):
+            return ""
+        row.loss, row.accuracy = event.metrics.get("loss"), event.metrics.get("accuracy")
+        return f"{self._name(event.round)}: test{_figures('', row.loss, row.accuracy).lstrip(',')}"
+
+    def _name(self, number: int) -> str:
+        return f"round {number}/{self.count}"
+
+
+def last_line(end: TrainingEnd) -> str:
+    """The one line that sums a finished job up."""
+    accuracy = end.metrics.get("accuracy")
+    begin = "finished" if accuracy is None else f"accuracy {accuracy:.3f}"
+    return f"{begin} after {end.rounds} rounds ({end.seconds:.1f} s)"
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def _figures(whose: str, loss: float | None, accuracy: float | None) -> str:
+    told = [(name, value) for name, value in (("loss", loss), ("accuracy", accuracy)) if value is not None]
+    return "".join(f", {whose if index == 0 else ''}{name} {value:.3f}" for index, (name, value) in enumerate(told))

@@ -1,0 +1,105 @@
+"""How good a job's model became: the figures of each round, the model itself, and the learning curve."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from services.cli import history, output
+from services.cli.history import PastRound
+from services.cli.progress import last_line
+from services.cli.servers import Servers
+from shared.errors import BadInput
+from shared.events import BlobRef
+
+
+def results(servers: Servers, job: str, *, export: Path | None, plot: Path | None, force: bool, as_json: bool) -> None:
+    """Prints every committed round, of a job that has ended or of one that runs; saves what is asked for."""
+    for path in (export, plot):
+        if path is not None:
+            _check_target(path, force)
+    spec = history.known_spec(servers.blobs, servers.ledger, job)
+    rounds = history.rounds(servers.blobs, job)
+    end = history.end(servers.blobs, job)
+    if as_json:
+        output.emit({
+            "job": job,
+            "rounds": [_document(past) for past in rounds],
+            "result": end.model_dump(mode="json") if end else None,
+        })  # fmt: skip
+    else:
+        _print(rounds)
+        if end is None:
+            print(f"job {job} has not ended: {max(0, len(rounds) - 1)} of {spec['rounds']['count']} rounds so far")
+        elif end.outcome == "finished":
+            print(last_line(end))
+        else:
+            print(f"job {job} {end.outcome} after {end.rounds} rounds: {end.reason}")
+    if export is not None:
+        model = end.model if end and end.model else _last_model(job, rounds)
+        with _replacing(export) as fresh:
+            servers.blobs.get(model).tofile(fresh)  # checked against its digest on the way
+        output.note(f"saved {export}: {model.size} bytes, digest {model.digest[:12]}")
+    if plot is not None:
+        from services.cli.plotting import learning_curve
+
+        if len(rounds) < 2:
+            raise BadInput(f"job {job} has no committed round to draw yet")
+        with _replacing(plot) as fresh:
+            learning_curve(job, rounds, fresh)
+        output.note(f"saved {plot}")
+
+
+def _print(rounds: list[PastRound]) -> None:
+    columns = ("round", "loss", "accuracy", "clients' loss", "clients' accuracy", "updates", "rejected", "seconds")
+    made = output.table(*columns, numbers=columns)
+    for past in rounds:
+        figures = past.figures
+        made.add_row(
+            str(past.number),
+            *(output.figure(figures.get(name)) for name in ("loss", "accuracy", "client_loss", "client_accuracy")),
+            str(len(past.manifest["updates"])),
+            str(len(past.manifest["rejected"])),
+            f"{past.manifest['seconds']:.1f}",
+        )
+    output.Terminal().print(made)
+
+
+def _document(past: PastRound) -> dict[str, object]:
+    return {
+        "round": past.number,
+        **past.figures,
+        "updates": len(past.manifest["updates"]),
+        "rejected": len(past.manifest["rejected"]),
+        "seconds": past.manifest["seconds"],
+        "model": past.manifest["model"],
+    }
+
+
+def _last_model(job: str, rounds: list[PastRound]) -> BlobRef:
+    if not rounds:
+        raise BadInput(f"job {job} has no model yet")
+    return BlobRef.model_validate(rounds[-1].manifest["model"])
+
+
+def _check_target(path: Path, force: bool) -> None:
+    if not path.parent.is_dir():
+        raise BadInput(f"{path}: there is no directory {path.parent}")
+    if path.is_dir():
+        raise BadInput(f"{path}: is a directory; name a file")
+    if path.exists() and not force:
+        raise BadInput(f"{path}: exists already; --force overwrites it")
+
+
+@contextmanager
+def _replacing(path: Path) -> "Iterator[Path]":
+    """A file beside `path` that takes its place when it is whole."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""The servers that a command talks to, each connected to when it is first needed."""
+
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from shared import names, settings
+from shared.settings import Cli
+
+if TYPE_CHECKING:
+    from shared.blobs import Blobs
+    from shared.bus import Bus
+    from shared.ledger import Ledger
+    from shared.redis_client import Redis
+    from shared.roster import Roster
+
+PATIENCE = 5.0  #: seconds until a person hears that RabbitMQ does not answer
+
+
+class Servers:
+    """RabbitMQ, Redis and the object store of `FEDQ_*`; a driver is loaded with its first use."""
+
+    def __init__(self) -> None:
+        self.settings = settings.load(Cli)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if "bus" in self.__dict__:
+            self.bus.close(timeout=1)
+
+    @cached_property
+    def bus(self) -> "Bus":
+        from shared.bus import Bus
+
+        return Bus(self.settings, "cli", patience=PATIENCE)
+
+    @cached_property
+    def redis(self) -> "Redis":
+        from shared.redis_client import Redis
+
+        return Redis(self.settings)
+
+    @cached_property
+    def ledger(self) -> "Ledger":
+        from shared.ledger import Ledger
+
+        return Ledger(self.redis)
+
+    @cached_property
+    def roster(self) -> "Roster":
+        from shared.roster import Roster
+
+        return Roster(self.redis)
+
+    @cached_property
+    def blobs(self) -> "Blobs":
+        from shared.blobs import Blobs
+
+        return Blobs(self.settings)
+
+    def aggregators(self) -> int:
+        """How many aggregators would take a job now."""
+        found = self.bus.depth(names.COMMANDS)
+        return found[1] if found else 0
+
+    def why_queued(self) -> str:
+        """What a job that nobody has taken yet waits for."""
+        if self.aggregators():
+            return "queued: an aggregator is about to take it"
+        # One with all the jobs it may have stops listening for more.
+        if any(job.status in ("running", "waiting") for job in self.ledger.jobs()):
+            return "queued: no aggregator has room for another job; start one with `python -m services.aggregator`"
+        return "queued: no aggregator is running; start one with `python -m services.aggregator`"

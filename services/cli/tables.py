@@ -1,0 +1,151 @@
+"""The record as tables: jobs, one job's rounds, and the trainers."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.text import Text
+
+from services.cli import history, output
+from services.cli.servers import Servers
+from shared.ledger import JobRecord, RoundRecord
+from shared.roster import Member
+
+MAX_SKEW = 5.0  #: seconds; beyond it the times in the record tell a wrong story
+
+
+def jobs(servers: Servers, as_json: bool) -> None:
+    """Every job, the newest first."""
+    found = servers.ledger.jobs()
+    if as_json:
+        return output.emit([asdict(record) for record in found])
+    now = servers.ledger.now()
+    made = output.table("job", "status", "round", "accuracy", "age", "detail", numbers=("round", "accuracy", "age"))
+    for record in found:
+        made.add_row(
+            record.id,
+            record.status,
+            f"{max(0, record.round)}/{record.rounds}",
+            output.figure(record.metrics.get("accuracy")),
+            output.span(now - record.created),
+            record.detail if record.status != "running" else "",  # what it began with says less than its round
+        )
+    return output.Terminal().print(made if found else "no jobs; `fedq start FILE` starts one")
+
+
+def nodes(servers: Servers, as_json: bool) -> None:
+    """Every trainer alive; a clock that is off is pointed out."""
+    found = servers.roster.alive()
+    if as_json:
+        return output.emit([asdict(member) for member in found])
+    numbers = ("slots", "busy", "lease", "clock")
+    made = output.table("trainer", "trains", "host", "device", *numbers, numbers=numbers)
+    for member in found:
+        made.add_row(
+            member.trainer,
+            f"pool {member.pool}" if member.pool else f"client {member.client}",
+            member.host,
+            member.device,
+            str(member.slots),
+            str(member.busy),
+            f"{member.alive_for:.1f} s",
+            Text(f"{member.skew:+.1f} s", "red" if abs(member.skew) > MAX_SKEW else ""),
+        )
+    terminal = output.Terminal()
+    terminal.print(made if found else "no trainer is alive; start one with `python -m services.trainer`")
+    for member in found:
+        if abs(member.skew) > MAX_SKEW:
+            output.note(f"warning: {skewed(member)}")
+    return None
+
+
+def skewed(member: Member) -> str:
+    """What is wrong with a trainer's clock."""
+    way = "ahead of" if member.skew > 0 else "behind"
+    return f"the clock of {member.host} ({member.trainer}) is {abs(member.skew):.1f} s {way} Redis's; synchronise it"
+
+
+def show(servers: Servers, job: str, as_json: bool) -> None:
+    """A job's record and settings, and who took part in each round."""
+    record = servers.ledger.required(job)
+    spec = history.spec(servers.blobs, job)
+    rounds = [_committed(past) for past in history.rounds(servers.blobs, job)]
+    open_round = servers.ledger.round(job, record.round + 1)
+    if open_round is not None and open_round.number == len(rounds):
+        rounds.append(_open(open_round))
+    if as_json:
+        return output.emit({**asdict(record), "spec": spec, "by_round": rounds})
+    terminal = output.Terminal()
+    terminal.print(Text(job, "bold"), record.status)
+    for name, value in {**_facts(record), **(spec or {})}.items():
+        if value is not None:
+            terminal.print(f"  {name:<12} {in_short(value)}")
+    terminal.print()
+    made = output.table(
+        "round", "state", "asked", "updates", "clients", "rejected", numbers=("round", "asked", "updates")
+    )
+    for row in rounds:
+        rejected = [f"{client}: {reason}" for client, reason in row["rejected"].items()]
+        made.add_row(
+            str(row["round"]),
+            row["state"],
+            str(len(row["cohort"])),
+            str(len(row["accepted"])),
+            output.shortened(row["accepted"], 4),
+            Text(output.shortened(rejected, 2), "red"),
+        )
+    return terminal.print(made if rounds else "no round has begun")
+
+
+def in_short(value: Any) -> str:
+    """A section of the job file in a few words: its name, then its settings."""
+    if isinstance(value, Mapping):
+        parts = [str(value["name"])] if "name" in value else []
+        for key, inner in value.items():
+            if key != "name" and inner is not None and inner != {}:
+                nested = isinstance(inner, Mapping)
+                parts.append(f"{key} ({in_short(inner)})" if nested else f"{key} {in_short(inner)}")
+        return ", ".join(parts)
+    if isinstance(value, list | tuple):
+        return output.shortened([str(inner) for inner in value])
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _facts(record: JobRecord) -> dict[str, str | None]:
+    return {
+        "round": f"{max(0, record.round)} of {record.rounds}",
+        "detail": record.detail if record.detail and record.status != "running" else None,
+        "owner": record.owner or None,
+        "took": output.span(record.ended - record.started) if record.started and record.ended else None,
+        "metrics": in_short(record.metrics) or None,
+    }
+
+
+def _committed(past: history.PastRound) -> dict[str, Any]:
+    accepted = [update["client"] for update in past.manifest["updates"]]
+    rejected = past.manifest["rejected"]
+    return {
+        "round": past.number,
+        "state": "committed",
+        "attempt": past.manifest["attempt"],
+        "cohort": past.manifest.get("cohort") or sorted({*accepted, *rejected}),
+        "accepted": accepted,
+        "rejected": rejected,
+        "metrics": past.figures,
+        "seconds": past.manifest["seconds"],
+    }
+
+
+def _open(record: RoundRecord) -> dict[str, Any]:
+    return {
+        "round": record.number,
+        "state": record.state,
+        "attempt": record.attempt,
+        "cohort": list(record.cohort),
+        "accepted": list(record.accepted),
+        "rejected": record.rejected,
+        "metrics": {},
+        "seconds": None,
+    }

@@ -1,0 +1,1 @@
+"""The registry: keeps membership from heartbeats, and answers for the whole over HTTP."""

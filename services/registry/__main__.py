@@ -1,0 +1,79 @@
+"""`python -m services.registry`: hears heartbeats, keeps the roster, and answers over HTTP until asked to stop."""
+
+import os
+import socket
+import threading
+from urllib.parse import urlsplit
+
+import structlog
+import uvicorn
+
+from services.registry import api
+from services.registry.handlers import Registrar
+from services.registry.membership import lease
+from services.registry.metrics import Metrics
+from shared import logs, service, settings, topology
+from shared.bus import Bus
+from shared.errors import Unavailable
+from shared.ledger import Ledger
+from shared.redis_client import Redis
+from shared.roster import Roster
+
+log = structlog.get_logger()
+
+PREFETCH = 32  #: heartbeats on their way while one is handled
+
+
+def main() -> None:
+    config = settings.load(settings.Registry)
+    logs.configure(config, "registry")
+    url = config.registry_url.get_secret_value()
+    listener = _listen(url)
+    redis = Redis(config)
+    roster, ledger = Roster(redis), Ledger(redis)
+    ledger.now()
+    bus = Bus(config, f"registry-{socket.gethostname()}-{os.getpid()}")
+    registrar = Registrar(bus, roster, lease(config.heartbeat_s, config.patience))
+    bus.declare(topology.dead_letters())
+    heartbeats = bus.serve(topology.heartbeats(), registrar.on_heartbeat, prefetch=PREFETCH)
+
+    def away() -> list[str]:
+        reasons = [] if heartbeats.connected else [f"RabbitMQ at {bus.place} is away: no heartbeats are received"]
+        try:
+            redis.ping()
+        except Unavailable as error:
+            reasons.append(str(error))
+        return reasons
+
+    app = api.create(roster, ledger, Metrics(roster, ledger, registrar.counts), away)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    # On a thread of its own it leaves the signals to us, and a signal is heard from the first moment on.
+    web = threading.Thread(target=server.run, args=([listener],), name="web")
+    with service.until_stopped() as stop:
+        registrar.start()
+        web.start()
+        log.info("ready", url=url, bus=bus.place, lease=lease(config.heartbeat_s, config.patience))
+        stop.wait()
+        log.info("stopping")
+        server.should_exit = True
+        web.join()
+        registrar.stop()
+        bus.close(timeout=1)
+
+
+def _listen(url: str) -> socket.socket:
+    """A socket at the host and port of `url`, or the reason why there is none."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise Unavailable(f"{url} cannot be served ({error.strerror}); change FEDQ_REGISTRY_URL") from error
+    return listener
+
+
+if __name__ == "__main__":
+    service.run(main)

@@ -1,0 +1,85 @@
+"""The federation in numbers for Prometheus, read from the roster and the ledger when they are asked for."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.registry.handlers import Counts
+from shared.ledger import ENDED, LIVE, Ledger
+from shared.roster import Roster
+
+REMEMBERED = 3600.0  #: seconds for which an ended job's figures are still shown: several scrapes will see the last
+
+
+class Metrics:
+    """One process's answer to a scrape."""
+
+    def __init__(self, roster: Roster, ledger: Ledger, counts: Counts) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Trainers(roster))
+        self._registry.register(_Jobs(ledger))
+        self._registry.register(_Happenings(counts))
+
+    def text(self) -> bytes:
+        """All of it in Prometheus's format; `Unavailable` while Redis is away."""
+        return generate_latest(self._registry)
+
+
+class _Trainers(Collector):
+    """Who is alive and how busy, by pool or silo."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+
+    def collect(self) -> Iterator[Metric]:
+        trainers, slots, busy = Counter[str](), Counter[str](), Counter[str]()
+        for member in self._roster.alive():
+            trainers[member.group] += 1
+            slots[member.group] += member.slots
+            busy[member.group] += member.busy
+        yield _gauge("fedq_trainers", "Trainers alive", trainers, "group")
+        yield _gauge("fedq_slots", "Clients that can train at once", slots, "group")
+        yield _gauge("fedq_busy_slots", "Clients training now", busy, "group")
+
+
+class _Jobs(Collector):
+    """How far the jobs are, and how good their models."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[Metric]:
+        jobs, now = self._ledger.jobs(), self._ledger.now()
+        shown = [job for job in jobs if job.status in LIVE or job.ended > now - REMEMBERED]
+        statuses = Counter(dict.fromkeys((*LIVE, *ENDED), 0))
+        statuses.update(job.status for job in jobs)
+        yield _gauge("fedq_jobs", "Jobs", statuses, "status")
+        yield _gauge("fedq_job_round", "Last committed round", {job.id: job.round for job in shown}, "job")
+        yield _gauge("fedq_job_rounds", "Rounds the job is to have", {job.id: job.rounds for job in shown}, "job")
+        for name in ("accuracy", "loss", "client_accuracy", "client_loss"):
+            figures = {job.id: job.metrics[name] for job in shown if name in job.metrics}
+            yield _gauge(f"fedq_job_{name}", f"Latest {name.replace('_', ' ')} of the model", figures, "job")
+
+
+class _Happenings(Collector):
+    """What this process has seen since it started."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._counts
+        yield CounterMetricFamily("fedq_heartbeats", "Heartbeats received", counts.heartbeats)
+        yield CounterMetricFamily("fedq_trainers_joined", "Trainers that joined", counts.joined)
+        yield CounterMetricFamily("fedq_trainers_left", "Trainers that said goodbye", counts.left)
+        yield CounterMetricFamily("fedq_trainers_lost", "Trainers whose lease ran out", counts.lost)
+
+
+def _gauge(name: str, text: str, values: "Counter[str] | dict[str, int] | dict[str, float]", label: str) -> Metric:
+    gauge = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in sorted(values.items()):
+        gauge.add_metric([key], value)
+    return gauge

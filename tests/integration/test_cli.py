@@ -1,0 +1,599 @@
+"""The command line against real servers, with jobs whose every step is scripted."""
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+
+from services.cli.watching import QUIET
+from shared import names, topology, weights
+from shared.bus import Bus
+from shared.events import (
+    BlobRef,
+    Heartbeat,
+    JobStatus,
+    ModelEvaluated,
+    ModelUpdate,
+    RoundEnd,
+    RoundStart,
+    StartTraining,
+    StopTraining,
+    TrainingEnd,
+)
+from shared.fold import Fold, Grid
+from shared.jobs import JobSpec
+from shared.strategies import fedavg
+from tests.conftest import Servers
+
+ROOT = Path(__file__).parents[2]
+DIGITS = str(ROOT / "examples/digits.yaml")
+SECONDS = 30
+LAYOUT = weights.layout_of({"w": ("F32", (3, 2)), "b": ("F32", (2,)), "seen": ("I64", ())})
+COHORT = ("client-00", "client-01")
+
+
+@dataclass
+class Done:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+@dataclass
+class Fedq:
+    """Runs `fedq` as a process of its own."""
+
+    environment: dict[str, str]
+    folder: Path
+    running: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def begin(self, *arguments: str, **changes: str) -> "subprocess.Popen[str]":
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli", *arguments],
+            cwd=self.folder,
+            env={**inherited, **self.environment, **changes, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.running.append(process)
+        return process
+
+    def finish(self, process: "subprocess.Popen[str]") -> Done:
+        out, err = process.communicate(timeout=SECONDS)
+        assert "Traceback" not in err
+        return Done(process.returncode, out, err)
+
+    def __call__(self, *arguments: str, **changes: str) -> Done:
+        return self.finish(self.begin(*arguments, **changes))
+
+
+@pytest.fixture
+def fedq(servers: Servers, tmp_path: Path) -> Any:
+    runs = Fedq(servers.environment(), tmp_path)
+    yield runs
+    for process in runs.running:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@dataclass
+class Scripted:
+    """An aggregator and its trainers, doing what a test says."""
+
+    servers: Servers
+    bus: Bus
+    job: str
+    spec: JobSpec
+    fence: int
+    file: Any = None
+    blob: BlobRef | None = None
+
+    def say(self, status: str, detail: str) -> None:
+        self.servers.ledger().describe(self.job, self.fence, status, detail)
+        self.publish(JobStatus.model_validate({"job": self.job, "status": status, "detail": detail}))
+
+    def publish(self, event: Any) -> None:
+        self.bus.publish(event, required=False)
+
+    def ask(self, number: int, cohort: tuple[str, ...] = COHORT) -> None:
+        deadline = self.servers.ledger().open_round(self.job, self.fence, number, 1, cohort, 60)
+        told = {"group": "cpu", "round": number, "attempt": 1, "base": self.blob, "spec": self.spec}
+        self.publish(RoundStart(job=self.job, cohort=cohort, deadline=deadline, **told))
+
+    def commit(self, number: int, *, accuracy: float | None = None, keep: bool = True) -> None:
+        """Both clients answer, and the round becomes a model."""
+        ledger, blobs = self.servers.ledger(), self.servers.blobs()
+        base, grid = self.blob, Grid(max_abs=4.0, max_weight=64, updates=2)
+        folded, updates = Fold(LAYOUT.size, grid), []
+        for index, client in enumerate(COHORT if number else COHORT[:1]):
+            file = self._answer(number, index)
+            digest = weights.digest_of(file)
+            ref = blobs.put(names.update_blob(self.job, number, client, digest), file, digest=digest)
+            if number:
+                folded.add(LAYOUT.of_updates().flat(file), 10 + index)
+            else:
+                self.file = file
+            updates.append({"client": client, "trainer": "t", "blob": ref.model_dump(), "examples": 10 + index})
+            ledger.accept(self.job, self.fence, number, client, updates[-1])
+            told = {"round": number, "attempt": 1, "client": client, "trainer": "t", "base": None, "update": ref}
+            self.publish(ModelUpdate(job=self.job, examples=10 + index, **told))
+        if number:
+            folded.apply(LAYOUT.flat(self.file), fedavg)
+        digest = weights.digest_of(self.file)
+        self.blob = blobs.put(names.model_blob(self.job, number, digest), self.file, digest=digest)
+        metrics = {"client_loss": 1.5, "client_accuracy": 0.25} if number else {}
+        rejected = {"client-09": "holds NaN or Inf"} if number else {}
+        record = {
+            "job": self.job, "round": number, "attempt": 1, "base": base.model_dump() if base else None,
+            "model": self.blob.model_dump(), "strategy": {"name": "fedavg"},
+            "grid": {**vars(grid), "shift": grid.shift} if number else None, "weight": folded.weight,
+            "updates": updates, "rejected": rejected,
+            "metrics": metrics, "opened": 1.0, "committed": 2.0, "seconds": 1.0,
+        }  # fmt: skip
+        blobs.put_json(names.manifest_blob(self.job, number), record)
+        ledger.close_round(self.job, self.fence, number)
+        ledger.commit_round(self.job, self.fence, number)
+        if not keep:
+            blobs.delete(names.updates_prefix(self.job, number))
+        told = {"accepted": len(updates), "rejected": len(rejected), "metrics": metrics, "seconds": 1.0}
+        self.publish(RoundEnd(job=self.job, round=number, outcome="committed", model=self.blob, **told))
+        if accuracy is not None:
+            found = {"round": number, "model": digest, "examples": 9, "metrics": {"loss": 0.5, "accuracy": accuracy}}
+            blobs.put_json(names.evaluation_blob(self.job, number), {"job": self.job, **found})
+            self.publish(ModelEvaluated(job=self.job, trainer="t", **found))
+
+    def _answer(self, number: int, index: int) -> Any:
+        layout = LAYOUT.of_updates() if number else LAYOUT
+        file = layout.empty_file()
+        file[len(layout.header) :] = 0
+        layout.flat(file)[:] = np.random.default_rng([number, index]).normal(0, 0.1, layout.size)
+        return file
+
+    def end(
+        self, outcome: str = "finished", reason: str = "", *, rounds: int = 0, announced: bool = True, **metrics: float
+    ) -> None:
+        blobs, model = self.servers.blobs(), None
+        if self.blob is not None:
+            model = blobs.put(names.final_model_blob(self.job), self.file, digest=self.blob.digest)
+        event = TrainingEnd.model_validate({
+            "job": self.job, "outcome": outcome, "reason": reason, "rounds": rounds, "metrics": metrics,
+            "model": model, "seconds": 12.34,
+        })  # fmt: skip
+        blobs.put_json(names.result_blob(self.job), {**event.model_dump(), "started": 1.0, "ended": 2.0})
+        self.servers.ledger().end(self.job, self.fence, outcome, reason)
+        if announced:
+            self.publish(event)
+        self.bus.delete(names.updates_queue(self.job))
+
+
+@dataclass
+class Aggregator:
+    """Takes the jobs that are started, for a test to go on with."""
+
+    servers: Servers
+    bus: Bus
+    taken: "queue.SimpleQueue[StartTraining]" = field(default_factory=queue.SimpleQueue)
+
+    def listen(self) -> None:
+        self.bus.serve(topology.commands(), self.taken.put)  # type: ignore[arg-type]
+
+    def take(self) -> Scripted:
+        event = self.taken.get(timeout=SECONDS)
+        fence = self.servers.ledger().claim(event.job, "scripted", 60)
+        record = {"job": event.job, "spec": event.spec.model_dump(mode="json")}
+        self.servers.blobs().put_json(names.job_blob(event.job), record)
+        return Scripted(self.servers, self.bus, event.job, event.spec, fence)
+
+
+@pytest.fixture
+def aggregator(servers: Servers) -> Aggregator:
+    return Aggregator(servers, servers.bus("scripted"))
+
+
+def test_start_watch_follows_a_job_to_its_last_line(fedq: Fedq, aggregator: Aggregator) -> None:
+    """The id first, a line for each event, and the result as the last line, for scripts."""
+    aggregator.listen()
+    process = fedq.begin("start", DIGITS, "--set", "rounds.count=2", "--watch")
+    job = aggregator.take()
+    job.say("waiting", "no trainer of pool cpu is alive")
+    for number in range(3):
+        job.ask(number, COHORT if number else COHORT[:1])
+        job.commit(number, accuracy=0.25 * (1 + number))
+    job.end(rounds=2, accuracy=0.75)
+    done = fedq.finish(process)
+
+    assert done.code == 0
+    assert done.err == ""
+    assert done.lines[0] == job.job
+    assert [line for line in done.lines[1:] if not line.startswith(("queued", "running"))] == [
+        "waiting: no trainer of pool cpu is alive",
+        "round 0/2: asked client-00 for the initial model",
+        "round 0/2: 1 of 1 updates in, client-00",
+        "round 0/2: the initial model is there, 1.0 s",
+        "round 0/2: test loss 0.500, accuracy 0.250",
+        "round 1/2: 2 clients asked",
+        "round 1/2: 1 of 2 updates in, client-00",
+        "round 1/2: 2 of 2 updates in, client-01",
+        "round 1/2: committed 2 updates, 1 rejected, clients' loss 1.500, accuracy 0.250, 1.0 s",
+        "round 1/2: test loss 0.500, accuracy 0.500",
+        "round 2/2: 2 clients asked",
+        "round 2/2: 1 of 2 updates in, client-00",
+        "round 2/2: 2 of 2 updates in, client-01",
+        "round 2/2: committed 2 updates, 1 rejected, clients' loss 1.500, accuracy 0.250, 1.0 s",
+        "round 2/2: test loss 0.500, accuracy 0.750",
+        "accuracy 0.750 after 2 rounds (12.3 s)",
+    ]
+
+
+def test_json_is_an_object_a_line(fedq: Fedq, aggregator: Aggregator) -> None:
+    """The id, then the events as the bus carried them, the end last."""
+    aggregator.listen()
+    process = fedq.begin("start", DIGITS, "--watch", "--json", "--id", "digits-aaaaaa")
+    job = aggregator.take()
+    job.ask(0, COHORT[:1])
+    job.commit(0)
+    job.end()
+    done = fedq.finish(process)
+
+    first, *events = [json.loads(line) for line in done.lines]
+    assert first == {"job": "digits-aaaaaa"}
+    kinds = [event["event"] for event in events if event["event"] != "job-status"]
+    assert kinds == ["round-start", "model-update", "round-end", "training-end"]
+    assert events[-1]["outcome"] == "finished"
+
+
+def test_start_alone_prints_the_id_and_says_what_it_waits_for(fedq: Fedq, servers: Servers) -> None:
+    """The id for scripts, the rest for people."""
+    done = fedq("start", DIGITS)
+
+    assert done.code == 0
+    (job,) = done.lines
+    assert done.err == "queued: no aggregator is running; start one with `python -m services.aggregator`\n"
+    assert servers.ledger().required(job).status == "queued"
+    bus = servers.bus()
+    assert bus.depth(names.COMMANDS) == (1, 0)
+    assert bus.depth(names.updates_queue(job)) == (0, 0)
+    assert fedq("start", DIGITS, "--json").document["job"].startswith("digits-")
+
+
+def test_an_id_is_given_once(fedq: Fedq) -> None:
+    """The second start of it names the first, and changes nothing."""
+    assert fedq("start", DIGITS, "--id", "digits-first1").code == 0
+    again = fedq("start", DIGITS, "--id", "digits-first1")
+
+    assert again.code == 2
+    assert again.err == (
+        "error: job digits-first1 exists already (status queued); choose another --id or leave it out\n"
+    )
+    assert [record["id"] for record in fedq("jobs", "--json").document] == ["digits-first1"]
+    assert "such as digits-first1" in fedq("start", DIGITS, "--id", "First").err
+
+
+def test_a_full_queue_takes_the_start_back(fedq: Fedq, servers: Servers) -> None:
+    """Neither a record nor a mailbox is left of a job that nobody heard of."""
+    bus = servers.bus()
+    bus.declare(topology.commands())
+    full = {"pattern": "^aggregator", "definition": {"max-length": 0, "overflow": "reject-publish"}, "priority": 9}
+    api = servers.stack.rabbitmq
+    api.call("PUT", f"policies/{servers.vhost}/full", {**full, "apply-to": "queues"})
+    for _ in range(5):  # the length is a quorum queue's soft limit
+        done = fedq("start", DIGITS, "--id", "digits-aaaaaa")
+        if done.code:
+            break
+        servers.ledger().forget("digits-aaaaaa")
+
+    assert done.code == 3
+    assert done.out == ""
+    assert done.err.startswith("error: RabbitMQ refuses start-training: its queue is full")
+    assert servers.ledger().job("digits-aaaaaa") is None
+    assert bus.depth(names.updates_queue("digits-aaaaaa")) is None
+
+
+def test_watch_comes_late_and_misses_nothing(fedq: Fedq, aggregator: Aggregator) -> None:
+    """What is over comes from the record, what is open too, and the rest by events."""
+    aggregator.listen()
+    fedq("start", DIGITS, "--set", "rounds.count=2", "--id", "digits-aaaaaa")
+    job = aggregator.take()
+    for number in range(2):
+        job.ask(number, COHORT if number else COHORT[:1])
+        job.commit(number, accuracy=0.5)
+    job.ask(2)
+    process = fedq.begin("watch", "digits-aaaaaa")
+    assert process.stdout is not None
+    seen = ""
+    while "running" not in seen:
+        seen += process.stdout.readline()
+    job.commit(2)
+    job.end(rounds=2)
+    done = fedq.finish(process)
+
+    assert "round 1/2: committed 2 updates" in seen
+    assert "round 1/2: test loss 0.500, accuracy 0.500" in seen
+    assert "round 2/2: 2 of 2 updates in, client-01" in done.out
+    assert done.lines[-1] == "finished after 2 rounds (12.3 s)"
+    assert fedq("watch", "digits-aaaaaa").lines == ["finished after 2 rounds (12.3 s)"]
+
+
+def test_watch_outlives_its_connection(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """Events sent while RabbitMQ had lost it are made up for by the record, at once."""
+    aggregator.listen()
+    fedq("start", DIGITS, "--id", "digits-aaaaaa")
+    job = aggregator.take()
+    job.say("waiting", "no trainer")
+    process = fedq.begin("watch", "digits-aaaaaa")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting: no trainer\n"
+    api = servers.stack.rabbitmq
+    mine: list[str] = []
+    while not mine:  # the console learns of a connection some seconds late
+        consumers = api.call("GET", f"consumers/{servers.vhost}")
+        watchers = [found for found in consumers if found["queue"]["name"].startswith("watcher.")]
+        mine = [found["channel_details"]["connection_name"] for found in watchers if found["channel_details"]]
+    job.end("failed", "told while nobody listened", announced=False)
+    began = time.monotonic()
+    for connection in mine:
+        api.call("DELETE", f"connections/{quote(connection)}")
+    done = fedq.finish(process)
+
+    assert time.monotonic() - began < QUIET / 2
+    assert done.code == 1
+    assert done.err == "error: job digits-aaaaaa failed: told while nobody listened\n"
+
+
+def test_a_job_that_failed_is_exit_code_1(fedq: Fedq, aggregator: Aggregator) -> None:
+    """Its reason on standard error, whether it is watched or looked at later."""
+    aggregator.listen()
+    process = fedq.begin("start", DIGITS, "--watch", "--id", "digits-aaaaaa")
+    job = aggregator.take()
+    job.end("failed", "round 1: 3 of 8 updates at the deadline")
+    watched, late = fedq.finish(process), fedq("watch", "digits-aaaaaa")
+
+    for done in (watched, late):
+        assert done.code == 1
+        assert done.err == "error: job digits-aaaaaa failed: round 1: 3 of 8 updates at the deadline\n"
+
+
+def test_stop_waits_for_the_end(fedq: Fedq, aggregator: Aggregator) -> None:
+    """The reason reaches whoever owns the job; a job that has ended cannot be stopped."""
+    aggregator.listen()
+    fedq("start", DIGITS, "--id", "digits-aaaaaa")
+    job = aggregator.take()
+
+    def on_command(event: Any) -> None:
+        assert isinstance(event, StopTraining)
+        job.end("stopped", event.reason)
+
+    def mailbox() -> None:
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        job.bus.consume(topology.updates(job.job), inbox.put)
+        delivery = inbox.get(timeout=SECONDS)
+        delivery.ack()
+        on_command(delivery.decode())
+
+    owner = threading.Thread(target=mailbox)
+    owner.start()
+    done = fedq("stop", "digits-aaaaaa", "--reason", "enough")
+    owner.join()
+
+    assert (done.code, done.out) == (0, "job digits-aaaaaa stopped after 0 rounds\n")
+    assert fedq("stop", "digits-aaaaaa").err == "error: job digits-aaaaaa has ended already: stopped\n"
+    watched = fedq("watch", "digits-aaaaaa")
+    assert (watched.code, watched.err) == (1, "error: job digits-aaaaaa stopped: enough\n")
+
+
+def test_stop_of_a_queued_job_says_what_it_waits_for(fedq: Fedq) -> None:
+    """Its mailbox keeps the request for the aggregator to come."""
+    fedq("start", DIGITS, "--id", "digits-aaaaaa")
+    done = fedq("stop", "digits-aaaaaa")
+
+    assert done.code == 0
+    assert "no aggregator is running; start one" in done.out
+
+
+@pytest.fixture
+def finished(fedq: Fedq, aggregator: Aggregator) -> Scripted:
+    """A job of three rounds; the last one's updates were not kept."""
+    aggregator.listen()
+    fedq("start", DIGITS, "--set", "rounds.count=3", "--id", "digits-aaaaaa")
+    job = aggregator.take()
+    for number in range(4):
+        job.ask(number, COHORT if number else COHORT[:1])
+        job.commit(number, accuracy=0.2 * (1 + number), keep=number != 3)
+    job.end(rounds=3, accuracy=0.8)
+    return job
+
+
+def test_jobs_show_and_results_read_the_record(fedq: Fedq, finished: Scripted) -> None:
+    """For people as tables, for programs as JSON."""
+    (record,) = fedq("jobs", "--json").document
+    assert (record["status"], record["round"], record["rounds"]) == ("finished", 3, 3)
+    assert "digits-aaaaaa  finished    3/3" in fedq("jobs").out
+
+    shown = fedq("show", "digits-aaaaaa", "--json").document
+    assert shown["spec"]["seed"] == 7
+    assert [row["round"] for row in shown["by_round"]] == [0, 1, 2, 3]
+    assert shown["by_round"][1]["accepted"] == list(COHORT)
+    assert shown["by_round"][1]["rejected"] == {"client-09": "holds NaN or Inf"}
+    assert "client-09: holds NaN or Inf" in fedq("show", "digits-aaaaaa").out
+
+    found = fedq("results", "digits-aaaaaa", "--json").document
+    assert [row["accuracy"] for row in found["rounds"]] == [0.2 * (1 + number) for number in range(4)]
+    assert found["result"]["outcome"] == "finished"
+    assert fedq("results", "digits-aaaaaa").lines[-1] == "accuracy 0.800 after 3 rounds (12.3 s)"
+
+
+def test_results_export_the_model_and_draw_the_curve(fedq: Fedq, finished: Scripted, tmp_path: Path) -> None:
+    """Whole files or none; what is there stays unless --force."""
+    model, curve = tmp_path / "model.safetensors", tmp_path / "curve.png"
+    done = fedq("results", "digits-aaaaaa", "--export", str(model), "--plot", str(curve))
+    assert (done.code, done.err.count("saved ")) == (0, 2)
+    assert model.read_bytes() == finished.file.tobytes()
+    assert curve.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "model.safetensors"]
+
+    again = fedq("results", "digits-aaaaaa", "--export", str(model))
+    assert (again.code, again.err) == (2, f"error: {model}: exists already; --force overwrites it\n")
+    assert fedq("results", "digits-aaaaaa", "--export", str(model), "--force").code == 0
+    nowhere = fedq("results", "digits-aaaaaa", "--export", str(tmp_path / "none/model"))
+    assert (nowhere.code, "there is no directory" in nowhere.err) == (2, True)
+
+
+def test_a_changed_model_is_not_exported(fedq: Fedq, finished: Scripted, servers: Servers, tmp_path: Path) -> None:
+    """Its digest is checked on the way."""
+    servers.blobs().put(names.final_model_blob("digits-aaaaaa"), b"x" * finished.file.nbytes)
+    done = fedq("results", "digits-aaaaaa", "--export", str(tmp_path / "model"))
+
+    assert done.code == 1
+    assert "its digest is" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replay_agrees_with_what_was_committed(fedq: Fedq, finished: Scripted) -> None:
+    """Round 0, and folded ones; not where the updates are gone, nor where no round is."""
+    for number in ("0", "1", "2"):
+        found = fedq("replay", "digits-aaaaaa", number, "--json").document
+        assert found["agrees"] is True
+        assert found["committed"] == found["replayed"]
+    assert fedq("replay", "digits-aaaaaa", "1").lines[-1] == "agrees"
+
+    gone = fedq("replay", "digits-aaaaaa", "3")
+    assert (gone.code, "set keep_updates: true in the job file" in gone.err) == (2, True)
+    none = fedq("replay", "digits-aaaaaa", "4")
+    assert (none.code, "round 4 of job digits-aaaaaa is not committed" in none.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda record: record["updates"][0].update(examples=11), "the updates weigh 22; the manifest says 21"),
+        (lambda record: record["updates"].pop(), "the updates weigh 10; the manifest says 21"),
+        (lambda record: record["model"].update(digest="0" * 64), ""),
+        (lambda record: record["grid"].update(shift=3), "the grid's shift"),
+    ],
+)
+def test_replay_finds_what_was_changed(
+    fedq: Fedq, finished: Scripted, servers: Servers, change: Any, problem: str
+) -> None:
+    """A record that does not lead to its model is exit code 1."""
+    blobs, key = servers.blobs(), names.manifest_blob("digits-aaaaaa", 2)
+    record = blobs.get_json(key)
+    change(record)
+    blobs.put_json(key, record)
+    done = fedq("replay", "digits-aaaaaa", "2", "--json")
+
+    assert done.code == 1
+    assert done.document["agrees"] is False
+    assert problem in done.document["problem"]
+
+
+def test_nodes_point_out_a_clock_that_is_off(fedq: Fedq, servers: Servers) -> None:
+    """Its times in the record would tell a wrong story."""
+    now = servers.ledger().now()
+    for name, skew in (("t1", 0.0), ("t2", 60.0)):
+        beat = {"host": "h", "pid": 1, "device": "cpu", "slots": 2, "busy": 1, "sent_at": now + skew}
+        servers.roster().admit(Heartbeat(trainer=name, pool="cpu", client=None, **beat), 60)
+    done = fedq("nodes")
+
+    assert done.code == 0
+    assert "pool cpu" in done.out
+    assert done.err.startswith("warning: the clock of h (t2) is 60.0 s ahead of Redis's")
+    assert [member["trainer"] for member in fedq("nodes", "--json").document] == ["t1", "t2"]
+
+
+@pytest.mark.parametrize("command", ["watch", "stop", "show", "results"])
+def test_an_unknown_job_is_exit_code_2(fedq: Fedq, command: str) -> None:
+    """With a way to find the right one."""
+    done = fedq(command, "digits-nobody")
+
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: there is no job digits-nobody; `fedq jobs` lists them\n"
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    ("setting", "change", "arguments", "sentence"),
+    [
+        ("FEDQ_AMQP_URL", "closed", ["start", DIGITS], "cannot be reached ([Errno 111] Connection refused)"),
+        ("FEDQ_AMQP_URL", "password", ["start", DIGITS], "refuses these credentials"),
+        ("FEDQ_AMQP_URL", "vhost", ["start", DIGITS], "refuses the vhost 'no-such-vhost'"),
+        ("FEDQ_REDIS_URL", "closed", ["jobs"], "is it running, and is FEDQ_REDIS_URL right?"),
+        ("FEDQ_REDIS_URL", "password", ["nodes"], "refuses this password; check FEDQ_REDIS_URL"),
+        ("FEDQ_S3_URL", "closed", ["results", "digits-aaaaaa"], "check FEDQ_S3_URL"),
+        ("FEDQ_S3_SECRET_KEY", "wrong", ["results", "digits-aaaaaa"], "check FEDQ_S3_ACCESS_KEY"),
+        ("FEDQ_S3_BUCKET", "no-such-bucket", ["results", "digits-aaaaaa"], "FEDQ_S3_BUCKET"),
+    ],
+)
+def test_a_server_that_is_away_or_refuses_is_exit_code_3(
+    fedq: Fedq, servers: Servers, setting: str, change: str, arguments: list[str], sentence: str
+) -> None:
+    """One sentence that names it and the setting; a start leaves nothing behind."""
+    servers.ledger().create("digits-aaaaaa", 1)
+    servers.ledger().claim("digits-aaaaaa", "me", 60)
+    url = fedq.environment.get(setting, "")
+    head, at, place = url.rpartition("@")
+    fedq.environment[setting] = {
+        "closed": f"{url.partition(':')[0]}://{head.partition('//')[2]}{at}127.0.0.1:{closed_port()}/1",
+        "password": f"{head}x{at}{place}",
+        "vhost": f"{url.rpartition('/')[0]}/no-such-vhost",
+    }.get(change, change)
+    done = fedq(*arguments)
+
+    assert done.code == 3, done
+    assert sentence in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert len(servers.ledger().jobs()) == 1
+
+
+def test_a_user_without_the_right_hears_so_at_once(fedq: Fedq, servers: Servers) -> None:
+    """A trainer's user may not start jobs."""
+    fedq.environment["FEDQ_AMQP_URL"] = servers.environment("trainer")["FEDQ_AMQP_URL"]
+    done = fedq("start", DIGITS)
+
+    assert done.code == 3
+    assert "refuses what this user tries" in done.err
+    assert servers.ledger().jobs() == []
+
+
+def test_ctrl_c_ends_watching_and_not_the_job(fedq: Fedq, servers: Servers) -> None:
+    """Exit code 130, and nothing to read."""
+    fedq("start", DIGITS, "--id", "digits-aaaaaa")
+    process = fedq.begin("watch", "digits-aaaaaa")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("queued: no aggregator is running")
+    process.send_signal(signal.SIGINT)
+    done = fedq.finish(process)
+
+    assert (done.code, done.err) == (130, "")
+    assert servers.ledger().required("digits-aaaaaa").status == "queued"

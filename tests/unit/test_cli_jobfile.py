@@ -1,0 +1,98 @@
+"""From a file and its overrides to a job, or to a sentence that says where the mistake is."""
+
+from pathlib import Path
+
+import pytest
+
+from services.cli import jobfile
+from shared.errors import BadInput
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "job.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_example_is_a_job(file: Path) -> None:
+    """What we show works."""
+    assert jobfile.load(file).rounds.count > 0
+
+
+def test_the_digits_example_is_the_one_of_the_guide() -> None:
+    """Its figures are quoted in several places."""
+    spec = jobfile.load(EXAMPLES / "digits.yaml")
+
+    assert (spec.name, spec.seed, spec.model.name, spec.population) == ("digits", 7, "mlp", 20)
+    assert (spec.rounds.count, spec.target, spec.minimum, spec.rounds.deadline) == (15, 10, 8, 60.0)
+    assert spec.keep_updates
+
+
+def test_assignments_override_the_file_with_values_of_yaml() -> None:
+    """Numbers become numbers, sections sections, and null unsets."""
+    sets = ["rounds.count=3", "train.optimizer.lr=1e-3", "model={name: mlp, hidden: [8]}", "rounds.minimum=null"]
+    spec = jobfile.load(EXAMPLES / "digits.yaml", sets)
+
+    assert spec.rounds.count == 3
+    assert spec.train.model_dump()["optimizer"]["lr"] == 0.001
+    assert spec.model.model_dump() == {"name": "mlp", "hidden": (8,)}
+    assert spec.rounds.minimum is None
+
+
+@pytest.mark.parametrize("text", ["rounds.count", "=3", "rounds..count=3", ".=1", "a={"])
+def test_an_assignment_that_is_none_is_explained(text: str) -> None:
+    """With the assignment itself in the sentence."""
+    with pytest.raises(BadInput, match=r"--set "):
+        jobfile.load(EXAMPLES / "digits.yaml", [text])
+
+
+def test_an_assignment_into_a_value_is_explained() -> None:
+    """`seed` holds a number, so nothing can be set inside it."""
+    with pytest.raises(BadInput, match="seed holds a value, not a section"):
+        jobfile.load(EXAMPLES / "digits.yaml", ["seed.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name: a\nmodel: {name: lenet\nseed: 3\n", r"job\.yaml:3:\d+: is not YAML"),
+        ("name: a\nname: b\n", r"job\.yaml:2:1: is not YAML: the key 'name' is given twice"),
+        ("name: !!python/object:os.system x\n", r"job\.yaml:1:\d+: is not YAML"),
+        ("- a\n- b\n", "a job file is a mapping"),
+        ("", "a job file is a mapping"),
+        ("\x00", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_job_file_is_explained(tmp_path: Path, text: str, sentence: str) -> None:
+    """With the line where there is one."""
+    with pytest.raises(BadInput, match=sentence):
+        jobfile.load(write(tmp_path, text))
+
+
+def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
+    """Absent, a directory, or no text."""
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path, sentence in (
+        (tmp_path / "none.yaml", "there is no such file"),
+        (tmp_path, "cannot be read: Is a directory"),
+        (binary, "byte 0 is not UTF-8"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            jobfile.load(path)
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    """Each on a line of its own, with the file's name."""
+    file = write(
+        tmp_path, "name: a\nmodel: {name: lenett}\ndata: {name: digits, clients: 0}\nrounds: {count: 1}\npool: p\n"
+    )
+    with pytest.raises(BadInput) as caught:
+        jobfile.load(file)
+
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"{file}: ") for line in lines)

@@ -1,0 +1,40 @@
+"""Numbers and lists as people and programs read them."""
+
+import json
+import math
+
+import pytest
+
+from services.cli import output
+from services.cli.tables import in_short
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (42.4, "42 s"), (60, "1 m"), (200, "3 m 20 s"), (7500, "2 h 5 m"), (349200, "4 d 1 h"), (-3, "0 s")],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    """Nobody wants the seconds of a week."""
+    assert output.span(seconds) == text
+
+
+def test_json_is_json_where_a_model_diverged(capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN and infinity, which JSON has not, become null."""
+    output.emit({"loss": math.nan, "rounds": [{"accuracy": math.inf}, 0.5]}, line=True)
+
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "rounds": [{"accuracy": None}, 0.5]}
+
+
+def test_a_long_list_is_shortened() -> None:
+    """And says by how much."""
+    assert output.shortened(["a", "b"]) == "a, b"
+    assert output.shortened([str(number) for number in range(10)], 2) == "0, 1 and 8 more"
+
+
+def test_a_section_of_a_job_is_told_in_short() -> None:
+    """Its name first, then its settings, sections in brackets, what is not set left out."""
+    section = {"name": "digits", "clients": 20, "partition": {"name": "dirichlet", "alpha": 0.5}, "args": {}, "x": None}
+
+    assert in_short(section) == "digits, clients 20, partition (dirichlet, alpha 0.5)"
+    assert in_short(True) == "yes"
+    assert in_short(["a", "b"]) == "a, b"

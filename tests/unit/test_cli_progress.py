@@ -1,0 +1,148 @@
+"""A watched job: what each event means, heard once, twice, or from the record."""
+
+from typing import Any
+
+import pytest
+
+from services.cli.progress import Progress, last_line
+from shared import jobs
+from shared.events import (
+    BlobRef,
+    Heartbeat,
+    JobStatus,
+    ModelEvaluated,
+    ModelUpdate,
+    RoundEnd,
+    RoundStart,
+    TrainingEnd,
+)
+from shared.ledger import JobRecord, RoundRecord
+
+JOB = "digits-aaaaaa"
+SPEC = jobs.parse({
+    "name": "digits", "model": {"name": "softmax"}, "data": {"name": "digits", "clients": 4},
+    "rounds": {"count": 3}, "pool": "cpu",
+})  # fmt: skip
+BLOB = BlobRef(key="k", size=1, digest="0" * 64)
+
+
+def started(number: int = 1, *cohort: str, attempt: int = 1, job: str = JOB) -> RoundStart:
+    return RoundStart(
+        job=job,
+        group="cpu",
+        round=number,
+        attempt=attempt,
+        base=BLOB,
+        cohort=cohort or ("a", "b"),
+        spec=SPEC,
+        deadline=0,
+    )
+
+
+def update(client: str, number: int = 1, error: str | None = None) -> ModelUpdate:
+    return ModelUpdate(
+        job=JOB, round=number, attempt=1, client=client, trainer="t", base=None, update=BLOB, examples=5, error=error
+    )
+
+
+def ended(number: int = 1, **fields: Any) -> RoundEnd:
+    metrics = {"client_loss": 0.5, "client_accuracy": 0.75} if number else {}
+    told = {"outcome": "committed", "accepted": 2, "rejected": 0, "metrics": metrics, "seconds": 1.5, **fields}
+    return RoundEnd(job=JOB, round=number, **told)
+
+
+def evaluated(number: int = 1, **fields: Any) -> ModelEvaluated:
+    told = {"examples": 9, "metrics": {"loss": 0.25, "accuracy": 0.875}, **fields}
+    return ModelEvaluated(job=JOB, round=number, model="0" * 64, trainer="t", **told)
+
+
+def test_a_round_is_told_event_by_event() -> None:
+    """In the words that a log of it has."""
+    progress = Progress(JOB, 0)
+    told = [
+        progress.apply(event)
+        for event in (started(), update("a"), update("b", error="no data"), ended(rejected=1, accepted=1), evaluated())
+    ]
+
+    assert told == [
+        "round 1/3: 2 clients asked",
+        "round 1/3: 1 of 2 updates in, a",
+        "round 1/3: b failed: no data",
+        "round 1/3: committed 1 update, 1 rejected, clients' loss 0.500, accuracy 0.750, 1.5 s",
+        "round 1/3: test loss 0.250, accuracy 0.875",
+    ]
+
+
+@pytest.mark.parametrize("event", [started(), update("a"), ended(), JobStatus(job=JOB, status="waiting", detail="x")])
+def test_what_is_known_is_no_news(event: Any) -> None:
+    """An event may come twice."""
+    progress = Progress(JOB, 3)
+    progress.apply(started(1, "a", "b"))
+    progress.apply(event)
+
+    assert progress.apply(event) == ""
+
+
+def test_other_jobs_are_not_heard() -> None:
+    """Every round-start reaches every watcher; heartbeats belong to no job."""
+    beat = Heartbeat(trainer="t", pool="cpu", client=None, host="h", pid=1, device="cpu", slots=1, busy=0, sent_at=0.0)
+    progress = Progress(JOB, 3)
+
+    assert progress.apply(started(job="other-aaaaaa")) == ""
+    assert progress.apply(beat) == ""
+    assert progress == Progress(JOB, 3)
+
+
+def test_silos_are_asked_one_by_one() -> None:
+    """A round-start for each adds to the cohort."""
+    progress = Progress(JOB, 3)
+    told = [progress.apply(started(1, name)) for name in ("a", "b", "b")]
+
+    assert told == ["round 1/3: 1 client asked", "round 1/3: 2 clients asked", ""]
+
+
+def test_another_attempt_asks_anew() -> None:
+    """Who answered the first attempt has not answered the second."""
+    progress = Progress(JOB, 3)
+    for event in (started(), update("a"), ended(outcome="failed", reason="1 of 2 updates", metrics={})):
+        told = progress.apply(event)
+    assert told == "round 1/3: failed: 1 of 2 updates"
+
+    assert progress.apply(started(attempt=2)) == "round 1/3: 2 clients asked, attempt 2"
+    assert progress.answered == set()
+
+
+def test_the_record_fills_in_what_was_missed() -> None:
+    """Whoever comes in the middle sees the open round as it stands."""
+    record = JobRecord(JOB, "running", "", 1, 3, "me", 1, 0.0, 0.0, 0.0)
+    open_round = RoundRecord(2, "open", 1, ("a", "b", "c"), 0.0, 1.0, {"a": {}}, {"b": "NaN"})
+    progress = Progress(JOB, 0)
+    assert progress.recall(record, open_round) == "running"
+
+    assert progress.apply(update("a", 2)) == ""
+    assert progress.apply(update("c", 2)) == "round 2/3: 2 of 3 updates in, c"
+    assert progress.failed == {"b": "NaN"}
+
+
+def test_late_events_do_not_reopen_a_round() -> None:
+    """A round-start rung again after the round's end is no news."""
+    progress = Progress(JOB, 3)
+    for event in (started(), ended()):
+        progress.apply(event)
+
+    assert progress.apply(started(1, "c")) == ""
+    assert progress.apply(update("c", 0)) == ""
+
+
+@pytest.mark.parametrize(
+    ("metrics", "line"),
+    [
+        ({"accuracy": 0.95349, "loss": 0.1}, "accuracy 0.953 after 15 rounds (77.7 s)"),
+        ({}, "finished after 15 rounds (77.7 s)"),
+    ],
+)
+def test_the_last_line_is_for_scripts(metrics: dict[str, float], line: str) -> None:
+    """Three decimals, and one for the seconds."""
+    end = TrainingEnd(job=JOB, outcome="finished", rounds=15, metrics=metrics, seconds=77.71)
+
+    assert last_line(end) == line
