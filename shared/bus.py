@@ -358,6 +358,8 @@ class Link:
                 refused = isinstance(error, pika.exceptions.ChannelClosedByBroker) and error.reply_code in (403, 406)
                 if refused or time.monotonic() >= deadline:
                     raise Unavailable(_explain(error, self._parameters)) from error
+                if isinstance(error, pika.exceptions.ChannelClosedByBroker):
+                    self._closing.wait(random.uniform(0.05, 0.2))  # noqa: S311 - the connection is there: no wait in it
             finally:
                 with self._lock:
                     self._pending.discard(future)

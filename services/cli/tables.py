@@ -28,7 +28,7 @@ def jobs(servers: Servers, as_json: bool) -> None:
             f"{max(0, record.round)}/{record.rounds}",
             output.figure(record.metrics.get("accuracy")),
             output.span(now - record.created),
-            record.detail if record.status != "running" else "",  # what it began with says less than its round
+            record.detail,
         )
     return output.Terminal().print(made if found else "no jobs; `fedq start FILE` starts one")
 
@@ -116,7 +116,7 @@ def in_short(value: Any) -> str:
 def _facts(record: JobRecord) -> dict[str, str | None]:
     return {
         "round": f"{max(0, record.round)} of {record.rounds}",
-        "detail": record.detail if record.detail and record.status != "running" else None,
+        "detail": record.detail or None,
         "owner": record.owner or None,
         "took": output.span(record.ended - record.started) if record.started and record.ended else None,
         "metrics": in_short(record.metrics) or None,

@@ -145,7 +145,7 @@ SMALL = (
     "--set",
     "train.epochs=1",
     "--set",
-    "model.name=softmax",
+    "model={name: softmax}",
     "--set",
     "evaluate.every=0",
 )
