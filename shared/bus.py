@@ -38,6 +38,7 @@ Handler = Callable[[AnyEvent], None]
 
 DEADLINE = 30.0  #: seconds that a publish may take in all, reconnects included
 PREFETCH = 16
+CANCELLING = 5.0  #: seconds to end a subscription; a connection that breaks ends it as well
 HOLD = 60.0  #: seconds a message is held and tried again while a dependency is away
 _BACKOFF = (0.5, 5.0)  #: seconds before the next connection, at first and at most; full jitter
 
@@ -384,14 +385,21 @@ class Link:
         self.call(begin, patience)
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        def end() -> None:
+        """Ends a subscription; when this returns, the broker knows."""
+
+        def end(_channels: Channels) -> None:
             if subscription.channel is not None and subscription.channel.is_open:
                 subscription.channel.close()
 
         with self._lock:
-            if subscription in self._subscriptions:
-                self._subscriptions.remove(subscription)
-        self.post(end)
+            if subscription not in self._subscriptions:
+                return
+            self._subscriptions.remove(subscription)
+            connected = self._channels is not None
+        if connected:
+            # Waited for: who goes on to delete the queue would have the broker cancel a consumer that is still there.
+            with _ignored(Unavailable):
+                self.call(end, CANCELLING)
 
     def close(self) -> None:
         self._closing.set()

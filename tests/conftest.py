@@ -1,6 +1,6 @@
 """Real servers for the tests: one set per session, and in it a vhost and a Redis database for each test.
 
-A test's jobs have ids of their own, so that the bucket is shared.
+The trainers' key opens one bucket, so that one is shared, and emptied after each test.
 """
 
 import itertools
@@ -78,7 +78,7 @@ class Servers:
 
 @pytest.fixture
 def servers(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
-    """A fresh vhost and Redis database on the session's servers."""
+    """A fresh vhost, Redis database and bucket on the session's servers."""
     for name in [name for name in os.environ if name.startswith("FEDQ_")]:
         monkeypatch.delenv(name)
     number = next(_numbers)
@@ -89,3 +89,4 @@ def servers(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
     for bus in own.buses:
         bus.close()
     stack.remove_vhost(own.vhost)
+    own.blobs().delete("jobs/")

@@ -83,6 +83,8 @@ class Owner:
         if not isinstance(event, StartTraining):
             raise BadMessage(f"{event.type} is not a command for an aggregator")
         ledger = self._edges.ledger
+        if self._edges.blobs.exists(names.result_blob(event.job)):
+            raise Stale(f"job {event.job} has ended")
         ledger.create(event.job, event.spec.rounds.count)  # there already, unless another tool published it
         fence = ledger.claim(event.job, self.name, self._lease)
         record = {"job": event.job, "spec": event.spec.model_dump(mode="json")}

@@ -17,7 +17,7 @@ from services.aggregator.closing import Model
 from services.aggregator.intake import Intake
 from shared import names, topology, weights
 from shared.blobs import Blobs
-from shared.bus import Bus, Delivery, settle
+from shared.bus import Bus, Delivery, Subscription, settle
 from shared.errors import BadMessage, Fenced, Refused, Stale, Unavailable
 from shared.events import (
     AnyEvent,
@@ -64,6 +64,7 @@ class Runner:
         self._edges = edges
         self._log = structlog.get_logger().bind(job=job)
         self._mailbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._subscription: Subscription | None = None
         self._leaving = threading.Event()
         self._fenced = threading.Event()
         self._happenings: deque[rounds.Happening] = deque()
@@ -94,9 +95,8 @@ class Runner:
 
     def run(self) -> None:
         """Runs the job to its end."""
-        mailbox = None
         try:
-            mailbox = self._persistently(
+            self._subscription = self._persistently(
                 lambda: self._edges.bus.consume(topology.updates(self.job), self._mailbox.put, prefetch=32)
             )
             self._resume()
@@ -111,8 +111,8 @@ class Runner:
             self._log.exception("job failed")
             self._fail(error)
         finally:
-            if mailbox is not None:
-                self._edges.bus.cancel(mailbox)
+            if self._subscription is not None:
+                self._edges.bus.cancel(self._subscription)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -452,6 +452,9 @@ class Runner:
         )
         ledger.set_metrics(self.job, self.fence, self._metrics)
         ledger.end(self.job, self.fence, outcome, reason)
+        if self._subscription is not None:
+            self._edges.bus.cancel(self._subscription)
+        self._edges.bus.delete(names.updates_queue(self.job))
         self._edges.bus.publish(
             TrainingEnd(
                 job=self.job,
@@ -464,7 +467,6 @@ class Runner:
             ),
             required=False,
         )
-        self._edges.bus.delete(names.updates_queue(self.job))
         self._log.info("ended", outcome=outcome, reason=reason, rounds=committed, seconds=seconds, **self._metrics)
 
     # --- from and to another replica ------------------------------------------------------------

@@ -36,6 +36,8 @@ def start(servers: Servers, job: str, spec: JobSpec, watch: Watch | None = None)
         encode(event)
     except BadMessage as error:
         raise BadInput(f"the job is too long to be announced: {error}") from error
+    if servers.blobs.exists(names.job_blob(job)):  # the record, also where Redis has forgotten it
+        raise BadInput(f"job {job} exists already in the bucket; choose another --id or leave it out")
     if not servers.ledger.create(job, spec.rounds.count):
         status = servers.ledger.required(job).status
         raise BadInput(f"job {job} exists already (status {status}); choose another --id or leave it out")

@@ -156,12 +156,12 @@ def test_the_same_seed_commits_the_same_digests(services: Services) -> None:
     services.all()
     first, second = (
         services.fedq("start", "examples/digits.yaml", *SMALL, "--watch", "--id", job)
-        for job in ("digits-aaaaaa", "digits-bbbbbb")
+        for job in ("digits-same01", "digits-same02")
     )
     assert "3 rounds" in first
     assert "3 rounds" in second
 
-    assert digests(services, "digits-aaaaaa") == digests(services, "digits-bbbbbb")
+    assert digests(services, "digits-same01") == digests(services, "digits-same02")
 
 
 def test_one_client_with_all_data_equals_central_training(services: Services, tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_one_client_with_all_data_equals_central_training(services: Services, tm
     file = tmp_path / "central.yaml"
     file.write_text(json.dumps(document))
     services.all(trainers=1)
-    services.fedq("start", str(file), "--watch", "--id", "central-aaaaaa")
-    result = services.servers.blobs().get_json(names.result_blob("central-aaaaaa"))
+    services.fedq("start", str(file), "--watch", "--id", "central-alone1")
+    result = services.servers.blobs().get_json(names.result_blob("central-alone1"))
     blob = services.servers.blobs().get(BlobRef.model_validate(result["model"]))
     federated = weights.read_layout(blob).views(blob)
 
@@ -238,24 +238,24 @@ def test_own_model_by_module_and_attribute(services: Services) -> None:
 def test_a_mistake_in_the_users_code_ends_the_job_with_its_words(services: Services) -> None:
     """Not at the deadline, and not with a traceback: at once, naming the module."""
     services.all(trainers=1)
-    failing = ("--set", "model={name: 'no_such_module:make'}", "--id", "digits-ffffff")
+    failing = ("--set", "model={name: 'no_such_module:make'}", "--id", "digits-wrong1")
     services.fedq("start", "examples/digits.yaml", *failing, "--watch", code=1)
 
-    assert "no_such_module" in json.dumps(services.json("show", "digits-ffffff"))
+    assert "no_such_module" in json.dumps(services.json("show", "digits-wrong1"))
 
 
 def test_stop_ends_training_and_leaves_the_model(services: Services) -> None:
     """`fedq stop` ends a job in the middle; a child that trains stops too."""
     services.all(trainers=1)
-    services.fedq("start", "examples/digits.yaml", "--set", "train.epochs=10000", "--id", "digits-ssssss")
+    services.fedq("start", "examples/digits.yaml", "--set", "train.epochs=10000", "--id", "digits-stops1")
     bus = services.servers.bus("waiting")
     opened = threading.Event()
     bus.serve(topology.Queue("test.rounds", ("round-start.cpu",)), lambda event: opened.set() if event.round else None)
-    record = services.servers.ledger().required("digits-ssssss")
+    record = services.servers.ledger().required("digits-stops1")
     assert record.round >= 0 or opened.wait(SECONDS), services.tails()
-    services.fedq("stop", "digits-ssssss")
+    services.fedq("stop", "digits-stops1")
 
-    assert services.servers.ledger().required("digits-ssssss").status == "stopped"
+    assert services.servers.ledger().required("digits-stops1").status == "stopped"
     idle = threading.Event()
 
     def on_heartbeat(event: Any) -> None:
