@@ -24,9 +24,10 @@ from deploy.native import services
 from deploy.native.stack import Stack
 from shared import jobs, names, settings, topology, weights
 from shared.blobs import Blobs
-from shared.bus import Bus, Delivery
+from shared.bus import Bus
 from shared.events import BlobRef, ModelUpdate, RoundEnd, RoundStart, StartTraining, TrainingEnd
 from shared.jobs import JobSpec
+from shared.link import Delivery
 
 TRAINERS = 2
 SEED = 11

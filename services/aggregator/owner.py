@@ -7,10 +7,11 @@ import structlog
 
 from services.aggregator.runner import Edges, Runner
 from shared import names, topology
-from shared.bus import Delivery, Subscription, settle
+from shared.bus import settle
 from shared.errors import BadMessage, Fenced, Stale, Unavailable
 from shared.events import AnyEvent, StartTraining
 from shared.jobs import JobSpec
+from shared.link import Delivery, Subscription
 
 log = structlog.get_logger()
 

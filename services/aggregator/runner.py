@@ -17,7 +17,7 @@ from services.aggregator.closing import Model
 from services.aggregator.intake import Intake
 from shared import names, topology, weights
 from shared.blobs import Blobs
-from shared.bus import Bus, Delivery, Subscription, settle
+from shared.bus import Bus, settle
 from shared.errors import BadMessage, Fenced, Refused, Stale, Unavailable
 from shared.events import (
     AnyEvent,
@@ -36,6 +36,7 @@ from shared.events import (
 from shared.fold import Fold, Grid
 from shared.jobs import JobSpec
 from shared.ledger import Ledger
+from shared.link import Delivery, Subscription
 from shared.roster import Roster, groups
 
 Result = TypeVar("Result")

@@ -18,9 +18,9 @@ from services.cli import output
 from services.cli.servers import PATIENCE, Servers
 from services.cli.tables import MAX_SKEW, skewed
 from shared import console, names, topology
-from shared.bus import Delivery
 from shared.errors import FedqError, Unavailable
 from shared.events import JobStatus
+from shared.link import Delivery
 from shared.roster import groups
 
 OLDEST_REDIS = (7, 0)

@@ -10,11 +10,11 @@ from services.cli import output
 from services.cli.servers import Servers
 from services.cli.watching import Watch
 from shared import names, topology
-from shared.bus import Delivery
 from shared.errors import BadInput, BadMessage, FedqError, Unavailable
 from shared.events import StartTraining, StopTraining, TrainingEnd, encode
 from shared.jobs import JOB_ID, JobSpec
 from shared.ledger import ENDED
+from shared.link import Delivery
 
 STOPPING = 30.0  #: seconds that a job is waited for to end
 

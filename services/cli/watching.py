@@ -9,10 +9,10 @@ from services.cli import history
 from services.cli.progress import Progress
 from services.cli.servers import Servers
 from shared import topology
-from shared.bus import Delivery, Subscription
 from shared.errors import BadMessage, Unavailable
 from shared.events import AnyEvent, TrainingEnd
 from shared.ledger import ENDED
+from shared.link import Delivery, Subscription
 
 QUIET = 15.0  #: seconds without an event until the record is read again: a net below the events, and no more
 RECENT = 10  #: committed rounds that are told to whoever comes later

@@ -13,7 +13,7 @@ import pytest
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Edges
 from shared import jobs, names, topology, weights
-from shared.bus import Bus, Delivery
+from shared.bus import Bus
 from shared.events import (
     AnyEvent,
     BlobRef,
@@ -29,6 +29,7 @@ from shared.events import (
     TrainingEnd,
 )
 from shared.jobs import JobSpec
+from shared.link import Delivery
 from tests.conftest import Servers
 
 SECONDS = 20.0
