@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from shared import names
+from shared import names, topology
 from shared.errors import BadMessage, Fenced, Stale, Unavailable
 from shared.events import AnyEvent, Event, Heartbeat, encode
 from shared.link import Channels, Delivery, Link, Message, Subscription
@@ -82,7 +82,9 @@ class Bus:
             delivery_mode=2,
             headers={"x-fedq-reason": reason, "x-fedq-queue": delivery.queue},
         )
+        self.declare_once(topology.dead_letters())
         if not self._publishing.send(Message("", names.DEAD_LETTERS, delivery.body, properties), self._patience):
+            self._declared.clear()
             raise Unavailable(f"RabbitMQ has no queue {names.DEAD_LETTERS}")
         delivery.ack()
 
@@ -142,10 +144,11 @@ class Bus:
         """Consumes a queue on a thread of its own, settling each message by what `handler` raises."""
         inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         worker = threading.Thread(target=self._work, args=(inbox, handler), name=f"serve-{wanted.name}", daemon=True)
+        subscription = self.consume(wanted, inbox.put, prefetch=prefetch)
         self._inboxes.append(inbox)
         self._workers.append(worker)
         worker.start()
-        return self.consume(wanted, inbox.put, prefetch=prefetch)
+        return subscription
 
     def _work(self, inbox: "queue.SimpleQueue[Delivery | None]", handler: Handler) -> None:
         while (delivery := inbox.get()) is not None:

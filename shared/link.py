@@ -215,7 +215,12 @@ class Link:
 
         with self._lock:
             self._subscriptions.append(subscription)
-        self.call(begin, patience)
+        try:
+            self.call(begin, patience)
+        except Unavailable:
+            # Whoever is told that it failed will try again, with another one.
+            self.unsubscribe(subscription)
+            raise
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Ends a subscription; when this returns, the broker knows."""

@@ -15,6 +15,8 @@ from shared.link import Delivery, Subscription
 
 log = structlog.get_logger()
 
+RETRY = 1.0  #: seconds until a replica that could not consume commands tries again
+
 
 class Owner:
     """The jobs of one aggregator process."""
@@ -67,6 +69,7 @@ class Owner:
                     subscription = self._edges.bus.consume(topology.commands(), inbox.put, prefetch=1)
                 except Unavailable as error:
                     log.warning("no commands", reason=str(error))
+                    self._stopping.wait(RETRY)
                     continue
             delivery = self._inbox.get()
             if delivery is None:

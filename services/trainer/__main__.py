@@ -21,6 +21,7 @@ from shared.errors import Unavailable
 from shared.jobs import CLIENT_NAME
 
 PATIENCE = 30.0  #: seconds that RabbitMQ may be away at the start
+RETRY = 1.0  #: seconds until a trainer that could not listen tries again
 
 
 def main() -> None:
@@ -63,15 +64,17 @@ def _serve(arguments: argparse.Namespace, configuration: settings.Trainer, board
 
     def listen() -> None:
         rounds = None
-        try:
-            rounds = bus.serve(topology.rounds(group), dispatch)
-        except Unavailable as error:
-            log.warning("not listening yet", reason=str(error))  # the bus begins when it is connected again
+        while rounds is None:
+            try:
+                rounds = bus.serve(topology.rounds(group), dispatch)
+            except Unavailable as error:
+                log.warning("not listening yet", reason=str(error))
+                if stop.wait(RETRY):
+                    return
         heartbeat.start()
         log.info("ready", group=group, slots=slots, device=worker.device, seconds=round(time.monotonic() - began, 2))
         stop.wait()
-        if rounds is not None:
-            bus.cancel(rounds)
+        bus.cancel(rounds)
 
     app = make_app(configuration, group, name, slots, board.directory)
     dispatch = Dispatch(app, name)
