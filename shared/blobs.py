@@ -140,9 +140,9 @@ class Blobs:
             found = self._client.list_objects(self.bucket, prefix=prefix, recursive=True)
             return sorted(item.object_name for item in found if item.object_name)
 
-    def delete(self, prefix: str) -> int:
-        """Removes what is below `prefix` and says how many blobs that were."""
-        keys = self.list(prefix)
+    def delete(self, prefix: str, *, holding: str = "") -> int:
+        """Removes what is below `prefix` (and has `holding` in its key) and says how many blobs that were."""
+        keys = [key for key in self.list(prefix) if holding in key]
         with self._translated():
             errors = list(self._client.remove_objects(self.bucket, (DeleteObject(key) for key in keys)))
         if errors:

@@ -65,8 +65,12 @@ def job_blob(job: str) -> str:
     return f"jobs/{job}/job.json"
 
 
+def rounds_prefix(job: str) -> str:
+    return f"jobs/{job}/rounds/"
+
+
 def round_prefix(job: str, number: int) -> str:
-    return f"jobs/{job}/rounds/{number:04d}/"
+    return f"{rounds_prefix(job)}{number:04d}/"
 
 
 def updates_prefix(job: str, number: int) -> str:

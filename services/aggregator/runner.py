@@ -429,6 +429,8 @@ class Runner:
         ledger, blobs = self._edges.ledger, self._edges.blobs
         if self._clearing is not None:
             self._clearing.result()
+        if not self._spec.keep_updates:
+            blobs.delete(names.rounds_prefix(self.job), holding="/updates/")  # what came too late to be counted
         now = ledger.now()
         number = self._state.round if outcome == "finished" else self._state.round - 1
         committed = max(0, number if self._model else 0)

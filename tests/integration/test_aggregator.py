@@ -542,3 +542,20 @@ class connection:  # noqa: N801 - used as a function
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
+
+
+def test_updates_are_cleared_away_whatever_came_of_them(servers, aggregators, trainers) -> None:
+    """Counted, refused or late: nothing of them is left in the bucket unless the job keeps them."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round:
+            hostile(trainers, event, client)
+        trainers.answer(event, client)
+
+    for keep, left in ((False, 0), (True, 1)):
+        job = start(trainers, spec(rounds={"count": 1, "deadline": "20s"}, keep_updates=keep))
+        trainers.until(TrainingEnd, answer)
+
+        keys = servers.blobs().list(names.rounds_prefix(job))
+        assert bool([key for key in keys if "/updates/" in key]) == bool(left)
