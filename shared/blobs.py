@@ -121,7 +121,10 @@ class Blobs:
             body = response.read(MAX_RECORD + 1)
         if len(body) > MAX_RECORD:
             raise Refused(f"{key}: a record of more than {MAX_RECORD} bytes")
-        record = json.loads(body)
+        try:
+            record = json.loads(body)
+        except ValueError:
+            record = None
         if not isinstance(record, dict):
             raise Refused(f"{key}: not a JSON object")
         return record
@@ -167,8 +170,8 @@ class Blobs:
             stream = io.BufferedReader(_Reader(view))
             self._client.put_object(self.bucket, ref.key, stream, ref.size, metadata=dict(described), part_size=PART)
             return
-        # The blob's digest is the payload hash that S3 signs: one pass over the bytes gives the name, the
-        # signature and the server's own check of what it received. minio-py would copy and hash them again.
+        # The blob's digest is the payload hash that S3 signs: one pass over the bytes gives the name and the
+        # signature, and servers that check payloads refuse a garbled one. minio-py would copy and hash them again.
         date = utcnow()
         url = urlsplit(f"{self._endpoint}/{self.bucket}/{quote(ref.key)}")
         headers: Any = {
@@ -192,6 +195,8 @@ class Blobs:
         pieces = [view[start : start + PIECE] for start in range(0, ref.size, PIECE)]
         response = self._http.request("PUT", url.geturl(), body=cast("list[bytes]", pieces), headers=signed)
         if response.status != 200:
+            if b"<Code>" not in response.data:  # not S3's answer: a proxy's
+                raise Unavailable(f"{self.place} answers {response.status} to an upload; is FEDQ_S3_URL right?")
             raise S3Error.fromxml(response)
 
     def _has(self, ref: BlobRef) -> bool:

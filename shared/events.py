@@ -41,6 +41,7 @@ class Event(Value):
     """Base of all events; `type` is the word on the wire, in the log and in the guide."""
 
     type: ClassVar[str]
+    max_body: ClassVar[int] = MAX_BODY
     job: JobId
 
     @property
@@ -52,6 +53,7 @@ class StartTraining(Event):
     """An operator wants this job done."""
 
     type = "start-training"
+    max_body = 16 * 1024  # so that a round-start holds it beside a slice of the cohort
     spec: JobSpec
 
     @property
@@ -169,6 +171,7 @@ class Heartbeat(Value):
     """A trainer is alive and this busy; `leaving` is its last one."""
 
     type: ClassVar[str] = "heartbeat"
+    max_body: ClassVar[int] = MAX_BODY
     trainer: Name
     pool: Name | None
     client: Name | None
@@ -193,6 +196,7 @@ class TrainerJoined(Value):
     """The registry has taken a trainer into the roster: whoever waited for one may go on."""
 
     type: ClassVar[str] = "trainer-joined"
+    max_body: ClassVar[int] = MAX_BODY
     trainer: Name
     group: Name
 
@@ -223,9 +227,12 @@ EVENTS: dict[str, type[AnyEvent]] = {
 
 def encode(event: AnyEvent) -> bytes:
     """The body of `event`; `BadMessage` where it would be longer than a doorbell may be."""
-    body: bytes = msgpack.packb({"schema": SCHEMA, **event.model_dump(mode="json")})
-    if len(body) > MAX_BODY:
-        raise BadMessage(f"{event.type} has {len(body)} bytes; an event has at most {MAX_BODY}")
+    try:
+        body: bytes = msgpack.packb({"schema": SCHEMA, **event.model_dump(mode="json")})
+    except (ValueError, OverflowError, RecursionError) as error:  # of a job's `args`, which may hold anything
+        raise BadMessage(f"{event.type} holds a value that cannot be sent: {error}") from error
+    if len(body) > event.max_body:
+        raise BadMessage(f"{event.type} has {len(body)} bytes; it has at most {event.max_body}")
     return body
 
 

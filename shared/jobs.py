@@ -22,6 +22,7 @@ from pydantic import (
     StrictInt,
     Tag,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -43,7 +44,13 @@ def _duration(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_duration, json_schema_input_type=float | str), Field(gt=0, le=7 * 86400)]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(gt=0, le=7 * 86400),
+    # Ours, because pydantic's own has `gt` and `le` here, which no editor knows.
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 604800}, {"type": "string"}]}),
+]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 ClientName = Annotated[str, Field(pattern=CLIENT_NAME)]
 
@@ -343,11 +350,18 @@ def new_job_id(name: str) -> str:
 
 def explain(error: ValidationError) -> list[str]:
     """One sentence for each mistake: where, what was found, what is allowed."""
-    return [_sentence(dict(mistake)) for mistake in error.errors(include_url=False)]
+    mistakes = error.errors(include_url=False)
+    # A list all of whose items are wrong is not too short as well.
+    return [_sentence(dict(mistake)) for mistake in mistakes if mistake["type"] != "too_short" or not mistake["input"]]
 
 
 def _sentence(mistake: dict[str, Any]) -> str:
-    path = [part for part in mistake["loc"] if part not in _TAGS]
+    location = mistake["loc"]
+    path = [
+        part
+        for before, part in zip(("", *location), location, strict=False)
+        if not (before in _CHOICES and part in _TAGS)
+    ]
     where = ".".join(str(part) for part in path) or "job"
     kind, found, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
     if kind == "missing":
@@ -362,7 +376,7 @@ def _sentence(mistake: dict[str, Any]) -> str:
         return reason if not path else f"{where}: {_show(found)} is not allowed: {reason}"
     if kind in ("union_tag_invalid", "union_tag_not_found", "unknown_name"):
         name = found.get("name") if isinstance(found, Mapping) else found
-        allowed_names = context.get("expected_tags")
+        allowed_names = context.get("expected_tags") or _CHOICES.get(str(path[-1]) if path else "")
         reason = f"allowed: {allowed_names}" if allowed_names else mistake["msg"]
         return f"{where}.name: {_show(name)} is not known; {reason}"
     if kind == "string_pattern_mismatch":
@@ -371,6 +385,8 @@ def _sentence(mistake: dict[str, Any]) -> str:
     return f"{where}: {_show(found)} is not allowed: {reason.replace('input should', 'it should')}"
 
 
+#: The sections that are chosen by name, and the names where pydantic does not give them.
+_CHOICES = {"model": "", "data": "", "train": "", "select": "'all', 'random'", "partition": "'iid', 'dirichlet'"}
 _TAGS = {
     "softmax",
     "mlp",

@@ -18,7 +18,11 @@ from shared.errors import BadInput
 
 def _url(*schemes: str) -> AfterValidator:
     def check(value: SecretStr) -> SecretStr:
-        parts = urlsplit(value.get_secret_value())
+        try:
+            parts = urlsplit(value.get_secret_value())
+            _ = parts.port
+        except ValueError:  # its text may hold a part of the password
+            raise ValueError("is no URL; write special characters of a password as %2F, %23, %5B …") from None
         if parts.scheme not in schemes or not parts.hostname:
             raise ValueError(f"must be a URL such as {schemes[0]}://host:port")
         return value

@@ -1,0 +1,185 @@
+"""Settings from the environment and files; what is missing or wrong is said, and what is secret is not."""
+
+from pathlib import Path
+
+import pytest
+
+from shared import settings
+from shared.errors import BadInput
+
+RIGHT = {
+    "FEDQ_AMQP_URL": "amqp://user:s3cret-1@host:5672/fedq",
+    "FEDQ_REDIS_URL": "redis://:s3cret-2@host:6379/0",
+    "FEDQ_S3_URL": "http://host:9000",
+    "FEDQ_S3_ACCESS_KEY": "s3cret-3",
+    "FEDQ_S3_SECRET_KEY": "s3cret-4",
+}
+KINDS = [
+    settings.Broker, settings.Record, settings.Store, settings.Console, settings.Aggregator, settings.Trainer,
+    settings.Registry, settings.Cli,
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without files of settings, and an environment without any of ours."""
+    for name in [*RIGHT, *(f"FEDQ_{name.upper()}" for kind in KINDS for name in kind.model_fields)]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    for name, value in (RIGHT | changes).items():
+        monkeypatch.setenv(name, value)
+
+
+def write(folder: Path, name: str, **values: str) -> None:
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [
+        (settings.Broker, {"AMQP_URL"}),
+        (settings.Record, {"REDIS_URL"}),
+        (settings.Store, {"S3_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"}),
+        (settings.Trainer, {"AMQP_URL", "S3_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"}),
+        (settings.Registry, {"AMQP_URL", "REDIS_URL"}),
+        (settings.Aggregator, {"AMQP_URL", "REDIS_URL", "S3_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"}),
+        (settings.Cli, {"AMQP_URL", "REDIS_URL", "S3_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"}),
+    ],
+)
+def test_everything_missing_is_named_at_once(kind: type[settings.Common], missing: set[str]) -> None:
+    """One line for each variable, by the name a person sets, and one that says where."""
+    with pytest.raises(BadInput) as caught:
+        settings.load(kind)
+
+    *lines, last = str(caught.value).splitlines()
+    assert set(lines) == {f"FEDQ_{name}: is not set" for name in missing}
+    assert last == "Set them in the environment or in .env (`make up` starts servers and writes .fedq/env)."
+
+
+def test_what_is_set_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is missing is."""
+    set_all(monkeypatch)
+    monkeypatch.delenv("FEDQ_S3_URL")
+    with pytest.raises(BadInput) as caught:
+        settings.load(settings.Cli)
+
+    assert str(caught.value).splitlines()[0] == "FEDQ_S3_URL: is not set"
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_service_needs_its_part_alone(monkeypatch: pytest.MonkeyPatch, kind: type[settings.Common]) -> None:
+    """All of them load from the same environment, and variables for others do no harm."""
+    set_all(monkeypatch, FEDQ_SOMETHING_ELSE="1")
+
+    assert settings.load(kind).log == "auto"
+
+
+def test_a_trainer_holds_no_redis_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs none, and where there is one it does not keep it."""
+    set_all(monkeypatch)
+    assert not hasattr(settings.load(settings.Trainer), "redis_url")
+
+    monkeypatch.delenv("FEDQ_REDIS_URL")
+    assert "redis" not in repr(settings.load(settings.Trainer))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("FEDQ_AMQP_URL", "s3cret-9", "FEDQ_AMQP_URL: must be a URL such as amqp://host:port"),
+        ("FEDQ_AMQP_URL", "http://user:s3cret-9@host", "FEDQ_AMQP_URL: must be a URL such as amqp://host:port"),
+        ("FEDQ_AMQP_URL", "amqp://", "FEDQ_AMQP_URL: must be a URL such as amqp://host:port"),
+        ("FEDQ_REDIS_URL", "redis:s3cret-9", "FEDQ_REDIS_URL: must be a URL such as redis://host:port"),
+        ("FEDQ_S3_URL", "host:9000", "FEDQ_S3_URL: must be a URL such as http://host:port"),
+        ("FEDQ_S3_BUCKET", "x", "FEDQ_S3_BUCKET: String should have at least 3 characters"),
+        ("FEDQ_LEASE_S", "soon", "FEDQ_LEASE_S: Input should be a valid number"),
+        ("FEDQ_LEASE_S", "0", "FEDQ_LEASE_S: Input should be greater than 0.5"),
+        ("FEDQ_MAX_JOBS", "0", "FEDQ_MAX_JOBS: Input should be greater than or equal to 1"),
+        ("FEDQ_LOG", "loud", "FEDQ_LOG: Input should be 'auto', 'json' or 'console'"),
+        ("FEDQ_RABBITMQ_URL", "s3cret-9", "FEDQ_RABBITMQ_URL: must be a URL such as http://host:port"),
+    ],
+)
+def test_what_is_wrong_is_explained_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+) -> None:
+    """The sentence says what is allowed; neither it nor its cause has a secret in it."""
+    set_all(monkeypatch, **{name: value})
+    with pytest.raises(BadInput) as caught:
+        settings.load(settings.Aggregator)
+
+    assert str(caught.value).startswith(sentence)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FEDQ_AMQP_URL", "amqp://user:s3cret/9@host:5672/fedq"),
+        ("FEDQ_AMQP_URL", "amqp://user:s3cret#9@host:5672/fedq"),
+        ("FEDQ_AMQP_URL", "amqp://user:s3cret-9@host:port/fedq"),
+        ("FEDQ_AMQP_URL", "amqp://user:s3cret-9@host:70000/fedq"),
+        ("FEDQ_AMQP_URL", "amqp://user:s3cret[9@host:5672/fedq"),
+        ("FEDQ_AMQP_URL", "amqp://user:s3cret\u2100@host:5672/fedq"),  # urlsplit's own error shows all of it
+        ("FEDQ_REDIS_URL", "redis://:s3cret?9@host:6379/0"),
+        ("FEDQ_S3_URL", "http://host:http"),
+    ],
+)
+def test_a_url_without_a_port_that_is_one_is_explained(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """A / or # in a password that is not written as %2F or %23 is found here, before a traceback shows half of it."""
+    set_all(monkeypatch, **{name: value})
+    with pytest.raises(BadInput, match=name) as caught:
+        settings.load(settings.Aggregator)
+
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_secrets_are_in_no_representation(monkeypatch: pytest.MonkeyPatch, kind: type[settings.Common]) -> None:
+    """A log line with the settings gives nothing away."""
+    set_all(monkeypatch)
+    found = settings.load(kind)
+
+    assert "s3cret" not in f"{found!r} {found} {found.model_dump()} {found.model_dump_json()}"
+
+
+def test_the_environment_stands_above_env_above_what_make_up_wrote(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is used where the one before it says nothing."""
+    set_all(monkeypatch)
+    write(nowhere, ".fedq/env", FEDQ_S3_BUCKET="from-up", FEDQ_S3_REGION="from-up", FEDQ_LOG_LEVEL="debug")
+    assert settings.load(settings.Store).s3_bucket == "from-up"
+
+    write(nowhere, ".env", FEDQ_S3_BUCKET="from-env", FEDQ_S3_REGION="from-env")
+    assert settings.load(settings.Store).s3_bucket == "from-env"
+
+    monkeypatch.setenv("FEDQ_S3_BUCKET", "from-environment")
+    found = settings.load(settings.Store)
+    assert (found.s3_bucket, found.s3_region, found.log_level) == ("from-environment", "from-env", "debug")
+
+
+def test_files_alone_are_enough(nowhere: Path) -> None:
+    """`make up` writes all that a service needs; what others keep in .env is not ours."""
+    write(nowhere, ".fedq/env", **RIGHT)
+    write(nowhere, ".env", POSTGRES_PASSWORD="x", FEDQ_UNKNOWN="y")
+    found = settings.load(settings.Cli)
+
+    assert found.amqp_url.get_secret_value() == RIGHT["FEDQ_AMQP_URL"]
+    assert found.s3_bucket == "fedq"
+
+
+def test_settings_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read once: nothing changes them while a service runs."""
+    set_all(monkeypatch)
+    found = settings.load(settings.Store)
+    with pytest.raises(ValueError, match="frozen"):
+        found.s3_bucket = "other"
