@@ -14,7 +14,7 @@ from deploy.native.apt import Apt
 from deploy.native.state import locked
 from shared.errors import Unavailable
 
-REMEDY = "install rabbitmq-server and redis-server (>= 3.10 and 7.0), or use Docker: deploy/compose"
+REMEDY = "install rabbitmq-server (3.10 or newer) and redis-server (7.0 or newer)"
 #: Debian's own starter insists on the user root or rabbitmq; this one beside it does not.
 DEBIAN_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
