@@ -109,8 +109,12 @@ class Runner:
         except Fenced as error:
             self._log.warning("fenced", reason=str(error))
         except Exception as error:
-            self._log.exception("job failed")
-            self._fail(error)
+            if self._leaving.is_set() and isinstance(error, Unavailable):
+                # Asked to leave while a server is away: the lease runs out, and another replica takes the job as it is.
+                self._log.warning("left without handing over", reason=str(error))
+            else:
+                self._log.exception("job failed")
+                self._fail(error)
         finally:
             if self._subscription is not None:
                 self._edges.bus.cancel(self._subscription)
