@@ -52,7 +52,7 @@ def results(servers: Servers, job: str, *, export: Path | None, plot: Path | Non
 
 
 def _print(rounds: list[PastRound]) -> None:
-    columns = ("round", "loss", "accuracy", "clients' loss", "clients' accuracy", "updates", "rejected", "seconds")
+    columns = ("round", "loss", "accuracy", "clients' loss", "clients' acc.", "updates", "rejected", "time")
     made = output.table(*columns, numbers=columns)
     for past in rounds:
         figures = past.figures

@@ -116,7 +116,7 @@ _COLOURS = {
 
 
 def _table(rows: list[Row]) -> Table:
-    columns = ("round", "loss", "accuracy", "clients' loss", "clients' accuracy", "updates", "rejected", "seconds")
+    columns = ("round", "loss", "accuracy", "clients' loss", "clients' acc.", "updates", "rejected", "time")
     made = output.table(*columns, numbers=columns)
     for row in rows:
         made.add_row(
