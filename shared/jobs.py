@@ -51,7 +51,6 @@ Seconds = Annotated[
     # Ours, because pydantic's own has `gt` and `le` here, which no editor knows.
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 604800}, {"type": "string"}]}),
 ]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 ClientName = Annotated[str, Field(pattern=CLIENT_NAME)]
 
 

@@ -336,6 +336,7 @@ _CLOSE = Script(
     _FENCED
     + """
 local state = redis.call('HGET', KEYS[2], 'state')
+if state == 'committed' then return redis.call('HGETALL', KEYS[3]) end
 if state ~= 'open' and state ~= 'closed' then return 'conflict' end
 redis.call('HSET', KEYS[2], 'state', 'closed')
 return redis.call('HGETALL', KEYS[3])

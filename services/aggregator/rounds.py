@@ -162,6 +162,11 @@ def begin(spec: JobSpec, committed: int) -> Step:
     return _next(State(spec=spec), committed)
 
 
+def closing(spec: JobSpec, number: int, attempt: int, cohort: tuple[str, ...]) -> Step:
+    """A job whose round `number` was closed and not committed."""
+    return State(spec, "closing", number, attempt, cohort), (Close(number),)
+
+
 def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901, PLR0911 - one line per case
     """What a happening makes of a job; one that does not fit its phase changes nothing."""
     match happening, state.phase:

@@ -254,7 +254,7 @@ class Runner:
             record = {"job": self.job, **event.model_dump(include={"round", "model", "examples", "metrics"})}
             self._edges.blobs.put_json(names.evaluation_blob(self.job, event.round), record)
             self._edges.ledger.set_metrics(self.job, self.fence, self._metrics)
-            self._log.info("evaluated", round=event.round, trainer=event.trainer, **event.metrics)
+            self._log.info("evaluated", round=event.round, trainer=event.trainer, metrics=event.metrics)
         self._happenings.append(rounds.Evaluated(event.round))
 
     # --- what is done ---------------------------------------------------------------------------
@@ -357,8 +357,6 @@ class Runner:
         )
         blobs.put_json(names.manifest_blob(self.job, number), commit)
         ledger.commit_round(self.job, self.fence, number)
-        self._model.blob = model
-        self._metrics = {**self._metrics, **commit["metrics"]}
         self._edges.bus.publish(
             RoundEnd(
                 job=self.job,
@@ -373,6 +371,9 @@ class Runner:
             ),
             required=False,
         )
+        # Last, because what comes before may be done again, and then on the same base.
+        self._model.blob = model
+        self._metrics = {**self._metrics, **commit["metrics"]}
         self._happenings.append(rounds.Committed())
         self._log.info(
             "committed",
@@ -392,6 +393,7 @@ class Runner:
             digest = self._model.blob.digest
             return BlobRef(key=names.model_blob(self.job, 0, digest), size=self._model.file.nbytes, digest=digest)
         if self._folded != accepted.keys():
+            self._fold = None  # its memory goes before the next one's comes
             self._fold = closing.refold(self._edges.blobs, self._model.layout, accepted, grid)
         return closing.advance(self._model, self._fold, self._spec, self.job, number)
 
@@ -474,7 +476,9 @@ class Runner:
             ),
             required=False,
         )
-        self._log.info("ended", outcome=outcome, reason=reason, rounds=committed, seconds=seconds, **self._metrics)
+        self._log.info(
+            "ended", outcome=outcome, reason=reason, rounds=committed, seconds=seconds, metrics=self._metrics
+        )
 
     # --- from and to another replica ------------------------------------------------------------
 
@@ -488,6 +492,15 @@ class Runner:
             self._adopt(Model(file, weights.read_layout(file), blob))
             self._first_opened = record.started
         self._state, effects = rounds.begin(self._spec, record.round)
+        pending = self._edges.ledger.round(self.job, record.round + 1)
+        if pending is not None and pending.state == "closed":
+            # Its inputs are frozen: it is finished with these, whoever closed it.
+            if self._model is None:
+                (first,) = pending.accepted.values()
+                blob = BlobRef.model_validate(first["blob"])
+                file = self._edges.blobs.get(blob)
+                self._adopt(Model(file, weights.read_layout(file), blob))
+            self._state, effects = rounds.closing(self._spec, pending.number, pending.attempt, pending.cohort)
         for effect in effects:
             self._persistently(lambda effect=effect: self._apply(effect))  # type: ignore[misc]
         self._follow()

@@ -1,6 +1,7 @@
 """The aggregator on real servers, with trainers whose every update is scripted so that faults can be."""
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ import pytest
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Edges
 from shared import jobs, names, topology, weights
+from shared.blobs import Blobs
 from shared.bus import Bus
+from shared.errors import Unavailable
 from shared.events import (
     AnyEvent,
     BlobRef,
@@ -163,8 +166,8 @@ def trainers(servers: Servers) -> Trainers:
     return found
 
 
-def start(trainers: Trainers, job_spec: JobSpec) -> str:
-    job = jobs.new_job_id(job_spec.name)
+def start(trainers: Trainers, job_spec: JobSpec, job: str = "") -> str:
+    job = job or jobs.new_job_id(job_spec.name)
     trainers.bus.declare(topology.commands(), topology.updates(job), topology.dead_letters())
     trainers.watch(job)
     trainers.servers.ledger().create(job, job_spec.rounds.count)
@@ -482,6 +485,50 @@ def test_a_replica_that_leaves_hands_its_jobs_over(servers, aggregators, trainer
     assert end.outcome == "finished"
     assert servers.ledger().required(job).owner == "second"
     np.testing.assert_allclose(LAYOUT.flat(model_of(servers, end.model)), expected(2, spec().clients), atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_closed_round_is_finished_by_the_next_owner(servers, aggregators, trainers, monkeypatch, number: int) -> None:
+    """A server away between closing and committing, and a replica that leaves then: the frozen updates count."""
+    first = aggregators("first", lease=1.0)
+    away, left = threading.Event(), threading.Event()
+    put = Blobs.put
+
+    def refuse(self: Blobs, key: str, *args: Any, **options: Any) -> BlobRef:  # a fake fault: it must come just there
+        if key.startswith(names.round_prefix(job, number)) and "/model-" in key and not left.is_set():
+            away.set()
+            raise Unavailable("the store is away")
+        return put(self, key, *args, **options)
+
+    job = jobs.new_job_id("t")
+    monkeypatch.setattr(Blobs, "put", refuse)
+    start(trainers, spec(), job)
+    while not away.is_set():
+        trainers.until(ModelUpdate)
+        away.wait(0.2)
+    first.stop(10)
+    left.set()
+    aggregators("second", lease=1.0)
+    end = trainers.until(TrainingEnd)
+
+    assert end.outcome == "finished"
+    assert servers.ledger().required(job).owner == "second"
+    np.testing.assert_allclose(LAYOUT.flat(model_of(servers, end.model)), expected(2, spec().clients), atol=1e-6)
+    assert sum(event.round == number for event in trainers.events if isinstance(event, ModelUpdate)) == (
+        4 if number else 1
+    )
+
+
+def test_metrics_may_have_any_name(aggregators, trainers) -> None:
+    """Also those that our own log lines use."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        names_used = ("event", "job", "outcome", "reason", "round", "rounds", "seconds", "trainer")
+        trainers.send(event, client, trainers.file(event, client), metrics=dict.fromkeys(names_used, 1.0))
+
+    start(trainers, spec())
+    assert trainers.until(TrainingEnd, answer).outcome == "finished"
 
 
 def test_a_full_replica_leaves_jobs_to_the_others(servers, aggregators, trainers) -> None:
