@@ -519,16 +519,20 @@ def test_a_closed_round_is_finished_by_the_next_owner(servers, aggregators, trai
     )
 
 
-def test_metrics_may_have_any_name(aggregators, trainers) -> None:
+def test_metrics_may_have_any_name(servers, aggregators, trainers) -> None:
     """Also those that our own log lines use."""
-    aggregators()
+    owner = aggregators()
 
     def answer(event: RoundStart, client: str) -> None:
         names_used = ("event", "job", "outcome", "reason", "round", "rounds", "seconds", "trainer")
         trainers.send(event, client, trainers.file(event, client), metrics=dict.fromkeys(names_used, 1.0))
 
-    start(trainers, spec())
+    job = start(trainers, spec())
     assert trainers.until(TrainingEnd, answer).outcome == "finished"
+
+    owner.stop(10)  # whatever it did after saying so, it has done
+    assert servers.ledger().required(job).status == "finished"
+    assert servers.blobs().get_json(names.result_blob(job))["outcome"] == "finished"
 
 
 def test_a_full_replica_leaves_jobs_to_the_others(servers, aggregators, trainers) -> None:
