@@ -1,5 +1,7 @@
 """The referee on a real Redis: one winner of every race, and no step for whoever lost the lease."""
 
+import dataclasses
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -7,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 
-from shared import names
-from shared.errors import BadInput, Fenced, Stale
-from shared.ledger import Ledger
+from shared import names, settings
+from shared.errors import BadInput, Fenced, RecordLost, Stale
+from shared.ledger import ANNOUNCED, LOG, Conflict, JobRecord, Ledger, Wanted
 from tests.conftest import Servers
 
 SECONDS = 10.0
@@ -59,6 +62,27 @@ def opened(ledger: Ledger, number: int = 0, seconds: float = 60.0, attempt: int 
     return fence
 
 
+def orphans(ledger: Ledger) -> list[str]:
+    return ledger.orphans()[0]
+
+
+def pass_a_millisecond(ledger: Ledger) -> None:
+    """Times in the record are whole milliseconds; from here on they are later ones."""
+    now = ledger.now()
+    until(lambda: ledger.now() > now + 0.001, "the next millisecond")
+
+
+def raw(servers: Servers) -> redis.Redis:
+    """The driver itself, whose answers are bytes."""
+    return redis.Redis.from_url(servers.settings(settings.Record).redis_url.get_secret_value())
+
+
+def everything(servers: Servers) -> dict[bytes, bytes]:
+    """Each key of the database, byte by byte."""
+    driver = raw(servers)
+    return {key: driver.dump(key) for key in driver.keys("*")}
+
+
 # --- jobs ---------------------------------------------------------------------------------------
 
 
@@ -100,15 +124,15 @@ def test_jobs_are_listed_the_newest_first(ledger: Ledger) -> None:
     """By when they were created."""
     for number in range(3):
         ledger.create(f"j{number}-abc234", 1)
-        now = ledger.now()
-        until(lambda now=now: ledger.now() > now + 0.001, "the next millisecond")  # type: ignore[misc]
+        pass_a_millisecond(ledger)
 
     assert [record.id for record in ledger.jobs()] == ["j2-abc234", "j1-abc234", "j0-abc234"]
 
 
 def test_one_of_fifty_claims_a_job(ledger: Ledger) -> None:
-    """The others are told who has it."""
+    """The others are told who has it; the fence is the time."""
     ledger.create(JOB, 3)
+    began = ledger.now()
 
     def claim(number: int) -> int | str:
         try:
@@ -119,9 +143,10 @@ def test_one_of_fifty_claims_a_job(ledger: Ledger) -> None:
     answers = race(claim)
     record = ledger.required(JOB)
 
-    assert [answer for answer in answers if not isinstance(answer, str)] == [1]
-    assert set(map(str, answers)) == {"1", f"job {JOB} is owned by {record.owner}"}
-    assert (record.status, record.detail, record.fence) == ("running", "", 1)
+    assert [answer for answer in answers if not isinstance(answer, str)] == [record.fence]
+    assert set(map(str, answers)) == {str(record.fence), f"job {JOB} is owned by {record.owner}"}
+    assert (record.status, record.detail, record.claims) == ("running", "", 1)
+    assert began - 0.001 <= record.fence / 1000 <= ledger.now()
 
 
 def test_a_claim_asks_nobody_twice(ledger: Ledger) -> None:
@@ -135,10 +160,10 @@ def test_a_lease_that_ran_out_is_anybodys(ledger: Ledger) -> None:
     """The job is an orphan then; the next owner has a higher fence, and the start is the first one's."""
     fence = taken(ledger, lease=0.05)
     begun = ledger.required(JOB).started
-    until(lambda: ledger.orphans() == [JOB], "the lease to run out")
-    assert ledger.claim(JOB, "two", 60) == fence + 1
+    until(lambda: orphans(ledger) == [JOB], "the lease to run out")
+    assert ledger.claim(JOB, "two", 60) > fence
 
-    assert ledger.orphans() == []
+    assert orphans(ledger) == []
     assert (ledger.required(JOB).owner, ledger.required(JOB).started) == ("two", begun)
 
 
@@ -149,7 +174,7 @@ def test_a_renewed_lease_holds(ledger: Ledger) -> None:
     later = ledger.now() + 0.1
     until(lambda: ledger.now() > later, "the first lease to have run out")
 
-    assert ledger.orphans() == []
+    assert orphans(ledger) == []
     with pytest.raises(Stale, match="is owned by one"):
         ledger.claim(JOB, "two", 60)
 
@@ -157,9 +182,9 @@ def test_a_renewed_lease_holds(ledger: Ledger) -> None:
 def test_a_late_renewal_is_good_while_nobody_else_came(ledger: Ledger) -> None:
     """A replica that was held up keeps its job; one that was replaced does not."""
     fence = taken(ledger, lease=0.01)
-    until(lambda: ledger.orphans() == [JOB], "the lease to run out")
+    until(lambda: orphans(ledger) == [JOB], "the lease to run out")
     ledger.renew(JOB, fence, 60)
-    assert ledger.orphans() == []
+    assert orphans(ledger) == []
 
     ledger.release(JOB, fence)
     ledger.claim(JOB, "two", 60)
@@ -173,15 +198,19 @@ def test_a_released_job_is_queued_and_an_orphan(ledger: Ledger) -> None:
     ledger.release(JOB, fence)
 
     assert ledger.required(JOB).status == "queued"
-    assert ledger.orphans() == [JOB]
-    assert ledger.claim(JOB, "two", 60) == fence + 1
+    assert orphans(ledger) == [JOB]
+    assert ledger.claim(JOB, "two", 60) > fence
 
 
-def test_a_job_that_nobody_began_is_no_orphan(ledger: Ledger) -> None:
-    """Its command is still in the queue."""
+def test_a_job_that_nobody_began_waits_for_its_command(servers: Servers, ledger: Ledger) -> None:
+    """The command is still in the queue; half a minute later it is taken for lost, and the job for an orphan."""
     ledger.create(JOB, 3)
+    found, left = ledger.orphans()
+    assert (found, left) == ([], pytest.approx(ANNOUNCED, abs=SECONDS))
 
-    assert ledger.orphans() == []
+    announced = int(servers.redis().hget(names.job_key(JOB), "announced"))
+    servers.redis().hset(names.job_key(JOB), "announced", announced - int(ANNOUNCED * 1000))
+    assert ledger.orphans() == ([JOB], None)
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
@@ -194,23 +223,27 @@ def test_an_ended_job_is_nobodys(ledger: Ledger, status: str) -> None:
 
     assert (record.status, record.detail, record.metrics) == (status, "because", {"accuracy": 0.5})
     assert record.started <= record.ended <= ledger.now()
-    assert ledger.orphans() == []
+    assert orphans(ledger) == []
     with pytest.raises(Stale, match=f"job {JOB} is {status}"):
         ledger.claim(JOB, "two", 60)
 
 
 STEPS: dict[str, Callable[[Ledger, int], Any]] = {
     "renew": lambda ledger, fence: ledger.renew(JOB, fence, 60),
+    "check_owned": lambda ledger, fence: ledger.check_owned(JOB, fence),
+    "advance": lambda ledger, fence: ledger.advance(JOB, fence, 2),
     "release": lambda ledger, fence: ledger.release(JOB, fence),
     "describe": lambda ledger, fence: ledger.describe(JOB, fence, "waiting", "old"),
     "end": lambda ledger, fence: ledger.end(JOB, fence, "failed", "old"),
     "set_metrics": lambda ledger, fence: ledger.set_metrics(JOB, fence, {"old": 1.0}),
     "open_round": lambda ledger, fence: ledger.open_round(JOB, fence, 1, 2, ("old",), 1),
+    "extend": lambda ledger, fence: ledger.extend(JOB, fence, 1, 900, 900),
     "accept": lambda ledger, fence: ledger.accept(JOB, fence, 1, "a", {"old": 1}),
     "reject": lambda ledger, fence: ledger.reject(JOB, fence, 1, "a", "old"),
+    "exclude": lambda ledger, fence: ledger.exclude(JOB, fence, 1, "b", "old"),
     "close_round": lambda ledger, fence: ledger.close_round(JOB, fence, 1),
     "commit_round": lambda ledger, fence: ledger.commit_round(JOB, fence, 1),
-    "fail_round": lambda ledger, fence: ledger.fail_round(JOB, fence, 1),
+    "fail_round": lambda ledger, fence: ledger.fail_round(JOB, fence, 1, "old"),
 }
 
 
@@ -221,28 +254,37 @@ def test_a_fenced_owner_changes_nothing(servers: Servers, ledger: Ledger, step: 
     ledger.accept(JOB, old, 1, "b", {"examples": 1})
     ledger.release(JOB, old)
     new = ledger.claim(JOB, "two", 60)
-    redis = servers.redis()
-
-    def everything() -> dict[str, Any]:
-        keys = [names.job_key(JOB), names.round_key(JOB, 1), names.accepted_key(JOB, 1), names.rejected_key(JOB, 1)]
-        return {key: redis.hgetall(key) for key in keys}
-
-    before = everything()
+    before = everything(servers)
     for fence in (old, new + 1, 0):
         with pytest.raises(Fenced, match="belongs to another aggregator now"):
             STEPS[step](ledger, fence)
 
-    assert everything() == before
+    assert everything(servers) == before
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_step_of_a_job_that_is_not_there_makes_none(ledger: Ledger, step: str) -> None:
-    """A record that was wiped is not brought back in pieces."""
+def test_an_owner_who_slept_changes_nothing(servers: Servers, ledger: Ledger, step: str) -> None:
+    """Its lease ran out while it was paused, and it wakes up in the middle of another's round."""
+    paused = opened(ledger, 1)
+    ledger.accept(JOB, paused, 1, "b", {"examples": 1})
+    ledger.renew(JOB, paused, 0)
+    new = ledger.claim(JOB, "two", 60)
+    ledger.open_round(JOB, new, 1, 1, COHORT, 60)
+    ledger.accept(JOB, new, 1, "b", {"examples": 1})
+    before = everything(servers)
     with pytest.raises(Fenced):
+        STEPS[step](ledger, paused)
+
+    assert everything(servers) == before
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_of_a_job_that_is_not_there_makes_none(servers: Servers, ledger: Ledger, step: str) -> None:
+    """A record that was wiped is not brought back in pieces, and who asks learns that it is lost."""
+    with pytest.raises(RecordLost, match=f"Redis has lost the record of job {JOB}"):
         STEPS[step](ledger, 1)
 
-    assert ledger.job(JOB) is None
-    assert ledger.round(JOB, 1) is None
+    assert everything(servers) == {}
 
 
 # --- rounds -------------------------------------------------------------------------------------
@@ -275,7 +317,7 @@ def test_a_round_follows_the_last_committed_one(ledger: Ledger) -> None:
     """None is left out, none is opened again, and none before the one before it is committed."""
     fence = opened(ledger, 1)
     for number in (0, 2, 3):
-        with pytest.raises(Stale, match=f"job {JOB} has moved on"):
+        with pytest.raises(Conflict, match=f"job {JOB} has moved on"):
             ledger.open_round(JOB, fence, number, 1, COHORT, 60)
     ledger.close_round(JOB, fence, 1)
     for number in (1, 2):
@@ -294,9 +336,10 @@ def test_what_was_not_closed_is_not_committed(ledger: Ledger) -> None:
     fence = opened(ledger)
     with pytest.raises(Stale, match="has moved on"):
         ledger.commit_round(JOB, fence, 0)
-    for step in (ledger.close_round, ledger.commit_round):
-        with pytest.raises(Stale, match="has moved on"):
-            step(JOB, fence, 1)
+    with pytest.raises(RecordLost, match="Redis has lost"):
+        ledger.close_round(JOB, fence, 1)
+    with pytest.raises(Conflict, match="has moved on"):
+        ledger.commit_round(JOB, fence, 1)
 
     assert ledger.required(JOB).round == -1
     assert ledger.round(JOB, 1) is None
@@ -391,7 +434,7 @@ def test_another_attempt_begins_with_nothing(servers: Servers, ledger: Ledger) -
     fence = opened(ledger)
     ledger.accept(JOB, fence, 0, "a", {})
     ledger.reject(JOB, fence, 0, "b", "bad")
-    ledger.fail_round(JOB, fence, 0)
+    ledger.fail_round(JOB, fence, 0, "too few")
     ledger.open_round(JOB, fence, 0, 2, ("a", "d"), 60)
     found = ledger.round(JOB, 0)
 
@@ -407,11 +450,12 @@ def test_a_failed_round_is_kept_for_a_week(servers: Servers, ledger: Ledger) -> 
     fence = opened(ledger)
     ledger.accept(JOB, fence, 0, "a", {})
     ledger.reject(JOB, fence, 0, "b", "bad")
-    ledger.fail_round(JOB, fence, 0)
+    ledger.fail_round(JOB, fence, 0, "too few")
     found = ledger.round(JOB, 0)
 
     assert found is not None
-    assert (found.state, list(found.accepted), found.rejected) == ("failed", ["a"], {"b": "bad"})
+    assert (found.state, found.reason) == ("failed", "too few")
+    assert (list(found.accepted), found.rejected) == (["a"], {"b": "bad"})
     keys = (names.round_key(JOB, 0), names.accepted_key(JOB, 0), names.rejected_key(JOB, 0))
     assert all(7 * 86400 - 60 < servers.redis().ttl(key) <= 7 * 86400 for key in keys)
     assert ledger.accept(JOB, fence, 0, "c", {}) == "late"
@@ -460,3 +504,361 @@ def test_the_deadline_that_is_told_is_the_one_on_record(ledger: Ledger) -> None:
 
     assert found is not None
     assert (deadline, deadline - found.opened) == (found.deadline, pytest.approx(1.5))
+
+
+# --- what an operator wants ---------------------------------------------------------------------
+
+
+def test_what_an_operator_wants_reaches_the_owner(ledger: Ledger) -> None:
+    """With the renewal of the lease, and it stays until something else is wanted."""
+    fence = taken(ledger)
+    assert ledger.renew(JOB, fence, 60) == Wanted("running", "")
+    assert ledger.want(JOB, Wanted("paused", "the grid is hot")) == "ok"
+
+    assert ledger.renew(JOB, fence, 60) == Wanted("paused", "the grid is hot")
+    assert ledger.required(JOB).wanted == Wanted("paused", "the grid is hot")
+    ledger.release(JOB, fence)
+    assert ledger.renew(JOB, ledger.claim(JOB, "two", 60), 60) == Wanted("paused", "the grid is hot")
+
+
+def test_of_an_ended_job_nothing_is_wanted(ledger: Ledger) -> None:
+    """The person is told that it is unknown, or how it ended."""
+    assert ledger.want(JOB, Wanted("stopped", "")) == "unknown"
+    ledger.end(JOB, taken(ledger), "failed", "because")
+
+    assert ledger.want(JOB, Wanted("stopped", "enough")) == "failed"
+    assert ledger.required(JOB).wanted == Wanted()
+
+
+def test_a_paused_job_lies_still_until_it_is_revived(ledger: Ledger) -> None:
+    """Nobody's orphan, not to be claimed; revived it goes on with what its open round had."""
+    fence = opened(ledger, 1)
+    ledger.accept(JOB, fence, 1, "a", {"examples": 1})
+    ledger.want(JOB, Wanted("paused", "later"))
+    ledger.release(JOB, fence, "paused", "later")
+    assert (ledger.required(JOB).status, ledger.required(JOB).detail) == ("paused", "later")
+    assert ledger.orphans() == ([], None)
+    with pytest.raises(Stale, match=f"job {JOB} is paused"):
+        ledger.claim(JOB, "two", 60)
+
+    assert ledger.revive(JOB, 3) == "ok"
+    record, found = ledger.required(JOB), ledger.round(JOB, 1)
+    assert (record.status, record.wanted, record.claims) == ("queued", Wanted(), 0)
+    assert found is not None
+    assert list(found.accepted) == ["a"]
+    assert ledger.claim(JOB, "two", 60) > fence
+
+
+def test_an_ended_job_is_revived_with_more_rounds(ledger: Ledger) -> None:
+    """It is queued as if it were new, but for its model; the round that failed begins anew."""
+    fence = opened(ledger, 1)
+    ledger.accept(JOB, fence, 1, "a", {"examples": 1})
+    ledger.fail_round(JOB, fence, 1, "too few")
+    ledger.end(JOB, fence, "failed", "too few")
+    pass_a_millisecond(ledger)
+    assert ledger.revive(JOB, 7) == "ok"
+    record = ledger.required(JOB)
+
+    assert (record.status, record.round, record.rounds, record.ended) == ("queued", 0, 7, 0.0)
+    assert ledger.round(JOB, 1) is None
+    assert ledger.orphans() == ([], pytest.approx(ANNOUNCED, abs=SECONDS))
+    assert ledger.revive(JOB, 9) == "conflict"
+    assert ledger.revive("no-abc234", 9) == "unknown"
+    assert ledger.required(JOB).rounds == 7
+
+
+# --- owners that come and go --------------------------------------------------------------------
+
+
+def test_owners_without_a_commit_are_counted(ledger: Ledger) -> None:
+    """A job that ends each of its owners is known by it; a commit, or one that the store knows, starts again at 0."""
+    fence = taken(ledger)
+    for count in (1, 2, 3):
+        assert ledger.required(JOB).claims == count
+        ledger.release(JOB, fence)
+        fence = ledger.claim(JOB, "again", 60)
+    ledger.open_round(JOB, fence, 0, 1, COHORT, 60)
+    ledger.close_round(JOB, fence, 0)
+    ledger.commit_round(JOB, fence, 0)
+    assert ledger.required(JOB).claims == 0
+
+    ledger.release(JOB, fence)
+    fence = ledger.claim(JOB, "again", 60)
+    assert ledger.required(JOB).claims == 1
+    ledger.advance(JOB, fence, 0)
+    assert ledger.required(JOB).claims == 1
+    ledger.advance(JOB, fence, 1)
+    assert ledger.required(JOB).claims == 0
+
+
+def test_a_job_claimed_and_released_at_once_is_an_orphan_at_once(ledger: Ledger) -> None:
+    """Though all of it be within the millisecond of its creation: its command was heard."""
+    for number in range(RACERS):
+        job = f"j{number}-abc234"
+        ledger.create(job, 1)
+        ledger.release(job, ledger.claim(job, "one", 60))
+
+    assert len(orphans(ledger)) == RACERS
+
+
+def test_the_next_orphan_is_foretold(ledger: Ledger) -> None:
+    """Whoever looks need not look again before the first lease can have run out."""
+    assert ledger.orphans() == ([], None)
+    for number, lease in enumerate((60.0, 0.0, 20.0)):
+        taken(ledger, f"j{number}-abc234", lease)
+    found, left = ledger.orphans()
+
+    assert found == ["j1-abc234"]
+    assert left == pytest.approx(20, abs=SECONDS)
+
+
+def test_a_fence_never_falls_though_redis_forgets_it(servers: Servers, ledger: Ledger) -> None:
+    """Redis is flushed and the job restored, over and over: whoever owned it before is fenced on the spot."""
+    fences = [taken(ledger)]
+    for _ in range(RACERS):
+        record = ledger.required(JOB)
+        servers.redis().flushdb()
+        assert ledger.restore(record)
+        with pytest.raises(Fenced):
+            ledger.check_owned(JOB, fences[-1])
+        fences.append(ledger.claim(JOB, "next", 60))
+
+    assert all(earlier < later for earlier, later in itertools.pairwise(fences))
+
+
+def test_a_fence_is_given_once(ledger: Ledger) -> None:
+    """Also to owners that follow each other within one millisecond."""
+    ledger.create(JOB, 3)
+    fences = []
+    for _ in range(RACERS):
+        fences.append(ledger.claim(JOB, "one", 60))
+        ledger.release(JOB, fences[-1])
+
+    assert all(earlier < later for earlier, later in itertools.pairwise(fences))
+
+
+# --- what the object store knows ----------------------------------------------------------------
+
+
+def kept(**changes: Any) -> JobRecord:
+    """A job as the object store may have it."""
+    known = JobRecord(
+        id=JOB,
+        status="queued",
+        detail="",
+        round=4,
+        rounds=9,
+        owner="",
+        fence=0,
+        created=1e9,
+        started=1e9 + 1,
+        ended=0.0,
+    )
+    return dataclasses.replace(known, **changes)
+
+
+def test_a_job_is_restored_once(ledger: Ledger) -> None:
+    """As the store has it, an orphan at once; a job that Redis knows is left alone."""
+    assert ledger.restore(kept(metrics={"loss": 0.5}, wanted=Wanted("paused", "later")))
+    record = ledger.required(JOB)
+    assert (record.status, record.round, record.rounds, record.claims) == ("queued", 4, 9, 0)
+    assert (record.created, record.started, record.ended) == (1e9, 1e9 + 1, 0.0)
+    assert (record.metrics, record.wanted) == ({"loss": 0.5}, Wanted("paused", "later"))
+    assert ledger.orphans() == ([JOB], None)
+    assert [found.id for found in ledger.jobs()] == [JOB]
+
+    assert not ledger.restore(kept(round=5))
+    assert ledger.required(JOB) == record
+
+
+def test_one_of_fifty_restores_a_job(ledger: Ledger) -> None:
+    """Replicas that notice the loss together make one record of it."""
+    answers = race(lambda number: ledger.restore(kept(round=number)))
+
+    assert sorted(answers) == [False] * (RACERS - 1) + [True]
+    assert ledger.required(JOB).round == answers.index(True)
+
+
+def test_an_ended_job_is_restored_as_ended(ledger: Ledger) -> None:
+    """With its end, and it stays nobody's."""
+    ledger.restore(kept(status="finished", detail="done", ended=2e9))
+
+    assert (ledger.required(JOB).status, ledger.required(JOB).detail) == ("finished", "done")
+    assert ledger.required(JOB).ended == 2e9
+    assert ledger.orphans() == ([], None)
+    with pytest.raises(Stale, match="is finished"):
+        ledger.claim(JOB, "one", 60)
+
+
+def test_a_restored_job_goes_on(ledger: Ledger) -> None:
+    """From the round after the last one that the store has, and from no other."""
+    ledger.restore(kept())
+    fence = ledger.claim(JOB, "one", 60)
+    with pytest.raises(Conflict):
+        ledger.open_round(JOB, fence, 4, 1, COHORT, 60)
+    ledger.open_round(JOB, fence, 5, 1, COHORT, 60)
+
+    assert ledger.accept(JOB, fence, 5, "a", {}) == "ok"
+
+
+def test_the_store_may_be_ahead(ledger: Ledger) -> None:
+    """Its manifests are commits that Redis missed: what Redis has of those rounds is dropped, and nothing goes back."""
+    fence = opened(ledger, 1)
+    ledger.accept(JOB, fence, 1, "a", {})
+    ledger.advance(JOB, fence, 3)
+    assert ledger.required(JOB).round == 3
+    assert [ledger.round(JOB, number) for number in range(4)] == [None] * 4
+
+    ledger.advance(JOB, fence, 2)
+    assert ledger.required(JOB).round == 3
+    ledger.open_round(JOB, fence, 4, 1, COHORT, 60)
+
+
+# --- a round that is held up, or loses what it had ------------------------------------------------
+
+
+def test_an_open_round_is_given_more_time(ledger: Ledger) -> None:
+    """From now, never less than it had, and never more than the limit from its opening."""
+    fence = opened(ledger, seconds=10)
+    found = ledger.round(JOB, 0)
+    assert found is not None
+
+    assert ledger.extend(JOB, fence, 0, 1, 100) == pytest.approx(10, abs=1)
+    assert ledger.extend(JOB, fence, 0, 20, 100) == pytest.approx(20, abs=1)
+    assert ledger.extend(JOB, fence, 0, 500, 100) == pytest.approx(100, abs=1)
+    extended = ledger.round(JOB, 0)
+    assert extended is not None
+    assert (extended.opened, extended.deadline) == (found.opened, pytest.approx(found.opened + 100))
+
+
+def test_a_round_that_is_over_its_deadline_can_be_extended(ledger: Ledger) -> None:
+    """What was late a moment ago counts again; there is nothing left where the limit is passed."""
+    fence = opened(ledger, seconds=0.02)
+    until(lambda: ledger.standing(JOB, 0, "a") == "late", "the deadline")
+    assert ledger.extend(JOB, fence, 0, 60, 0.02) == 0
+    assert ledger.standing(JOB, 0, "a") == "late"
+
+    assert ledger.extend(JOB, fence, 0, 60, 60) > 0
+    assert ledger.accept(JOB, fence, 0, "a", {}) == "ok"
+
+
+def test_only_an_open_round_is_extended(ledger: Ledger) -> None:
+    """A closed one has moved on, and one that Redis does not have is lost."""
+    fence = opened(ledger)
+    with pytest.raises(RecordLost, match="Redis has lost"):
+        ledger.extend(JOB, fence, 1, 60, 60)
+    ledger.close_round(JOB, fence, 0)
+    with pytest.raises(Conflict):
+        ledger.extend(JOB, fence, 0, 60, 60)
+
+
+def test_an_update_that_cannot_be_had_is_excluded_with_the_reason(ledger: Ledger) -> None:
+    """It counts no more, the reason is that of its exclusion, and the client may send another."""
+    fence = opened(ledger)
+    ledger.accept(JOB, fence, 0, "a", {"number": 1})
+    ledger.accept(JOB, fence, 0, "b", {"number": 2})
+    ledger.reject(JOB, fence, 0, "a", "a second update")
+    ledger.exclude(JOB, fence, 0, "a", "its blob is gone")
+    ledger.exclude(JOB, fence, 0, "c", "never counted")
+    found = ledger.round(JOB, 0)
+
+    assert found is not None
+    assert (list(found.accepted), found.rejected) == (["b"], {"a": "its blob is gone"})
+    assert ledger.accept(JOB, fence, 0, "a", {"number": 3}) == "ok"
+    assert sorted(ledger.close_round(JOB, fence, 0)) == ["a", "b"]
+    with pytest.raises(Conflict):
+        ledger.exclude(JOB, fence, 0, "a", "too late for that")
+
+
+def test_a_close_that_finds_too_few_freezes_nothing(ledger: Ledger) -> None:
+    """Redis has forgotten an update that was counted: it is the caller's to bring it back."""
+    fence = opened(ledger)
+    ledger.accept(JOB, fence, 0, "a", {"number": 1})
+    with pytest.raises(RecordLost, match="Redis has lost"):
+        ledger.close_round(JOB, fence, 0, counted=2)
+    found = ledger.round(JOB, 0)
+    assert found is not None
+    assert found.state == "open"
+
+    assert ledger.accept(JOB, fence, 0, "b", {"number": 2}) == "ok"
+    assert sorted(ledger.close_round(JOB, fence, 0, counted=2)) == ["a", "b"]
+    assert sorted(ledger.close_round(JOB, fence, 0, counted=3)) == ["a", "b"], "what is frozen is frozen"
+
+
+def test_a_round_that_is_not_there_does_not_fail(servers: Servers, ledger: Ledger) -> None:
+    """Half a record would be unreadable; and what is committed is committed."""
+    fence = opened(ledger)
+    before = everything(servers)
+    with pytest.raises(RecordLost):
+        ledger.fail_round(JOB, fence, 1, "too few")
+    assert everything(servers) == before
+
+    ledger.close_round(JOB, fence, 0)
+    ledger.commit_round(JOB, fence, 0)
+    with pytest.raises(Conflict):
+        ledger.fail_round(JOB, fence, 0, "too few")
+
+
+def test_waiting_is_counted_from_its_beginning(ledger: Ledger) -> None:
+    """However often it is said again, until a round opens or the job runs."""
+    fence = taken(ledger)
+    assert ledger.required(JOB).waiting == 0
+    ledger.describe(JOB, fence, "waiting", "no trainers")
+    since = ledger.required(JOB).waiting
+    pass_a_millisecond(ledger)
+    ledger.describe(JOB, fence, "waiting", "still none")
+    assert (ledger.required(JOB).waiting, ledger.required(JOB).detail) == (since, "still none")
+
+    ledger.open_round(JOB, fence, 0, 1, COHORT, 60)
+    assert ledger.required(JOB).waiting == 0
+    ledger.describe(JOB, fence, "waiting", "none again")
+    assert ledger.required(JOB).waiting > since
+    ledger.describe(JOB, fence, "running", "")
+    assert ledger.required(JOB).waiting == 0
+
+
+# --- what went wrong ----------------------------------------------------------------------------
+
+
+def test_faults_are_counted_and_a_jobs_are_told_in_order(ledger: Ledger) -> None:
+    """The count is everybody's, the log is the job's."""
+    began = ledger.now()
+    ledger.note("record-lost", "Redis was flushed")
+    ledger.note("record-lost", "again, with ü", JOB, 3)
+    ledger.note("late", "b", JOB)
+
+    assert ledger.faults() == {"late": 1, "record-lost": 2}
+    first, second = ledger.log(JOB)
+    assert (first["fault"], first["round"], first["detail"]) == ("record-lost", 3, "again, with ü")
+    assert (second["fault"], second["round"], second["detail"]) == ("late", -1, "b")
+    assert began - 0.001 <= first["at"] <= second["at"] <= ledger.now()
+
+
+def test_a_log_does_not_grow_for_ever(ledger: Ledger) -> None:
+    """Its oldest lines go first, and a line has an end."""
+    for number in range(LOG + 5):
+        ledger.note("late", str(number), JOB)
+    ledger.note("late", "x" * 5000, JOB)
+    lines = ledger.log(JOB)
+
+    assert len(lines) == LOG
+    assert (lines[0]["detail"], lines[-1]["detail"]) == ("6", "x" * 1000)
+    assert ledger.faults() == {"late": LOG + 6}
+
+
+def test_the_pulse_notices_that_redis_went_back(servers: Servers, ledger: Ledger) -> None:
+    """Each look finds the one before; a flush leaves none to find, and a roll-back an older one."""
+    before, first = ledger.pulse()
+    assert before == -1
+    saved = raw(servers).dump(names.PULSE)
+    pass_a_millisecond(ledger)
+    before, second = ledger.pulse()
+    assert before == first < second
+
+    raw(servers).restore(names.PULSE, 0, saved, replace=True)
+    before, third = ledger.pulse()
+    assert before == first < second < third
+
+    servers.redis().flushdb()
+    before, _ = ledger.pulse()
+    assert before == -1
