@@ -16,7 +16,7 @@ import structlog
 from shared import names, topology
 from shared.errors import BadMessage, Fenced, Stale, Unavailable
 from shared.events import AnyEvent, Event, Heartbeat, encode
-from shared.link import Channels, Delivery, Link, Message, Subscription
+from shared.link import Channels, Delivery, Letter, Link, Message, Subscription
 from shared.settings import Broker
 from shared.topology import Queue
 
@@ -36,8 +36,8 @@ class Bus:
         url = settings.amqp_url.get_secret_value()
         self._app = app
         self._patience = patience
-        self._publishing = Link(url, app, f"{app}-publish")
-        self._consuming = Link(url, app, f"{app}-consume")
+        self._publishing = Link(url, app, f"{app}-publish", settings.amqp_heartbeat_s)
+        self._consuming = Link(url, app, f"{app}-consume", settings.amqp_heartbeat_s)
         self._workers: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._declared: set[str] = set()
@@ -107,6 +107,10 @@ class Bus:
         """(ready messages, consumers) of a queue, or None where there is no such queue."""
 
         return self._publishing.call(lambda channels: channels.depth(name), self._patience)
+
+    def peek(self, name: str, most: int) -> list[Letter]:
+        """The first `most` messages of a queue, left where they are."""
+        return self._publishing.call(lambda channels: channels.peek(name, most), DEADLINE)
 
     def delete(self, name: str) -> None:
         """Removes a queue and what is in it."""

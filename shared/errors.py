@@ -9,7 +9,8 @@
     │   └── QueueFull     the broker refuses a message: nobody empties the queue
     ├── BadMessage        a body that is no event of this version                  → dead-letters
     ├── Stale             late, repeated, or of a round that is over               → acknowledged, logged
-    │   └── Fenced        another replica owns the job now
+    │   ├── Fenced        another replica owns the job now
+    │   │   └── RecordLost    Redis no longer has what it had: the job is read from the store again
     └── Refused           an update that must not be folded                        → recorded with the reason
 
 What a consumer does with each is decided in one place, `shared.bus.settle`.
@@ -52,6 +53,10 @@ class Stale(FedqError):
 
 class Fenced(Stale):
     """This replica's lease on the job ended and another took it over: write nothing more."""
+
+
+class RecordLost(Fenced):
+    """Redis was flushed or went back in time: whoever acts on what it said before writes nothing more."""
 
 
 class Refused(FedqError):

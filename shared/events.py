@@ -22,6 +22,7 @@ Name = Annotated[str, Field(pattern=CLIENT_NAME)]
 Round = Annotated[int, Field(ge=0, le=1_000_000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sentence = Annotated[str, Field(max_length=4000)]
+Fence = Annotated[int, Field(ge=0)]  #: the fencing token of the aggregator that speaks; grows with each owner of a job
 Figures = dict[Annotated[str, Field(max_length=64)], float]
 
 
@@ -68,8 +69,19 @@ class StopTraining(Event):
     reason: Sentence
 
 
+class PauseTraining(Event):
+    """An operator wants no further round of this job until it is resumed."""
+
+    type = "pause-training"
+    reason: Sentence
+
+
 class RoundStart(Event):
-    """A pool, or one silo, is asked to train `cohort` on the base model; round 0 has none and asks for it."""
+    """A pool, or one silo, is asked to train `cohort` on the base model; round 0 has none and asks for it.
+
+    `again` marks a second ring: the cohort is those of the round that have not answered, and their updates may lie in
+    the store already.
+    """
 
     type = "round-start"
     group: Name  # the pool, or the one client a silo is
@@ -79,6 +91,8 @@ class RoundStart(Event):
     cohort: tuple[Name, ...]
     spec: JobSpec
     deadline: float  # seconds since the epoch, by Redis's clock
+    fence: Fence = 0
+    again: bool = False
 
     @property
     def routing_key(self) -> str:
@@ -99,6 +113,7 @@ class ModelUpdate(Event):
     metrics: Figures = {}
     timings: Figures = {}  # seconds
     downloaded: Annotated[int, Field(ge=0)] = 0  # bytes; 0 where the node had the base already
+    tries: Annotated[int, Field(ge=1)] = 1  # deliveries of its task, this one included
     error: Sentence | None = None
 
     @property
@@ -138,6 +153,7 @@ class RoundEnd(Event):
     type = "round-end"
     round: Round
     attempt: Annotated[int, Field(ge=1)] = 1  # of the round: a failed one may be followed by another
+    fence: Fence = 0
     outcome: Literal["committed", "failed", "stopped"]
     reason: Sentence = ""
     accepted: int
@@ -157,13 +173,14 @@ class TrainingEnd(Event):
     metrics: Figures = {}
     model: BlobRef | None = None
     seconds: float = 0.0
+    fence: Fence = 0  # work that was asked for under this one or an earlier one is over
 
 
 class JobStatus(Event):
     """What a job does, or waits for, in a sentence for whoever watches."""
 
     type = "job-status"
-    status: Literal["running", "waiting"]
+    status: Literal["running", "waiting", "paused"]
     detail: Sentence
 
 
@@ -212,6 +229,7 @@ EVENTS: dict[str, type[AnyEvent]] = {
     for event in (
         StartTraining,
         StopTraining,
+        PauseTraining,
         RoundStart,
         ModelUpdate,
         EvaluateModel,

@@ -221,6 +221,7 @@ class RoundsSpec(Strict):
     deadline: Seconds = 60.0
     below_minimum: Literal["fail", "retry"] = "fail"
     attempts: StrictInt = Field(default=3, ge=1, le=100)  # of one round, where below_minimum is retry
+    wait: Seconds = 3600.0  # for enough trainers to be alive; then the job fails
 
 
 class FedAvg(Strict):

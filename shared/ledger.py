@@ -1,20 +1,36 @@
-"""The referee: the record of jobs and rounds in Redis, changed by small atomic steps.
+"""The referee: the record of jobs and rounds in Redis, changed by the atomic steps of `shared.transitions`.
 
-Each step is one Lua script that names the fence it expects and answers with a word: `ok`, `duplicate`, `late`, `fenced`
-or `conflict`. Time is Redis's. Nothing here is the only copy: the object store is the record, and this can be
-rebuilt from it.
+Nothing here is the only copy: the object store is the record, and this can be rebuilt from it.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from shared import names
-from shared.errors import BadInput, Fenced, Stale
+from shared import transitions as steps
+from shared.errors import BadInput, Fenced, RecordLost, Stale
 from shared.redis_client import Redis, Script
 
-LIVE = ("queued", "waiting", "running")  #: statuses of a job that has not ended
+LIVE = ("queued", "waiting", "running", "paused")  #: statuses of a job that has not ended
 ENDED = ("finished", "stopped", "failed")
+
+ANNOUNCED = 30.0  #: seconds that a queued job waits for its start-training, before it is taken without it
+LOG = 1000  #: lines kept of a job's log
+
+Status = Literal["running", "paused", "stopped"]
+
+
+class Wanted(NamedTuple):
+    """What an operator wants of a job, and why."""
+
+    status: Status = "running"
+    reason: str = ""
+
+
+class Conflict(RecordLost):
+    """The record is not where this replica left it: somebody restored it, or another acted."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,9 @@ class JobRecord:
     started: float
     ended: float
     metrics: dict[str, float] = field(default_factory=dict)
+    wanted: Wanted = field(default_factory=Wanted)
+    waiting: float = 0.0  # since when it waits for trainers; 0 where it does not
+    claims: int = 0  # owners it has had since its last commit
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,7 @@ class RoundRecord:
     deadline: float
     accepted: dict[str, dict[str, Any]]  # client → what its update said
     rejected: dict[str, str]  # client → reason
+    reason: str = ""  # why it failed
 
 
 class Ledger:
@@ -59,7 +79,7 @@ class Ledger:
     def create(self, job: str, rounds: int) -> bool:
         """Records a queued job; false where the id is taken."""
         keys = [names.job_key(job), names.JOBS]
-        return bool(self._redis.run(_CREATE, keys, [job, rounds]) == "ok")
+        return bool(self._redis.run(steps.CREATE, keys, [job, rounds]) == "ok")
 
     def forget(self, job: str) -> None:
         """Takes back a job that could not be announced."""
@@ -67,35 +87,78 @@ class Ledger:
         self._redis.zrem(names.JOBS, job)
 
     def claim(self, job: str, owner: str, lease: float) -> int:
-        """Takes the job's lease and returns its fence; `Stale` where it has ended or another holds it."""
-        answer = self._redis.run(_CLAIM, [names.job_key(job)], [owner, int(lease * 1000)])
+        """Takes the job's lease and returns its fence; `Stale` where it has ended, is paused or another holds it."""
+        answer = self._redis.run(steps.CLAIM, [names.job_key(job)], [owner, _ms(lease)])
         if isinstance(answer, str):
             raise Stale(f"job {job} is {answer}")
         return int(answer)
 
-    def renew(self, job: str, fence: int, lease: float) -> None:
-        """Keeps the lease; `Fenced` where it is another's."""
-        self._step(_RENEW, job, [names.job_key(job)], [fence, int(lease * 1000)])
+    def renew(self, job: str, fence: int, lease: float) -> Wanted:
+        """Keeps the lease and says what an operator wants; `Fenced` where it is another's."""
+        return _wanted(self._step(steps.RENEW, job, [names.job_key(job)], [fence, _ms(lease)]))
 
-    def release(self, job: str, fence: int) -> None:
-        """Gives the job to whoever claims it next."""
-        self._step(_RELEASE, job, [names.job_key(job)], [fence])
+    def check_owned(self, job: str, fence: int) -> None:
+        """`Fenced` where the job is another's: asked just before what only its owner may write to the store."""
+        self._step(steps.OWNED, job, [names.job_key(job)], [fence])
 
-    def orphans(self) -> list[str]:
-        """Live jobs that were begun and whose lease has run out."""
-        return list(self._redis.run(_ORPHANS, [names.JOBS], ["fedq:job:"]))
+    def release(self, job: str, fence: int, status: str = "queued", detail: str = "waiting for an aggregator") -> None:
+        """Gives the job to whoever claims it next, or lays it down as `paused`; its claim does not count."""
+        self._step(steps.RELEASE, job, [names.job_key(job)], [fence, status, detail])
+
+    def orphans(self) -> tuple[list[str], float | None]:
+        """Live jobs that nobody owns, and the seconds until another lease runs out, or None where there is none."""
+        soonest, *found = self._redis.run(steps.ORPHANS, [names.JOBS], ["fedq:job:", _ms(ANNOUNCED)])
+        return found, None if int(soonest) < 0 else int(soonest) / 1000
+
+    def unseat(self) -> None:
+        """Fences every owner: Redis went back in time, and what they know of their jobs it may not."""
+        self._redis.run(steps.UNSEAT, [names.JOBS], ["fedq:job:"])
+
+    def want(self, job: str, wanted: Wanted) -> str:
+        """Records what an operator wants; answers ok, unknown, or the status of a job that has ended."""
+        return str(self._redis.run(steps.WANT, [names.job_key(job)], list(wanted)))
+
+    def revive(self, job: str, rounds: int) -> str:
+        """Queues a job again that has ended or is paused; answers ok, unknown, or conflict where it is live."""
+        record = self.job(job)
+        number = record.round + 1 if record else 0
+        return str(self._redis.run(steps.REVIVE, [names.job_key(job), *_round_keys(job, number)], [rounds]))
+
+    def restore(self, record: JobRecord) -> bool:
+        """Records a job as the object store knows it; false where Redis knows it already."""
+        fields = {
+            "status": record.status,
+            "detail": record.detail,
+            "round": record.round,
+            "rounds": record.rounds,
+            "created": _ms(record.created),
+            "metrics": json.dumps(record.metrics),
+            "wanted": record.wanted.status,
+            "reason": record.wanted.reason,
+        }
+        fields |= {name: _ms(at) for name, at in (("started", record.started), ("ended", record.ended)) if at}
+        flat = [part for pair in fields.items() for part in pair]
+        answer = self._redis.run(steps.RESTORE, [names.job_key(record.id), names.JOBS], [record.id, *flat])
+        return bool(answer == "ok")
+
+    def advance(self, job: str, fence: int, number: int) -> None:
+        """The store has the manifest of round `number`: it is committed, whatever Redis knew."""
+        record = self.job(job)
+        self._step(steps.ADVANCE, job, [names.job_key(job)], [fence, number])
+        for old in range(max(0, record.round if record else 0), number + 1):
+            self.drop_round(job, old)
 
     def describe(self, job: str, fence: int, status: str, detail: str) -> None:
         """Says what a running job does or waits for."""
-        self._step(_DESCRIBE, job, [names.job_key(job)], [fence, status, detail])
+        self._step(steps.DESCRIBE, job, [names.job_key(job)], [fence, status, detail])
 
     def end(self, job: str, fence: int, status: str, detail: str) -> None:
         """Ends a job: finished, stopped or failed."""
-        self._step(_END, job, [names.job_key(job)], [fence, status, detail])
+        self._step(steps.END, job, [names.job_key(job)], [fence, status, detail])
 
-    def set_metrics(self, job: str, fence: int, metrics: dict[str, float]) -> None:
+    def set_metrics(self, job: str, fence: int, metrics: Mapping[str, float]) -> None:
         """Keeps the latest figures of the model."""
-        self._step(_METRICS, job, [names.job_key(job)], [fence, json.dumps(metrics)])
+        self._step(steps.METRICS, job, [names.job_key(job)], [fence, json.dumps(metrics)])
 
     def jobs(self) -> list[JobRecord]:
         """Every job, the newest first."""
@@ -118,6 +181,9 @@ class Ledger:
             started=_seconds(row.get("started")),
             ended=_seconds(row.get("ended")),
             metrics=json.loads(row.get("metrics", "{}")),
+            wanted=_wanted((row.get("wanted"), row.get("reason"))),
+            waiting=_seconds(row.get("waiting")),
+            claims=int(row.get("claims", 0)),
         )
 
     def required(self, job: str) -> JobRecord:
@@ -126,6 +192,26 @@ class Ledger:
         if record is None:
             raise BadInput(f"there is no job {job}; `fedq jobs` lists them")
         return record
+
+    # --- what went wrong ------------------------------------------------------------------------
+
+    def note(self, fault: str, detail: str, job: str | None = None, number: int = -1) -> None:
+        """Counts a fault and, where it is a job's, writes it into the job's log."""
+        keys = [names.FAULTS] + ([names.log_key(job)] if job else [])
+        self._redis.run(steps.NOTE, keys, [fault, number, detail[:1000], LOG])
+
+    def log(self, job: str) -> list[dict[str, Any]]:
+        """The job's log, the oldest first: `at` (seconds since the epoch), `fault`, `round`, `detail`."""
+        return [json.loads(line) for line in self._redis.lrange(names.log_key(job), 0, -1)]
+
+    def faults(self) -> dict[str, int]:
+        """How often each fault was seen."""
+        return {fault: int(count) for fault, count in sorted(self._redis.hgetall(names.FAULTS).items())}
+
+    def pulse(self) -> tuple[int, int]:
+        """When an aggregator last asked this (-1: Redis does not know), and now; ms by Redis's clock."""
+        before, now = self._redis.run(steps.PULSE, [names.PULSE], [])
+        return int(before), int(now)
 
     # --- rounds -------------------------------------------------------------------------------
 
@@ -140,43 +226,56 @@ class Ledger:
     ) -> float:
         """Opens the round after the last committed one; returns its deadline."""
         keys = [names.job_key(job), *_round_keys(job, number)]
-        args = [fence, number, attempt, json.dumps(cohort), int(seconds * 1000), *cohort]
-        return float(self._step(_OPEN, job, keys, args)) / 1000
+        args = [fence, number, attempt, json.dumps(cohort), _ms(seconds)]
+        return float(self._step(steps.OPEN, job, keys, args)) / 1000
+
+    def extend(self, job: str, fence: int, number: int, seconds: float, limit: float) -> float:
+        """Gives an open round `seconds` from now, at most `limit` from its opening; returns what it has left."""
+        keys = [names.job_key(job), *_round_keys(job, number)]
+        return float(self._step(steps.EXTEND, job, keys, [fence, _ms(seconds), _ms(limit)])) / 1000
 
     def accept(self, job: str, fence: int, number: int, client: str, update: dict[str, Any]) -> str:
-        """Counts a client's update, at most once; answers ok, duplicate, late, conflict or stranger."""
+        """Counts a client's update, at most once; answers ok, duplicate, late or stranger."""
         keys = [names.job_key(job), *_round_keys(job, number)]
-        return str(self._step(_ACCEPT, job, keys, [fence, client, json.dumps(update)]))
+        return str(self._step(steps.ACCEPT, job, keys, [fence, client, json.dumps(update)]))
 
     def standing(self, job: str, number: int, client: str) -> str:
         """How an update of `client` would fare now: ok, duplicate, late or stranger; nothing is changed."""
-        return str(self._redis.run(_STANDING, list(_round_keys(job, number)), [client]))
+        return str(self._redis.run(steps.STANDING, list(_round_keys(job, number)), [client]))
 
     def reject(self, job: str, fence: int, number: int, client: str, reason: str) -> None:
         """Records why a client's update is not in the round; a first reason stays."""
         keys = [names.job_key(job), *_round_keys(job, number)]
-        self._step(_REJECT, job, keys, [fence, client, reason])
+        self._step(steps.REJECT, job, keys, [fence, client, reason])
+
+    def exclude(self, job: str, fence: int, number: int, client: str, reason: str) -> None:
+        """Takes an accepted update back that can no longer be had, and records why."""
+        keys = [names.job_key(job), *_round_keys(job, number)]
+        self._step(steps.EXCLUDE, job, keys, [fence, client, reason])
 
     def accepted(self, job: str, number: int, client: str) -> dict[str, Any]:
         """What a client's counted update said; empty where none was counted."""
         found = self._redis.hget(names.accepted_key(job, number), client)
         return dict(json.loads(found)) if found else {}
 
-    def close_round(self, job: str, fence: int, number: int) -> dict[str, dict[str, Any]]:
-        """Freezes the set of accepted updates and returns it; closing again returns the same."""
+    def close_round(self, job: str, fence: int, number: int, counted: int = 0) -> dict[str, dict[str, Any]]:
+        """Freezes the set of accepted updates and returns it; closing again returns the same.
+
+        `RecordLost` where Redis holds fewer than the caller has `counted`.
+        """
         keys = [names.job_key(job), *_round_keys(job, number)]
-        pairs = self._step(_CLOSE, job, keys, [fence])
+        pairs = self._step(steps.CLOSE, job, keys, [fence, counted])
         return {client: json.loads(update) for client, update in zip(pairs[::2], pairs[1::2], strict=True)}
 
     def commit_round(self, job: str, fence: int, number: int) -> None:
         """The round's model and manifest are in the store: it is the job's last committed one."""
         keys = [names.job_key(job), *_round_keys(job, number)]
-        self._step(_COMMIT, job, keys, [fence, number])
+        self._step(steps.COMMIT, job, keys, [fence, number])
 
-    def fail_round(self, job: str, fence: int, number: int) -> None:
-        """The round ended without a model."""
+    def fail_round(self, job: str, fence: int, number: int, reason: str) -> None:
+        """The round, or this attempt at it, ended without a model."""
         keys = [names.job_key(job), *_round_keys(job, number)]
-        self._step(_FAIL, job, keys, [fence])
+        self._step(steps.FAIL, job, keys, [fence, reason])
 
     def drop_round(self, job: str, number: int) -> None:
         """Forgets a committed round: its manifest is the record."""
@@ -196,6 +295,7 @@ class Ledger:
             deadline=_seconds(row["deadline"]),
             accepted={client: json.loads(update) for client, update in sorted(accepted.items())},
             rejected=dict(sorted(self._redis.hgetall(names.rejected_key(job, number)).items())),
+            reason=row.get("reason", ""),
         )
 
     def now(self) -> float:
@@ -211,8 +311,10 @@ class Ledger:
         answer = self._redis.run(script, keys, args)
         if answer == "fenced":
             raise Fenced(f"job {job} belongs to another aggregator now")
+        if answer == "lost":
+            raise RecordLost(f"Redis has lost the record of job {job}")
         if answer == "conflict":
-            raise Stale(f"job {job} has moved on")
+            raise Conflict(f"job {job} has moved on")
         return answer
 
 
@@ -228,138 +330,10 @@ def _seconds(milliseconds: str | None) -> float:
     return int(milliseconds or 0) / 1000
 
 
-_NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
-#: A job's step begins by asking whether the caller still owns the job.
-_FENCED = """
-if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then return 'fenced' end
-"""
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
 
-_CREATE = Script(
-    _NOW
-    + """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 'duplicate' end
-redis.call('HSET', KEYS[1], 'status', 'queued', 'detail', 'waiting for an aggregator', 'round', -1,
-  'rounds', ARGV[2], 'fence', 0, 'lease', 0, 'created', now)
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-return 'ok'
-"""
-)
 
-_CLAIM = Script(
-    _NOW
-    + """
-local job = redis.call('HMGET', KEYS[1], 'status', 'owner', 'lease')
-if not job[1] then return 'unknown' end
-if job[1] == 'finished' or job[1] == 'stopped' or job[1] == 'failed' then return job[1] end
-if tonumber(job[3]) > now then return 'owned by ' .. job[2] end
-redis.call('HSET', KEYS[1], 'status', 'running', 'detail', '', 'owner', ARGV[1], 'lease', now + ARGV[2])
-redis.call('HSETNX', KEYS[1], 'started', now)
-return redis.call('HINCRBY', KEYS[1], 'fence', 1)
-"""
-)
-
-_RENEW = Script(_NOW + _FENCED + "redis.call('HSET', KEYS[1], 'lease', now + ARGV[2]) return 'ok'")
-
-_RELEASE = Script(
-    _FENCED
-    + "redis.call('HSET', KEYS[1], 'status', 'queued', 'detail', 'waiting for an aggregator', 'lease', 0) return 'ok'"
-)
-
-_ORPHANS = Script(
-    _NOW
-    + """
-local orphans = {}
-for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  local job = redis.call('HMGET', ARGV[1] .. id, 'status', 'fence', 'lease')
-  local live = job[1] == 'queued' or job[1] == 'waiting' or job[1] == 'running'
-  if live and tonumber(job[2]) > 0 and tonumber(job[3]) <= now then orphans[#orphans + 1] = id end
-end
-return orphans
-"""
-)
-
-_DESCRIBE = Script(_FENCED + "redis.call('HSET', KEYS[1], 'status', ARGV[2], 'detail', ARGV[3]) return 'ok'")
-
-_METRICS = Script(_FENCED + "redis.call('HSET', KEYS[1], 'metrics', ARGV[2]) return 'ok'")
-
-_END = Script(
-    _NOW
-    + _FENCED
-    + "redis.call('HSET', KEYS[1], 'status', ARGV[2], 'detail', ARGV[3], 'ended', now, 'lease', 0) return 'ok'"
-)
-
-_OPEN = Script(
-    _NOW
-    + _FENCED
-    + """
-if redis.call('HGET', KEYS[1], 'round') ~= tostring(ARGV[2] - 1) then return 'conflict' end
-local state = redis.call('HGET', KEYS[2], 'state')
-if state == 'closed' or state == 'committed' then return 'conflict' end
-local deadline = now + ARGV[5]
-redis.call('HSET', KEYS[2], 'state', 'open', 'attempt', ARGV[3], 'cohort', ARGV[4], 'opened', now, 'deadline', deadline)
-redis.call('HSET', KEYS[1], 'status', 'running', 'detail',
-  'round ' .. ARGV[2] .. ' of ' .. redis.call('HGET', KEYS[1], 'rounds'))
-redis.call('PERSIST', KEYS[2])
-redis.call('DEL', KEYS[3], KEYS[4])
-return deadline
-"""
-)
-
-_STANDING_BODY = """
-local function standing(round, accepted, client, now)
-  local row = redis.call('HMGET', round, 'state', 'deadline', 'cohort')
-  if row[1] ~= 'open' or tonumber(row[2]) < now then return 'late' end
-  local member = false
-  for _, name in ipairs(cjson.decode(row[3])) do member = member or name == client end
-  if not member then return 'stranger' end
-  if redis.call('HEXISTS', accepted, client) == 1 then return 'duplicate' end
-  return 'ok'
-end
-"""
-
-_STANDING = Script(_NOW + _STANDING_BODY + "return standing(KEYS[1], KEYS[2], ARGV[1], now)")
-
-_ACCEPT = Script(
-    _NOW
-    + _STANDING_BODY
-    + _FENCED
-    + """
-local answer = standing(KEYS[2], KEYS[3], ARGV[2], now)
-if answer == 'ok' then redis.call('HSET', KEYS[3], ARGV[2], ARGV[3]) end
-return answer
-"""
-)
-
-_REJECT = Script(_FENCED + "redis.call('HSETNX', KEYS[4], ARGV[2], ARGV[3]) return 'ok'")
-
-_CLOSE = Script(
-    _FENCED
-    + """
-local state = redis.call('HGET', KEYS[2], 'state')
-if state == 'committed' then return redis.call('HGETALL', KEYS[3]) end
-if state ~= 'open' and state ~= 'closed' then return 'conflict' end
-redis.call('HSET', KEYS[2], 'state', 'closed')
-return redis.call('HGETALL', KEYS[3])
-"""
-)
-
-_COMMIT = Script(
-    _FENCED
-    + """
-local state = redis.call('HGET', KEYS[2], 'state')
-if state == 'committed' then return 'ok' end
-if state ~= 'closed' then return 'conflict' end
-redis.call('HSET', KEYS[2], 'state', 'committed')
-redis.call('HSET', KEYS[1], 'round', ARGV[2])
-return 'ok'
-"""
-)
-
-_FAIL = Script(
-    _FENCED
-    + """
-redis.call('HSET', KEYS[2], 'state', 'failed')
-for i = 2, 4 do redis.call('EXPIRE', KEYS[i], 7 * 86400) end  -- there is no manifest: people look here
-return 'ok'
-"""
-)
+def _wanted(found: Any) -> Wanted:
+    status, reason = found
+    return Wanted(status or "running", reason or "")

@@ -35,6 +35,8 @@ def watcher_queue(watcher: str) -> str:
 
 ROSTER = "fedq:roster"
 JOBS = "fedq:jobs"
+FAULTS = "fedq:faults"  #: hash: fault → how often it was seen
+PULSE = "fedq:pulse"  #: Redis's time when an aggregator last looked; less than that later, and Redis went back
 PROBE = "fedq:probe"  #: written by `fedq doctor`, gone in a second
 
 
@@ -58,11 +60,21 @@ def rejected_key(job: str, number: int) -> str:
     return f"fedq:job:{job}:round:{number}:rejected"
 
 
+def log_key(job: str) -> str:
+    """A list: what went wrong in a job, and what was done about it."""
+    return f"fedq:job:{job}:log"
+
+
 # --- object store ---------------------------------------------------------------------------
 
 
 def job_blob(job: str) -> str:
     return f"jobs/{job}/job.json"
+
+
+def wanted_blob(job: str) -> str:
+    """What an operator wants of a job: that it runs, pauses or stops."""
+    return f"jobs/{job}/wanted.json"
 
 
 def rounds_prefix(job: str) -> str:
@@ -87,6 +99,11 @@ def model_blob(job: str, number: int, digest: str) -> str:
 
 def manifest_blob(job: str, number: int) -> str:
     return f"{round_prefix(job, number)}manifest.json"
+
+
+def abandoned_blob(job: str, number: int, attempt: int) -> str:
+    """How an attempt at a round ended that has no model."""
+    return f"{round_prefix(job, number)}abandoned-{attempt}.json"
 
 
 def result_blob(job: str) -> str:

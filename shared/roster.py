@@ -73,6 +73,14 @@ def groups(members: Iterable[Member]) -> dict[str, int]:
     return slots
 
 
+def busy(members: Iterable[Member]) -> dict[str, int]:
+    """Slots at work in each pool, and in each silo."""
+    slots: dict[str, int] = {}
+    for member in members:
+        slots[member.group] = slots.get(member.group, 0) + member.busy
+    return slots
+
+
 def _member(row: list[str]) -> Member:
     trainer, alive_for, *pairs = row
     fields = dict(zip(pairs[::2], pairs[1::2], strict=True))

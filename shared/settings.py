@@ -39,6 +39,7 @@ class Common(BaseSettings):
 
 class Broker(Common):
     amqp_url: Annotated[SecretStr, _url("amqp", "amqps")]
+    amqp_heartbeat_s: int = Field(default=30, ge=2, le=600)  # a dead broker is noticed within two and a half of them
 
 
 class Record(Common):
@@ -51,6 +52,7 @@ class Store(Common):
     s3_secret_key: SecretStr
     s3_bucket: str = Field(default="fedq", min_length=3)
     s3_region: str = "us-east-1"
+    s3_timeout_s: float = Field(default=30.0, ge=0.1, le=600)  # without a byte of an answer
 
 
 class Console(Broker):
@@ -66,6 +68,7 @@ class Aggregator(Console, Record, Store):
 
 class Trainer(Broker, Store):
     heartbeat_s: float = Field(default=2.0, ge=0.1, le=300)
+    grace_s: float = Field(default=25.0, ge=0, le=86400)  # to finish in when asked to stop; then work is handed back
     cache_dir: Path = Path(tempfile.gettempdir()) / f"fedq-cache-{os.getuid()}"
     cache_mb: int = Field(default=4096, ge=1)
     device: str = "auto"

@@ -42,6 +42,7 @@ def updates(job: str) -> Queue:
             f"model-update.{job}.*",
             f"model-evaluated.{job}",
             f"stop-training.{job}",
+            f"pause-training.{job}",
             "trainer-joined.#",
         ),
     )

@@ -9,7 +9,7 @@ import structlog
 
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Edges
-from shared import console, logs, service, settings
+from shared import console, failpoints, logs, service, settings
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.errors import BadInput
@@ -23,6 +23,7 @@ GRACE = 20.0  #: seconds in which the jobs are handed over
 
 
 def main() -> None:
+    failpoints.arm()
     config = settings.load(settings.Aggregator)
     logs.configure(config, "aggregator")
     name = f"{socket.gethostname()}-{os.getpid()}"

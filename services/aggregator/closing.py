@@ -1,17 +1,17 @@
 """Closing a round: from a frozen set of updates to a committed model, the same whoever does it and however often."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shared import fold, names, weights
-from shared.blobs import Blobs
+from shared import names, weights
 from shared.events import BlobRef
 from shared.fold import Fold, Grid
 from shared.jobs import JobSpec
+from shared.ledger import RoundRecord
 from shared.strategies import server_step
 from shared.weights import Flat, Layout
 
@@ -32,20 +32,6 @@ class Model:
 def grid_of(spec: JobSpec, cohort: int) -> Grid:
     """The fixed-point grid of a round: a function of the job and of how many clients it asks."""
     return Grid(max_abs=spec.limits.max_abs, max_weight=spec.limits.max_examples, updates=cohort)
-
-
-def refold(blobs: Blobs, layout: Layout, accepted: Mapping[str, Any], grid: Grid) -> Fold:
-    """The fold of updates that were accepted earlier, from what the store keeps of them."""
-    running = Fold(layout.size, grid)
-    updates = layout.of_updates()
-    buffer = np.empty(updates.file_size, np.uint8)
-    for update in accepted.values():
-        blobs.get_into(BlobRef.model_validate(update["blob"]), buffer)
-        weights.check_header(buffer, updates)
-        deltas = updates.flat(buffer)
-        fold.check(deltas, update["examples"], grid)
-        running.add(deltas, update["examples"])
-    return running
 
 
 def advance(model: Model, running: Fold, spec: JobSpec, job: str, number: int) -> BlobRef:
@@ -69,32 +55,35 @@ def manifest(
     *,
     job: str,
     number: int,
-    attempt: int,
-    cohort: tuple[str, ...],
+    fence: int,
+    record: RoundRecord,
     spec: JobSpec,
     base: BlobRef | None,
     model: BlobRef,
     grid: Grid | None,
     accepted: Mapping[str, Any],
-    rejected: Mapping[str, str],
-    opened: float,
+    faults: Sequence[Mapping[str, Any]],
     committed: float,
 ) -> dict[str, Any]:
     """The commit record of a round: all that is needed to fold it again, and what happened."""
     return {
         "job": job,
         "round": number,
-        "attempt": attempt,
-        "cohort": list(cohort),
+        "attempt": record.attempt,
+        "fence": fence,
+        "cohort": list(record.cohort),
         "base": base.model_dump() if base else None,
         "model": model.model_dump(),
         "strategy": spec.strategy.model_dump(mode="json"),
         "grid": {**vars(grid), "shift": grid.shift} if grid else None,
         "weight": sum(update["examples"] for update in accepted.values()),
         "updates": [{"client": client, **accepted[client]} for client in sorted(accepted)],
-        "rejected": dict(rejected),
+        "rejected": record.rejected,
+        "unanswered": [client for client in record.cohort if client not in accepted and client not in record.rejected],
         "metrics": mean_metrics(accepted),
-        "opened": opened,
+        "faults": list(faults),
+        "opened": record.opened,
+        "deadline": record.deadline,
         "committed": committed,
-        "seconds": round(committed - opened, 4),
+        "seconds": round(committed - record.opened, 4),
     }

@@ -33,6 +33,16 @@ class Intake:
         deltas = self._layout.flat(self._buffer)
         return deltas, fold.check(deltas, update.examples, grid, self._limits.max_norm)
 
+    def receive_again(self, blob: BlobRef, examples: int, grid: Grid) -> Flat:
+        """The deltas of an update that was accepted before, valid until the next call."""
+        if blob.size != self._layout.file_size:
+            raise Refused(self._why_another_size(blob))
+        _fetch(self._blobs, blob, self._buffer)
+        weights.check_header(self._buffer, self._layout)
+        deltas = self._layout.flat(self._buffer)
+        fold.check(deltas, examples, grid)
+        return deltas
+
     def _why_another_size(self, blob: BlobRef) -> str:
         reason = f"has {blob.size} bytes instead of {self._layout.file_size}"
         if blob.size > 2 * self._layout.file_size:

@@ -1,16 +1,19 @@
-"""Which jobs this replica runs: takes them, keeps their leases, adopts what others left, hands over what it leaves."""
+"""Which jobs this replica runs: takes them, keeps their leases, adopts what others left, hands over what it leaves.
+
+A paused replica that wakes finds its jobs fenced; one whose Redis was emptied fills it again from the object store.
+"""
 
 import queue
 import threading
 
 import structlog
 
+from services.aggregator import recovery
 from services.aggregator.runner import Edges, Runner
 from shared import names, topology
 from shared.bus import settle
 from shared.errors import BadMessage, Fenced, Stale, Unavailable
 from shared.events import AnyEvent, StartTraining
-from shared.jobs import JobSpec
 from shared.link import Delivery, Subscription
 
 log = structlog.get_logger()
@@ -27,6 +30,9 @@ class Owner:
         self._lease = lease
         self._most = most
         self._stopping = threading.Event()
+        self._awake = threading.Event()  # the keeper of leases has something to do
+        self._pulse: int | None = None  # Redis's time when this replica last looked
+        self._restoring: threading.Thread | None = None
         self._lock = threading.Condition()
         self._running: dict[str, tuple[Runner, threading.Thread]] = {}
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
@@ -43,6 +49,7 @@ class Owner:
     def stop(self, timeout: float) -> None:
         """Hands every job over and waits for the runners to have done so."""
         self._stopping.set()
+        self._awake.set()
         self._inbox.put(None)
         with self._lock:
             self._lock.notify_all()
@@ -86,17 +93,18 @@ class Owner:
     def _on_command(self, event: AnyEvent) -> None:
         if not isinstance(event, StartTraining):
             raise BadMessage(f"{event.type} is not a command for an aggregator")
-        ledger = self._edges.ledger
-        if self._edges.blobs.exists(names.result_blob(event.job)):
+        ledger, blobs = self._edges.ledger, self._edges.blobs
+        if blobs.exists(names.result_blob(event.job)):
             raise Stale(f"job {event.job} has ended")
-        ledger.create(event.job, event.spec.rounds.count)  # there already, unless another tool published it
-        fence = ledger.claim(event.job, self.name, self._lease)
-        record = {"job": event.job, "spec": event.spec.model_dump(mode="json")}
-        self._edges.blobs.put_json(names.job_blob(event.job), record)
-        self._run(event.job, event.spec, fence)
+        # Blob first, then the record that points to it; both are there already, unless another tool published this.
+        if not blobs.exists(names.job_blob(event.job)):
+            record = {"job": event.job, "spec": event.spec.model_dump(mode="json")}
+            blobs.put_json(names.job_blob(event.job), record)
+        ledger.create(event.job, event.spec.rounds.count)
+        self._run(event.job, ledger.claim(event.job, self.name, self._lease))
 
-    def _run(self, job: str, spec: JobSpec, fence: int) -> None:
-        runner = Runner(self._edges, job, spec, fence)
+    def _run(self, job: str, fence: int) -> None:
+        runner = Runner(self._edges, job, fence)
 
         def main() -> None:
             try:
@@ -105,6 +113,7 @@ class Owner:
                 with self._lock:
                     self._running.pop(job, None)
                     self._lock.notify_all()
+                self._awake.set()  # it may have left a job to be adopted
 
         thread = threading.Thread(target=main, name=job, daemon=True)
         with self._lock:
@@ -113,29 +122,78 @@ class Owner:
         thread.start()
 
     def _keep_leases(self) -> None:
-        """Three times a lease: renews those held here, and adopts the jobs whose owner is gone."""
-        while not self._stopping.wait(self._lease / 3):
+        """Three times a lease, and whenever one runs out: renews those held here, adopts what nobody owns."""
+        wait = 0.0
+        while not self._stopping.is_set():
+            self._awake.wait(wait)
+            self._awake.clear()
+            wait = self._lease / 3
+            if self._stopping.is_set():
+                return
             with self._lock:
                 running = dict(self._running)
             try:
-                for job, (runner, _) in running.items():
-                    try:
-                        self._edges.ledger.renew(job, runner.fence, self._lease)
-                    except Fenced:
-                        runner.fence_off()
-                if len(running) < self._most:
-                    self._adopt(set(running))
+                self._watch_redis()
+                self._renew(running)
+                soonest = self._adopt(set(running))
+                wait = min(wait, wait if soonest is None else soonest)
             except Unavailable as error:
                 log.warning("leases not renewed", reason=str(error))
             except Exception:
                 log.exception("leases not renewed")
 
-    def _adopt(self, mine: set[str]) -> None:
-        for job in set(self._edges.ledger.orphans()) - mine:
+    def _renew(self, running: "dict[str, tuple[Runner, threading.Thread]]") -> None:
+        for job, (runner, _) in running.items():
+            try:
+                runner.want(self._edges.ledger.renew(job, runner.fence, self._lease))
+            except Fenced:
+                runner.fence_off()
+
+    def _adopt(self, mine: set[str]) -> float | None:
+        """Claims jobs while there is room; returns the seconds until another lease runs out."""
+        orphans, soonest = self._edges.ledger.orphans()
+        for job in orphans:
+            with self._lock:
+                full = len(self._running) >= self._most
+            if full:
+                return None
+            if job in mine:
+                continue  # its runner here is about to notice
             try:
                 fence = self._edges.ledger.claim(job, self.name, self._lease)
             except Stale:
                 continue  # another replica was faster
-            spec = JobSpec.model_validate(self._edges.blobs.get_json(names.job_blob(job))["spec"])
-            self._run(job, spec, fence)
-            return  # one a turn: the others are left to other replicas
+            self._run(job, fence)
+        return soonest
+
+    def _watch_redis(self) -> None:
+        """Notices that Redis was emptied, or went back to an earlier state, since somebody last looked."""
+        before, now = self._edges.ledger.pulse()
+        went_back = self._pulse is not None and before < self._pulse
+        begun, self._pulse = self._pulse is None, now
+        if not (begun or went_back) or (self._restoring is not None and self._restoring.is_alive()):
+            return
+        if went_back:
+            log.error("Redis lost what it had; restoring from the object store")
+            self._edges.ledger.unseat()  # whoever owns a job by what is gone
+            self._edges.ledger.note("record-lost", "Redis lost what it had")
+        self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)
+        self._restoring.start()
+
+    def _restore(self) -> None:
+        """On a thread of its own: leases are renewed while the object store is read."""
+        while not self._stopping.is_set():
+            try:
+                restored = recovery.restore(self._edges.blobs, self._edges.ledger)
+            except Unavailable as error:
+                log.warning("not restored yet", reason=str(error))
+                self._stopping.wait(RETRY)
+                continue
+            except Exception:
+                log.exception("not restored")
+                return
+            if restored:
+                log.warning("restored from the object store", jobs=restored)
+                self._edges.ledger.note("restored", f"{restored} jobs")
+                self._awake.set()
+            return

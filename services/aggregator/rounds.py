@@ -13,6 +13,9 @@ from shared.jobs import JobSpec
 Phase = Literal["looking", "waiting", "open", "closing", "evaluating", "ended"]
 Outcome = Literal["finished", "stopped", "failed"]
 
+RINGS = 10  #: times that an attempt's unanswered clients are asked again; then its deadline ends it
+EXTENDED = 3  #: a round that is held up may last this many times its deadline, and no longer
+
 
 @dataclass(frozen=True)
 class State:
@@ -26,6 +29,11 @@ class State:
     accepted: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()  # said that they cannot deliver
     deadline: float | None = None
+    waited: float = 0.0  # seconds for trainers, under earlier owners
+    lacking: str = ""  # what it waits for
+    rings: int = 0  # since the attempt was opened
+    recovering: bool = True  # the first round of an owner: the store may hold updates to it already
+    pausing: str | None = None  # why no further round is opened
 
     @property
     def target(self) -> int:
@@ -35,6 +43,11 @@ class State:
     @property
     def minimum(self) -> int:
         return 1 if self.round == 0 else self.spec.minimum
+
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        """Clients of the cohort that have neither delivered nor said that they cannot."""
+        return tuple(client for client in self.cohort if client not in self.accepted and client not in self.failed)
 
 
 # --- what happens ---------------------------------------------------------------------------
@@ -49,7 +62,9 @@ class Looked:
 
 @dataclass(frozen=True)
 class Opened:
-    """The round was recorded and announced."""
+    """The round was recorded, and announced unless it is reviewed first; it has so many seconds."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,18 @@ class Failed:
     """A client said that it cannot deliver."""
 
     client: str
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """What the store holds of the open round was taken in; it has so many seconds left."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """Events may have been lost: the connection broke, or work is gone from its queue."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +122,33 @@ class Stopped:
     reason: str
 
 
-Happening = Looked | Opened | Accepted | Failed | Committed | Evaluated | Joined | Ticked | Stopped
+@dataclass(frozen=True)
+class Paused:
+    """An operator wants no further round for now."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """An operator wants the job to go on."""
+
+
+Happening = (
+    Looked
+    | Opened
+    | Accepted
+    | Failed
+    | Reviewed
+    | Interrupted
+    | Committed
+    | Evaluated
+    | Joined
+    | Ticked
+    | Stopped
+    | Paused
+    | Resumed
+)
 
 # --- what to do -----------------------------------------------------------------------------
 
@@ -114,7 +167,24 @@ class Wait:
 
 @dataclass(frozen=True)
 class Open:
-    """Record the round and ring its cohort."""
+    """Record the round and, if `ring`, ask its cohort."""
+
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+    ring: bool = True
+
+
+@dataclass(frozen=True)
+class Review:
+    """Give the open round time, and take in what the store holds of it."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Ask those again who have not answered."""
 
     round: int
     attempt: int
@@ -146,6 +216,13 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """Lay the job down until an operator resumes it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class End:
     """End the job."""
 
@@ -153,13 +230,30 @@ class End:
     reason: str = ""
 
 
-Effect = Look | Wait | Open | Close | Abandon | Evaluate | End
+Effect = Look | Wait | Open | Review | Ring | Close | Abandon | Evaluate | Pause | End
 Step = tuple[State, tuple[Effect, ...]]
 
 
-def begin(spec: JobSpec, committed: int) -> Step:
+# --- where an owner begins ------------------------------------------------------------------
+
+
+def begin(spec: JobSpec, committed: int, *, now: float = 0.0, waited: float = 0.0, evaluated: bool = True) -> Step:
     """A job whose last committed round is `committed`, -1 where there is none."""
-    return _next(State(spec=spec), committed)
+    state = State(spec, round=committed, waited=waited)
+    if committed < 0 or evaluated or not _is_evaluated(spec, committed):
+        return _next(state, committed)
+    if committed >= spec.rounds.count:
+        return replace(state, phase="evaluating", deadline=now + spec.evaluate.deadline), (Evaluate(committed),)
+    following, effects = _next(state, committed)
+    return following, (*effects, Evaluate(committed))
+
+
+def reopened(
+    spec: JobSpec, number: int, attempt: int, cohort: tuple[str, ...], accepted: frozenset[str], failed: frozenset[str]
+) -> Step:
+    """A job whose round `number` is open under an owner that is gone."""
+    state = State(spec, "open", number, attempt, cohort, accepted, failed, recovering=False)
+    return state, (Review(number),)
 
 
 def closing(spec: JobSpec, number: int, attempt: int, cohort: tuple[str, ...]) -> Step:
@@ -167,19 +261,40 @@ def closing(spec: JobSpec, number: int, attempt: int, cohort: tuple[str, ...]) -
     return State(spec, "closing", number, attempt, cohort), (Close(number),)
 
 
-def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901, PLR0911 - one line per case
+def abandoned(spec: JobSpec, number: int, attempt: int, reason: str) -> Step:
+    """A job whose round `number` failed in its `attempt`, and nothing was done about it."""
+    return _again(State(spec, round=number, attempt=attempt), reason)
+
+
+# --- the engine -----------------------------------------------------------------------------
+
+
+def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901, PLR0911, PLR0912 - one line per case
     """What a happening makes of a job; one that does not fit its phase changes nothing."""
     match happening, state.phase:
         case _, "ended":
             return state, ()
         case Stopped(reason), _:
             return _stopped(state, reason)
+        case Paused(reason), "looking" | "waiting":
+            return _paused(state, reason)
+        case Paused(reason), "open" | "closing":
+            return replace(state, pausing=reason), ()
+        case Resumed(), _:
+            return replace(state, pausing=None), ()
         case Looked(alive), "looking":
-            return _looked(state, alive)
-        case Joined(), "waiting":
+            return _looked(state, alive, now)
+        case Joined() | Interrupted(), "waiting":
             return replace(state, phase="looking"), (Look(),)
-        case Opened(), "open":
-            return replace(state, deadline=now + state.spec.rounds.deadline), ()
+        case Opened(seconds), "open":
+            opened = replace(state, deadline=now + seconds, recovering=False)
+            return opened, (Review(state.round),) if state.recovering else ()
+        case Reviewed(seconds), "open":
+            return _reviewed(replace(state, deadline=now + seconds), now)
+        case Interrupted(), "open":
+            return state, (Review(state.round),)
+        case Interrupted(), "evaluating":
+            return state, (Evaluate(state.round),)
         case Accepted(client), "open":
             answered = replace(state, accepted=state.accepted | {client}, failed=state.failed - {client})
             return _judged(answered, now)
@@ -191,17 +306,38 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
             return _ended(state, End("finished"))
         case Ticked(), "open":
             return _judged(state, now)
+        case Ticked(), "waiting" if state.deadline is not None and now >= state.deadline:
+            reason = f"waited {state.spec.rounds.wait:g} s (rounds.wait) for trainers: {state.lacking}"
+            return _ended(state, End("failed", reason))
         case Ticked(), "evaluating" if state.deadline is not None and now >= state.deadline:
             return _ended(state, End("finished", "the last model was not evaluated in time"))
     return state, ()
 
 
-def _looked(state: State, alive: Mapping[str, int]) -> Step:
+def _looked(state: State, alive: Mapping[str, int], now: float) -> Step:
     cohort = select(state.spec, alive, state.round, state.attempt)
     if not cohort:
-        return replace(state, phase="waiting", deadline=None), (Wait(lacking(state.spec, alive)),)
-    opened = replace(state, phase="open", cohort=cohort, accepted=frozenset(), failed=frozenset(), deadline=None)
-    return opened, (Open(state.round, state.attempt, cohort),)
+        detail = lacking(state.spec, alive)
+        until = now + state.spec.rounds.wait - state.waited if state.deadline is None else state.deadline
+        return replace(state, phase="waiting", deadline=until, lacking=detail), (Wait(detail),)
+    opened = replace(
+        state,
+        phase="open",
+        cohort=cohort,
+        accepted=frozenset(),
+        failed=frozenset(),
+        deadline=None,
+        waited=0.0,
+        rings=0,
+    )
+    return opened, (Open(state.round, state.attempt, cohort, ring=not state.recovering),)
+
+
+def _reviewed(state: State, now: float) -> Step:
+    judged, effects = _judged(state, now)
+    if judged.phase != "open" or not judged.unanswered or judged.rings >= RINGS:
+        return judged, effects
+    return replace(judged, rings=judged.rings + 1), (Ring(state.round, state.attempt, judged.unanswered),)
 
 
 def _judged(state: State, now: float) -> Step:
@@ -218,22 +354,29 @@ def _judged(state: State, now: float) -> Step:
         f" {'at its deadline' if overdue else 'and nobody is left to answer'}"
         f" (asked {len(state.cohort)}, failed {len(state.failed)})"
     )
-    if state.spec.rounds.below_minimum == "retry" and state.attempt < state.spec.rounds.attempts:
-        again = replace(state, phase="looking", attempt=state.attempt + 1, deadline=None)
-        return again, (Abandon(state.round, state.attempt, "failed", f"{counts}; trying again"), Look())
-    ended, effects = _ended(state, End("failed", counts))
-    return ended, (Abandon(state.round, state.attempt, "failed", counts), *effects)
+    following, effects = _again(state, counts)
+    reason = f"{counts}; trying again" if following.phase == "looking" else counts
+    return following, (Abandon(state.round, state.attempt, "failed", reason), *effects)
+
+
+def _again(state: State, reason: str) -> Step:
+    """Another attempt at a round that failed, where the job file grants one."""
+    if state.spec.rounds.below_minimum == "fail" or state.attempt >= state.spec.rounds.attempts:
+        return _ended(state, End("failed", reason))
+    if state.pausing is not None:
+        return _paused(state, state.pausing)
+    return replace(state, phase="looking", attempt=state.attempt + 1, deadline=None), (Look(),)
 
 
 def _committed(state: State, now: float) -> Step:
     spec, number = state.spec, state.round
     last = number >= spec.rounds.count
-    wanted = spec.evaluate.every > 0 and (number % spec.evaluate.every == 0 or last)
+    wanted = _is_evaluated(spec, number)
     ask = (Evaluate(number),) if wanted else ()
     if not last:
         following, effects = _next(state, number)
         # The next round first: its trainers should not wait behind an evaluation.
-        return following, (*effects, *ask)
+        return following, (*ask, *effects) if following.phase == "ended" else (*effects, *ask)
     if wanted:
         return replace(state, phase="evaluating", deadline=now + spec.evaluate.deadline), ask
     return _ended(state, End("finished"))
@@ -242,8 +385,19 @@ def _committed(state: State, now: float) -> Step:
 def _next(state: State, committed: int) -> Step:
     if committed >= state.spec.rounds.count:
         return _ended(replace(state, round=committed), End("finished"))
+    if state.pausing is not None:
+        return _paused(replace(state, round=committed + 1), state.pausing)
     following = replace(state, phase="looking", round=committed + 1, attempt=1, cohort=(), deadline=None)
     return following, (Look(),)
+
+
+def _is_evaluated(spec: JobSpec, number: int) -> bool:
+    every = spec.evaluate.every
+    return every > 0 and (number % every == 0 or number >= spec.rounds.count)
+
+
+def _paused(state: State, reason: str) -> Step:
+    return replace(state, phase="ended", deadline=None), (Pause(reason),)
 
 
 def _stopped(state: State, reason: str) -> Step:

@@ -49,7 +49,7 @@ def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Pat
         app.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
     app.conf.update(
         broker_url=url,
-        broker_heartbeat=30,
+        broker_heartbeat=settings.amqp_heartbeat_s,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # for ever
         include=["services.trainer.tasks"],

@@ -13,11 +13,18 @@ from services.aggregator.rounds import (
     Evaluate,
     Evaluated,
     Failed,
+    Interrupted,
     Joined,
     Look,
     Looked,
     Open,
     Opened,
+    Pause,
+    Paused,
+    Resumed,
+    Review,
+    Reviewed,
+    Ring,
     State,
     Stopped,
     Ticked,
@@ -54,7 +61,7 @@ def opened(job=None, committed: int = 0) -> State:
     """A job whose next round is open."""
     state, effects = rounds.begin(job or spec(), committed)
     assert effects == (Look(),)
-    state, _ = play(state, ALIVE, Opened())
+    state, _ = play(state, ALIVE, Opened(10.0), Reviewed(10.0))
     return state
 
 
@@ -92,7 +99,7 @@ def test_a_round_below_its_minimum_can_be_tried_again() -> None:
     state, effects = play(state, Ticked(), now=10.0)
     assert [type(effect) for effect in effects] == [Abandon, Look]
 
-    state, effects = play(state, ALIVE, Opened(), now=10.0)
+    state, effects = play(state, ALIVE, Opened(10.0), now=10.0)
     assert effects[0] == Open(1, 2, ("client-0", "client-1", "client-2", "client-3"))
 
     state, effects = play(state, Ticked(), now=20.0)
@@ -115,7 +122,7 @@ def test_without_trainers_the_job_waits_until_one_joins() -> None:
     assert isinstance(effects[0], Wait)
     assert "pool cpu" in effects[0].detail
 
-    state, effects = play(state, Ticked(), Joined(), now=1e6)
+    state, effects = play(state, Ticked(), Joined(), now=3000.0)
     assert effects == [Look()]
     state, effects = play(state, ALIVE)
     assert isinstance(effects[0], Open)
@@ -155,15 +162,101 @@ def test_a_finished_job_resumed_is_finished() -> None:
     assert rounds.begin(spec(count=2), 2)[1] == (End("finished"),)
 
 
+CLIENTS = tuple(f"client-{number}" for number in range(4))
+
+
+def test_an_owners_first_round_looks_into_the_store_before_it_asks() -> None:
+    """An earlier owner may have asked already: what has arrived counts, and only the others are asked."""
+    state, _ = rounds.begin(spec(), 0)
+    state, effects = play(state, ALIVE)
+    assert effects == [Open(1, 1, CLIENTS, ring=False)]
+
+    state, effects = play(state, Opened(10.0))
+    assert effects == [Review(1)]
+    state, effects = play(state, Accepted("client-2"), Reviewed(9.0))
+    assert effects == [Ring(1, 1, ("client-0", "client-1", "client-3"))]
+
+    state, _ = play(state, *map(Accepted, ("client-0", "client-1")))
+    state, _ = play(state, Committed(), ALIVE)
+    assert state.recovering is False
+
+
+def test_an_open_round_is_taken_over_with_what_it_has() -> None:
+    """Those that have answered are not asked again; with the target reached it closes at once."""
+    state, effects = rounds.reopened(spec(), 1, 1, CLIENTS, frozenset({"client-1"}), frozenset({"client-3"}))
+    assert effects == (Review(1),)
+    assert play(state, Reviewed(5.0))[1] == [Ring(1, 1, ("client-0", "client-2"))]
+
+    whole, _ = rounds.reopened(spec(), 1, 1, CLIENTS, frozenset(CLIENTS[:3]), frozenset())
+    assert play(whole, Reviewed(5.0))[1] == [Close(1)]
+
+
+def test_after_an_interruption_the_round_is_looked_at_again_but_not_for_ever() -> None:
+    """Each time the unanswered are asked again, until there is no point in it."""
+    state = opened()
+    rung = 0
+    for _ in range(rounds.RINGS + 5):
+        state, effects = play(state, Interrupted(), Reviewed(10.0))
+        rung += sum(isinstance(effect, Ring) for effect in effects)
+    assert rung == rounds.RINGS - 1  # one was in its opening
+
+
+def test_a_failed_attempt_under_an_earlier_owner_is_followed_by_the_next() -> None:
+    """Or by the job's end, with the reason that was recorded."""
+    again, effects = rounds.abandoned(spec(below_minimum="retry", attempts=2), 1, 1, "too few")
+    assert (again.attempt, effects) == (2, (Look(),))
+    assert rounds.abandoned(spec(), 1, 1, "too few")[1] == (End("failed", "too few"),)
+
+
+def test_pause_lets_the_open_round_finish_and_opens_no_other() -> None:
+    """The work of its clients is not thrown away; a resumed job goes on as if nothing had been."""
+    state, effects = play(opened(spec(evaluate=0)), Paused("lunch"))
+    assert effects == []
+    paused, effects = play(state, *map(Accepted, CLIENTS[:3]), Committed())
+    assert effects == [Close(1), Pause("lunch")]
+    assert paused.phase == "ended"
+
+    state, effects = play(state, Resumed(), *map(Accepted, CLIENTS[:3]), Committed())
+    assert effects == [Close(1), Look()]
+
+
+def test_pause_ends_waiting_at_once() -> None:
+    """A job without trainers is laid down where it stands."""
+    state, _ = rounds.begin(spec(), -1)
+    assert play(state, Looked({}), Paused("lunch"))[1][-1] == Pause("lunch")
+
+
+def test_a_job_does_not_wait_for_trainers_for_ever() -> None:
+    """`rounds.wait` ends it, and joining trainers that are too few do not begin the wait anew."""
+    state, _ = rounds.begin(spec(wait="1h"), -1, waited=600.0)
+    state, _ = play(state, Looked({}))
+    state, _ = play(state, Joined(), Looked({}), now=2000.0)
+    assert play(state, Ticked(), now=2999.0)[1] == []
+
+    (end,) = play(state, Ticked(), now=3000.0)[1]
+    assert (end.outcome, "waited 3600 s" in end.reason, "pool cpu" in end.reason) == ("failed", True, True)
+
+
+def test_a_job_taken_over_after_its_last_round_is_still_evaluated() -> None:
+    """Its owner died between the commit and the figures."""
+    state, effects = rounds.begin(spec(count=2), 2, now=5.0, evaluated=False)
+    assert effects == (Evaluate(2),)
+    assert play(state, Evaluated(2))[1] == [End("finished")]
+
+
 happenings = st.one_of(
     st.just(ALIVE),
     st.just(Looked({})),
-    st.just(Opened()),
+    st.just(Opened(10.0)),
     st.sampled_from([Accepted(f"client-{number}") for number in range(4)]),
     st.sampled_from([Failed(f"client-{number}") for number in range(5)]),
     st.just(Committed()),
     st.integers(0, 2).map(Evaluated),
     st.just(Joined()),
+    st.just(Interrupted()),
+    st.just(Reviewed(10.0)),
+    st.just(Paused("lunch")),
+    st.just(Resumed()),
     st.just(Ticked()),
 )
 

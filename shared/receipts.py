@@ -1,0 +1,58 @@
+"""What an update's blob says of itself: enough to tell of the update again where its event was lost.
+
+Pure. The object store is the record and `model-update` only its doorbell, so a blob's metadata holds what the event
+did: whoever looks into a round's `updates/` can take them in as if they had heard of them.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from shared import names
+from shared.errors import Refused
+from shared.events import BlobRef, ModelUpdate
+
+MAX_METRICS = 1000  #: characters; S3 keeps 2 KB of metadata, and a client may report more than that
+
+
+def receipt(update: ModelUpdate) -> dict[str, Any]:
+    """The metadata of an update's blob; without `metrics` where they are too long, so that it is no receipt."""
+    about: dict[str, Any] = {
+        "job": update.job,
+        "round": update.round,
+        "attempt": update.attempt,
+        "client": update.client,
+        "trainer": update.trainer,
+        "base": update.base or "",
+        "examples": update.examples,
+    }
+    for name in ("loss", "accuracy"):
+        if f"client_{name}" in update.metrics:
+            about[name] = update.metrics[f"client_{name}"]
+    metrics = json.dumps(update.metrics)
+    if len(metrics) <= MAX_METRICS and metrics.isascii():
+        about["metrics"] = metrics
+    return about
+
+
+def told_again(key: str, size: int, metadata: Mapping[str, str]) -> ModelUpdate:
+    """The event that told of the update at `key`, or `Refused` where its metadata does not say enough."""
+    try:
+        update = ModelUpdate(
+            job=metadata["job"],
+            round=int(metadata["round"]),
+            attempt=int(metadata["attempt"]),
+            client=metadata["client"],
+            trainer=metadata["trainer"],
+            base=metadata["base"] or None,
+            update=BlobRef(key=key, size=size, digest=metadata["digest"]),
+            examples=int(metadata["examples"]),
+            metrics=json.loads(metadata["metrics"]),
+        )
+    except (KeyError, ValueError, ValidationError) as error:
+        raise Refused(f"{key}: its metadata does not tell of an update ({error})") from error
+    if key != names.update_blob(update.job, update.round, update.client, metadata["digest"]):
+        raise Refused(f"{key}: its metadata tells of another blob")
+    return update
