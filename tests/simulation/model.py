@@ -1,0 +1,400 @@
+"""The referee without Redis: the rules of `shared.transitions` in Python, over plain dicts and a clock that is given.
+
+`test_ledger_model` holds the two together, call by call and key by key. Values are strings as Redis keeps them, so that
+the code of `shared.ledger` itself runs over either.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared import transitions as steps
+from shared.ledger import ENDED, Ledger
+from shared.redis_client import Script
+
+CLAIMABLE = ("queued", "waiting", "running")
+
+Hash = dict[str, str]
+Keys = list[str]
+Clock = Callable[[], float]
+
+
+@dataclass
+class Data:
+    """All that the database holds."""
+
+    hashes: dict[str, Hash] = field(default_factory=dict)
+    lists: dict[str, list[str]] = field(default_factory=dict)
+    strings: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    expiring: set[str] = field(default_factory=set)
+
+    def at(self, key: str) -> Hash:
+        """The hash at `key`, made where it is to be written."""
+        return self.hashes.setdefault(key, {})
+
+    def get(self, key: str) -> Hash:
+        return self.hashes.get(key, {})
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            for kind in (self.hashes, self.lists, self.strings, self.scores):
+                kind.pop(key, None)  # type: ignore[attr-defined]
+            self.expiring.discard(key)
+
+
+class Refusal(Exception):
+    """A rule's answer before its end."""
+
+
+def create(data: Data, now: int, keys: Keys, job: str, rounds: str) -> str:
+    if keys[0] in data.hashes:
+        return "duplicate"
+    data.hashes[keys[0]] = {
+        "status": "queued",
+        "detail": "waiting for an aggregator",
+        "round": "-1",
+        "rounds": rounds,
+        "fence": "0",
+        "lease": "0",
+        "created": str(now),
+        "announced": str(now),
+        "wanted": "running",
+    }
+    data.scores.setdefault(keys[1], {})[job] = now
+    return "ok"
+
+
+def claim(data: Data, now: int, keys: Keys, owner: str, lease: str) -> str | int:
+    job = data.get(keys[0])
+    if not job:
+        return "unknown"
+    if job["status"] not in CLAIMABLE:
+        return job["status"]
+    if int(job["lease"]) > now:
+        return f"owned by {job['owner']}"
+    fence = max(now, int(job["fence"]) + 1)
+    job |= {"status": "running", "detail": "", "owner": owner, "lease": str(now + int(lease)), "fence": str(fence)}
+    job.setdefault("started", str(now))
+    job["claims"] = str(int(job.get("claims", 0)) + 1)
+    return fence
+
+
+def renew(data: Data, now: int, keys: Keys, fence: str, lease: str) -> list[str | None]:
+    job = owned(data, keys, fence)
+    job["lease"] = str(now + int(lease))
+    return [job.get("wanted"), job.get("reason")]
+
+
+def release(data: Data, now: int, keys: Keys, fence: str, status: str, detail: str) -> str:
+    job = owned(data, keys, fence)
+    job.update(status=status, detail=detail, lease="0")
+    if int(job.get("claims", 0)) > 0:
+        job["claims"] = str(int(job["claims"]) - 1)
+    return "ok"
+
+
+def orphans(data: Data, now: int, keys: Keys, prefix: str, announced: str) -> list[Any]:
+    found, left = [], []
+    known = data.scores.get(keys[0], {})
+    for name in sorted(known, key=lambda name: (known[name], name)):
+        job = data.get(prefix + name)
+        if job.get("status") not in CLAIMABLE:
+            continue
+        free = int(job["lease"])
+        if job["status"] == "queued" and not free and int(job["fence"]) < int(job.get("announced", 0)):
+            free = int(job["announced"]) + int(announced)
+        if free <= now:
+            found.append(name)
+        else:
+            left.append(free - now)
+    return [min(left, default=-1), *found]
+
+
+def unseat(data: Data, now: int, keys: Keys, prefix: str) -> str:
+    for name in data.scores.get(keys[0], {}):
+        job = data.get(prefix + name)
+        if job.get("status") in CLAIMABLE and int(job["fence"]) > 0:
+            job.update(lease="0", fence=str(max(now, int(job["fence"]) + 1)))
+    return "ok"
+
+
+def want(data: Data, now: int, keys: Keys, wanted: str, reason: str) -> str:
+    job = data.get(keys[0])
+    if not job:
+        return "unknown"
+    if job["status"] in ENDED:
+        return job["status"]
+    job.update(wanted=wanted, reason=reason)
+    return "ok"
+
+
+def revive(data: Data, now: int, keys: Keys, rounds: str) -> str:
+    job = data.get(keys[0])
+    if not job:
+        return "unknown"
+    if job["status"] in CLAIMABLE:
+        return "conflict"
+    if job["status"] != "paused":
+        data.delete(*keys[1:])
+    job.update(status="queued", detail="waiting for an aggregator", lease="0", announced=str(now), rounds=rounds)
+    job.update(wanted="running", reason="", claims="0")
+    job.pop("ended", None)
+    job.pop("waiting", None)
+    return "ok"
+
+
+def restore(data: Data, now: int, keys: Keys, job: str, *fields: str) -> str:
+    if keys[0] in data.hashes:
+        return "duplicate"
+    data.hashes[keys[0]] = {"fence": str(now + 1), "lease": "0", "announced": "0"}
+    data.hashes[keys[0]].update(zip(fields[::2], fields[1::2], strict=True))
+    data.scores.setdefault(keys[1], {})[job] = int(data.hashes[keys[0]]["created"]) or now
+    return "ok"
+
+
+def advance(data: Data, now: int, keys: Keys, fence: str, number: str) -> str:
+    job = owned(data, keys, fence)
+    if int(job["round"]) < int(number):
+        job.update(round=number, claims="0")
+    return "ok"
+
+
+def describe(data: Data, now: int, keys: Keys, fence: str, status: str, detail: str) -> str:
+    job = owned(data, keys, fence)
+    job.update(status=status, detail=detail)
+    if status == "waiting":
+        job.setdefault("waiting", str(now))
+    else:
+        job.pop("waiting", None)
+    return "ok"
+
+
+def metrics(data: Data, now: int, keys: Keys, fence: str, figures: str) -> str:
+    owned(data, keys, fence)["metrics"] = figures
+    return "ok"
+
+
+def check_owned(data: Data, now: int, keys: Keys, fence: str) -> str:
+    owned(data, keys, fence)
+    return "ok"
+
+
+def end(data: Data, now: int, keys: Keys, fence: str, status: str, detail: str) -> str:
+    owned(data, keys, fence).update(status=status, detail=detail, ended=str(now), lease="0")
+    return "ok"
+
+
+def note(data: Data, now: int, keys: Keys, fault: str, number: str, detail: str, most: str) -> str:
+    counts = data.at(keys[0])
+    counts[fault] = str(int(counts.get(fault, 0)) + 1)
+    if keys[1:]:
+        lines = data.lists.setdefault(keys[1], [])
+        lines.append(json.dumps({"at": now / 1000, "fault": fault, "round": int(number), "detail": detail}))
+        del lines[: -int(most)]
+    return "ok"
+
+
+def pulse(data: Data, now: int, keys: Keys) -> list[str]:
+    before = data.strings.get(keys[0], "-1")
+    data.strings[keys[0]] = str(now)
+    return [before, str(now)]
+
+
+def open_round(data: Data, now: int, keys: Keys, fence: str, number: str, attempt: str, cohort: str, ms: str) -> int:
+    job = owned(data, keys, fence)
+    conflict(int(job["round"]) != int(number) - 1)
+    conflict(data.get(keys[1]).get("state") in ("closed", "committed"))
+    deadline = now + int(ms)
+    data.at(keys[1]).update(state="open", attempt=attempt, cohort=cohort, opened=str(now), deadline=str(deadline))
+    job.update(status="running", detail=f"round {number} of {job['rounds']}")
+    job.pop("waiting", None)
+    data.expiring.discard(keys[1])
+    data.delete(*keys[2:])
+    return deadline
+
+
+def extend(data: Data, now: int, keys: Keys, fence: str, ms: str, limit: str) -> int:
+    owned(data, keys, fence)
+    row = data.get(keys[1])
+    lost(not row)
+    conflict(row["state"] != "open")
+    deadline = max(int(row["deadline"]), min(now + int(ms), int(row["opened"]) + int(limit)))
+    row["deadline"] = str(deadline)
+    return max(0, deadline - now)
+
+
+def standing(data: Data, now: int, keys: Keys, client: str) -> str:
+    row = data.get(keys[0])
+    if row.get("state") != "open" or int(row["deadline"]) < now:
+        return "late"
+    if client not in json.loads(row["cohort"]):
+        return "stranger"
+    return "duplicate" if client in data.get(keys[1]) else "ok"
+
+
+def accept(data: Data, now: int, keys: Keys, fence: str, client: str, update: str) -> str:
+    owned(data, keys, fence)
+    answer = standing(data, now, keys[1:], client)
+    if answer == "ok":
+        data.at(keys[2])[client] = update
+    return answer
+
+
+def reject(data: Data, now: int, keys: Keys, fence: str, client: str, reason: str) -> str:
+    owned(data, keys, fence)
+    data.at(keys[3]).setdefault(client, reason)
+    return "ok"
+
+
+def exclude(data: Data, now: int, keys: Keys, fence: str, client: str, reason: str) -> str:
+    owned(data, keys, fence)
+    conflict(data.get(keys[1]).get("state") != "open")
+    if data.get(keys[2]).pop(client, None) is not None:
+        data.at(keys[3])[client] = reason
+        if not data.get(keys[2]):
+            data.delete(keys[2])
+    return "ok"
+
+
+def close(data: Data, now: int, keys: Keys, fence: str, counted: str) -> list[str]:
+    owned(data, keys, fence)
+    row, accepted = data.get(keys[1]), data.get(keys[2])
+    lost(not row)
+    if row["state"] not in ("closed", "committed"):
+        conflict(row["state"] != "open")
+        lost(len(accepted) < int(counted))
+        row["state"] = "closed"
+    return [part for pair in accepted.items() for part in pair]
+
+
+def commit(data: Data, now: int, keys: Keys, fence: str, number: str) -> str:
+    job = owned(data, keys, fence)
+    state = data.get(keys[1]).get("state")
+    conflict(state not in ("closed", "committed"))
+    if state == "closed":
+        data.get(keys[1])["state"] = "committed"
+        job.update(round=number, claims="0")
+    return "ok"
+
+
+def fail(data: Data, now: int, keys: Keys, fence: str, reason: str) -> str:
+    owned(data, keys, fence)
+    row = data.get(keys[1])
+    lost(not row)
+    conflict(row["state"] == "committed")
+    row.update(state="failed", reason=reason)
+    data.expiring |= {key for key in keys[1:] if key in data.hashes}
+    return "ok"
+
+
+def owned(data: Data, keys: Keys, fence: str) -> Hash:
+    """The job's hash, where the caller still owns it."""
+    job = data.get(keys[0])
+    lost(not job)
+    if job["fence"] != fence:
+        raise Refusal("fenced")
+    return job
+
+
+def lost(condition: bool) -> None:
+    if condition:
+        raise Refusal("lost")
+
+
+def conflict(condition: bool) -> None:
+    if condition:
+        raise Refusal("conflict")
+
+
+Rule = Callable[..., Any]
+
+RULES: dict[Script, Rule] = {
+    steps.CREATE: create,
+    steps.CLAIM: claim,
+    steps.RENEW: renew,
+    steps.RELEASE: release,
+    steps.ORPHANS: orphans,
+    steps.UNSEAT: unseat,
+    steps.WANT: want,
+    steps.REVIVE: revive,
+    steps.RESTORE: restore,
+    steps.ADVANCE: advance,
+    steps.DESCRIBE: describe,
+    steps.METRICS: metrics,
+    steps.OWNED: check_owned,
+    steps.END: end,
+    steps.NOTE: note,
+    steps.PULSE: pulse,
+    steps.OPEN: open_round,
+    steps.EXTEND: extend,
+    steps.STANDING: standing,
+    steps.ACCEPT: accept,
+    steps.REJECT: reject,
+    steps.EXCLUDE: exclude,
+    steps.CLOSE: close,
+    steps.COMMIT: commit,
+    steps.FAIL: fail,
+}
+
+
+class ModelRedis:
+    """As much of `shared.redis_client.Redis` as the ledger asks of it."""
+
+    def __init__(self, clock: Clock, rules: dict[Script, Rule]) -> None:
+        self.data = Data()
+        self._clock = clock
+        self._rules = rules
+
+    def run(self, script: Script, keys: Keys, args: list[Any]) -> Any:
+        try:
+            return self._rules[script](self.data, round(self._clock() * 1000), keys, *map(str, args))
+        except Refusal as answer:
+            return str(answer)
+
+    def hgetall(self, key: str) -> Hash:
+        return dict(self.data.get(key))
+
+    def hget(self, key: str, name: str) -> str | None:
+        return self.data.get(key).get(name)
+
+    def lrange(self, key: str, start: int, stop: int) -> list[str]:
+        assert (start, stop) == (0, -1)
+        return list(self.data.lists.get(key, []))
+
+    def zrevrange(self, key: str, start: int, stop: int) -> list[str]:
+        assert (start, stop) == (0, -1)
+        scores = self.data.scores.get(key, {})
+        return sorted(scores, key=lambda name: (scores[name], name), reverse=True)
+
+    def zrem(self, key: str, name: str) -> None:
+        scores = self.data.scores.get(key, {})
+        scores.pop(name, None)
+        if not scores:
+            self.data.delete(key)
+
+    def delete(self, *keys: str) -> None:
+        self.data.delete(*keys)
+
+    def time(self) -> tuple[int, int]:
+        seconds = self._clock()
+        return int(seconds), int(seconds % 1 * 1e6)
+
+
+class ModelLedger(Ledger):
+    """The ledger over the rules; it can be flushed, and thrown back to an earlier state."""
+
+    def __init__(self, clock: Clock, rules: dict[Script, Rule] = RULES) -> None:
+        self.model = ModelRedis(clock, rules)
+        super().__init__(self.model)  # type: ignore[arg-type]
+
+    def flush(self) -> None:
+        self.model.data = Data()
+
+    def snapshot(self) -> Data:
+        return copy.deepcopy(self.model.data)
+
+    def rollback(self, snapshot: Data) -> None:
+        self.model.data = copy.deepcopy(snapshot)
