@@ -138,8 +138,8 @@ return 'ok'
 """
 )
 
-#: A job that the object store knows and Redis does not; ARGV[2] on are the fields of its hash. Its fence is nobody's, and
-#: past all that were given before Redis lost it, though it were in this very millisecond.
+#: A job that the object store knows and Redis does not; ARGV[2] on are the fields of its hash. Its fence is nobody's,
+#: and past all that were given before Redis lost it, though it were in this very millisecond.
 RESTORE = Script(
     _NOW
     + """

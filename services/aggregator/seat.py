@@ -1,0 +1,80 @@
+"""What the owner of a job has at hand: the servers, its fence, the job's arrays, and where the job stands."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from services.aggregator.tally import Tally
+from shared.blobs import Blobs
+from shared.bus import Bus
+from shared.errors import Unavailable
+from shared.jobs import JobSpec
+from shared.ledger import Ledger
+from shared.link import Subscription
+from shared.roster import Roster
+
+UNSAID = 100  #: faults remembered while Redis is not there to be told of them
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The servers, a thread for work that nobody waits for, and a clock in seconds."""
+
+    bus: Bus
+    blobs: Blobs
+    ledger: Ledger
+    roster: Roster
+    later: Executor
+    clock: Callable[[], float] = time.monotonic
+
+
+class Faults:
+    """A job's faults on their way to its log and to the counts that are everybody's."""
+
+    def __init__(self, ledger: Ledger, job: str) -> None:
+        self._ledger, self._job = ledger, job
+        self._unsaid: list[tuple[str, str, int]] = []
+
+    def note(self, fault: str, detail: str, number: int = -1) -> None:
+        """Counts a fault and writes it into the job's log, now or when Redis is there again."""
+        self._unsaid.append((fault, detail, number))
+        try:
+            while self._unsaid:
+                name, text, of = self._unsaid[0]
+                self._ledger.note(name, text, self._job, of)
+                del self._unsaid[0]
+        except Unavailable:
+            del self._unsaid[:-UNSAID]
+
+
+@dataclass
+class Seat:
+    """One owner's place at one job."""
+
+    edges: Edges
+    job: str
+    fence: int
+    spec: JobSpec
+    faults: Faults
+    subscription: Subscription | None
+    tally: Tally = field(init=False)
+    log: Any = field(init=False)
+    committed: int = -1  # the last round that is
+    metrics: dict[str, float] = field(default_factory=dict)  # the latest
+    first_opened: float = 0.0  # seconds since the epoch, by Redis's clock
+    announced: bool = False  # whoever watches has been told that the job runs
+    alive: dict[str, int] = field(default_factory=dict)  # slots of each group, when last looked
+    clearing: Future[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.edges.blobs, self.job, self.spec)
+        self.log = structlog.get_logger().bind(job=self.job)
+
+    def settle_clearing(self) -> None:
+        """Waits until the last round's leftovers are gone."""
+        if self.clearing is not None:
+            self.clearing.result()

@@ -1,0 +1,82 @@
+"""Taking a seat: from the record in the store and in the ledger to where the engine begins."""
+
+from services.aggregator import recovery, rounds
+from services.aggregator.effects import clear_away, conclude, tell_round_end
+from services.aggregator.hearing import COULD_NOT
+from services.aggregator.seat import Seat
+from shared import names
+from shared.blobs import NotFound
+from shared.errors import Refused
+from shared.events import BlobRef
+from shared.ledger import JobRecord, RoundRecord
+from shared.roster import groups
+
+CLAIMS = 20  #: owners that a job may lose without a commit between them, before it is given up
+
+
+def take_over(seat: Seat, record: JobRecord) -> rounds.Step:
+    """Brings the ledger up to the store, the model into memory, and says what is to be done first."""
+    result = recovery.optional(seat.edges.blobs, names.result_blob(seat.job))
+    if result is not None:  # its owner died before it said so
+        conclude(seat, result)
+        return rounds.State(seat.spec, "ended"), ()
+    seat.metrics = record.metrics
+    seat.committed = _catch_up(seat, record)
+    state, effects = _begin(seat, record)
+    if record.claims > 1 or seat.committed >= 0:
+        seat.log.info("took over", round=state.round, phase=state.phase, claims=record.claims)
+        seat.faults.note("takeover", f"fence {seat.fence}, round {state.round}, {state.phase}", state.round)
+    return state, effects
+
+
+def _catch_up(seat: Seat, record: JobRecord) -> int:
+    """The last committed round, its model loaded; the ledger knows of it when this returns."""
+    committed = recovery.committed(seat.edges.blobs, seat.job, record.round)
+    if committed > record.round:
+        seat.edges.ledger.advance(seat.job, seat.fence, committed)
+    if committed < 0:
+        return committed
+    manifest = seat.edges.blobs.get_json(names.manifest_blob(seat.job, committed))
+    seat.tally.load(BlobRef.model_validate(manifest["model"]))
+    seat.first_opened = record.started
+    seat.metrics = {**manifest["metrics"], **seat.metrics}
+    # Its owner may have died before it said so, or before it tidied up.
+    tell_round_end(seat, manifest)
+    clear_away(seat, committed)
+    return committed
+
+
+def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
+    """With the open or closed round of an earlier owner, or with the next one."""
+    spec, ledger, committed = seat.spec, seat.edges.ledger, seat.committed
+    if record.claims > CLAIMS:
+        given_up = f"its aggregator died {record.claims - 1} times without committing a round"
+        return rounds.State(spec, "ended", committed + 1), (rounds.End("failed", given_up),)
+    pending = ledger.round(seat.job, committed + 1)
+    match pending.state if pending else "none":
+        case "open" if pending:
+            return _reopen(seat, pending)
+        case "closed" if pending:
+            return rounds.closing(spec, pending.number, pending.attempt, pending.cohort)
+        case "failed" if pending:
+            return rounds.abandoned(spec, pending.number, pending.attempt, pending.reason)
+    waited = ledger.now() - record.waiting if record.waiting else 0.0
+    evaluated = committed < 0 or seat.edges.blobs.exists(names.evaluation_blob(seat.job, committed))
+    seat.alive = groups(seat.edges.roster.alive())
+    return rounds.begin(spec, committed, now=seat.edges.clock(), waited=waited, evaluated=evaluated)
+
+
+def _reopen(seat: Seat, pending: RoundRecord) -> rounds.Step:
+    """Folds what was accepted, from what the store keeps of it."""
+    seat.announced = True
+    seat.tally.begin(len(pending.cohort))
+    for client, entry in pending.accepted.items():
+        try:
+            seat.tally.count_again(client, entry)
+        except (NotFound, Refused) as error:
+            reason = f"its accepted update cannot be had: {error}"
+            seat.edges.ledger.exclude(seat.job, seat.fence, pending.number, client, reason)
+            seat.faults.note("excluded", f"{client}: {error}", pending.number)
+    failed = frozenset(client for client, reason in pending.rejected.items() if reason.startswith(COULD_NOT))
+    accepted = frozenset(seat.tally.counted)
+    return rounds.reopened(seat.spec, pending.number, pending.attempt, pending.cohort, accepted, failed - accepted)
