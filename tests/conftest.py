@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -20,6 +20,9 @@ from shared.bus import Bus
 from shared.ledger import Ledger
 from shared.redis_client import Redis
 from shared.roster import Roster
+
+if TYPE_CHECKING:
+    from tests.harness import Services
 
 assert Path(shared.__file__).parent.parent == Path(__file__).parent.parent, "another package is called shared"
 
@@ -90,3 +93,18 @@ def servers(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
         bus.close()
     stack.remove_vhost(own.vhost)
     own.blobs().delete("jobs/")
+
+
+@pytest.fixture
+def services(servers: Servers, tmp_path: Path) -> "Iterator[Services]":
+    """fedq's own services, none of which outlives the test."""
+    from tests.harness import Services  # noqa: PLC0415 - it stands on this module
+
+    found = Services(servers, tmp_path)
+    yield found
+    found.stop()
+    assert not any(process.alive() for process in found.started)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", choices=["sample", "all"], default="sample", help="which rows of the fault matrix")

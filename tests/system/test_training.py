@@ -4,111 +4,20 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
-from deploy.native import processes
-from deploy.native.processes import Process
-from deploy.native.stack import Role
 from services.trainer import learning
 from services.trainer.data import dataset
 from services.trainer.models import catalog
 from shared import jobs, names, topology, weights
 from shared.events import BlobRef, Heartbeat
-from tests.conftest import Servers
-
-ROOT = Path(__file__).parents[2]
-FEDQ = Path(sys.executable).with_name("fedq")
-SECONDS = 90
-
-
-@dataclass
-class Services:
-    """The services of one test, each a process."""
-
-    servers: Servers
-    logs: Path
-    started: list[Process] = field(default_factory=list)
-
-    def start(self, service: str, *arguments: str, role: Role = "operator", **environment: str) -> Process:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
-        process = processes.spawn(
-            f"{service}-{len(self.started)}",
-            [sys.executable, "-m", f"services.{service}", *arguments],
-            environment={**inherited, **self.servers.environment(role), **environment},
-            log=self.logs / f"{service}-{len(self.started)}.log",
-            directory=ROOT,
-            tethered=True,
-        )
-        self.started.append(process)
-        return process
-
-    def trainers(self, count: int = 2) -> list[Process]:
-        """Trainers of the pool `cpu`, alive in the roster when this returns."""
-        joined = threading.Semaphore(0)
-        bus = self.servers.bus("joined")
-        bus.serve(topology.Queue("test.joined", ("trainer-joined.cpu",)), lambda _event: joined.release())
-        found = [self.start("trainer", "--pool", "cpu", role="trainer") for _ in range(count)]
-        for _ in found:
-            assert joined.acquire(timeout=SECONDS), self.tails()
-        bus.close()
-        self.servers.bus("tidy").delete("test.joined")
-        return found
-
-    def all(self, trainers: int = 2) -> None:
-        self.start("registry")
-        self.start("aggregator")
-        self.trainers(trainers)
-
-    def fedq(self, *arguments: str, code: int = 0) -> str:
-        """Runs the command line; its standard output."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
-        done = subprocess.run(
-            [FEDQ, *arguments],
-            env={**inherited, **self.servers.environment()},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        assert done.returncode == code, f"{done.stdout}\n{done.stderr}\n{self.tails()}"
-        assert "Traceback" not in done.stderr
-        return done.stdout
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.fedq(*arguments, "--json"))
-
-    def tails(self) -> str:
-        return "\n".join(f"--- {process.name}\n{process.tail(30)}" for process in self.started)
-
-    def stop(self) -> None:
-        processes.stop(self.started, grace=20)
-
-
-@pytest.fixture
-def services(servers: Servers, tmp_path: Path) -> Iterator[Services]:
-    found = Services(servers, tmp_path)
-    yield found
-    found.stop()
-    assert not any(process.alive() for process in found.started)
-
-
-def digests(services: Services, job: str) -> list[str]:
-    """Every round's model."""
-    blobs = services.servers.blobs()
-    rounds = services.servers.ledger().required(job).round
-    return [blobs.get_json(names.manifest_blob(job, number))["model"]["digest"] for number in range(rounds + 1)]
+from tests.harness import SECONDS, Services
 
 
 def test_digits_train_to_a_good_model_and_replay_agrees(services: Services) -> None:
@@ -161,7 +70,7 @@ def test_the_same_seed_commits_the_same_digests(services: Services) -> None:
     assert "3 rounds" in first
     assert "3 rounds" in second
 
-    assert digests(services, "digits-same01") == digests(services, "digits-same02")
+    assert services.digests("digits-same01") == services.digests("digits-same02")
 
 
 def test_one_client_with_all_data_equals_central_training(services: Services, tmp_path: Path) -> None:
