@@ -1,5 +1,6 @@
 """`fedq`: every command, what it takes and what it prints."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The job file, YAML.")]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id; `fedq jobs` lists them.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: rounds.count=3.")]
+Reason = Annotated[str, typer.Option(help="Why; the record keeps it.")]
 Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
 
 
@@ -50,31 +52,46 @@ def schema() -> None:
 
 @app.command()
 def start(
-    file: File,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The job file, YAML; with --resume, instead of the job's own.")
+    ] = None,
     assignments: Set = None,
     job_id: Annotated[
         str | None, typer.Option("--id", metavar="JOB", help="The job's id, instead of a new one.")
     ] = None,
+    resumed: Annotated[
+        str | None, typer.Option("--resume", metavar="JOB", help="Continues a job that has ended or is paused.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follows the job to its end.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Starts a job and prints its id."""
+    """Starts a job, or continues one from its last committed round, and prints its id."""
     from services.cli import jobfile, operating, output, screen
     from services.cli.watching import Watch
+    from shared.errors import BadInput
     from shared.jobs import new_job_id
 
-    spec = jobfile.load(file, assignments or ())
-    job = operating.check_id(job_id) if job_id else new_job_id(spec.name)
+    if resumed is not None and job_id is not None:
+        raise BadInput("--id names a new job and --resume an earlier one: give one of them")
+    if resumed is None and file is None:
+        raise BadInput("there is no job to start: give its FILE, or --resume JOB to continue an earlier one")
+    spec = jobfile.load(file, assignments or ()) if file else None
     with _servers() as servers:
+        if resumed is not None:
+            job, going_on = resumed, operating.plan(servers, resumed, spec, assignments or ())
+            begin = partial(operating.resume, servers, going_on)
+        elif spec is not None:
+            job = operating.check_id(job_id) if job_id else new_job_id(spec.name)
+            begin = partial(operating.start, servers, job, spec)
         if not watch:
-            operating.start(servers, job, spec)
+            begin()
             _announce(job, as_json)
             if not servers.aggregators():
                 output.note(servers.why_queued())
             return
         with screen.view(as_json) as view:
             watching = Watch(servers, job, view)
-            operating.start(servers, job, spec, watching)
+            begin(watching)
             _announce(job, as_json)
             end = watching.follow()
         _conclude(end, as_json)
@@ -93,18 +110,32 @@ def watch(job: Job, as_json: Json = False) -> None:
 
 
 @app.command()
-def stop(
-    job: Job, reason: Annotated[str, typer.Option(help="Why; the record keeps it.")] = "stopped by an operator"
-) -> None:
+def stop(job: Job, reason: Reason = "stopped by an operator") -> None:
     """Ends a job where it stands."""
-    from services.cli import operating
+    from services.cli import wishes
 
     with _servers() as servers:
-        end = operating.stop(servers, job, reason)
-        if end is None:
-            print(f"stop requested; job {job} is {servers.why_queued()}")
-        else:
-            print(f"job {job} {end.outcome} after {end.rounds} rounds")
+        print(wishes.stop(servers, job, reason))
+
+
+@app.command()
+def pause(job: Job, reason: Reason = "paused by an operator") -> None:
+    """Finishes the open round of a job and opens no further one."""
+    from services.cli import wishes
+
+    with _servers() as servers:
+        print(wishes.pause(servers, job, reason))
+
+
+@app.command()
+def resume(job: Job) -> None:
+    """Continues a job that is paused, or is about to be."""
+    from services.cli import output, wishes
+
+    with _servers() as servers:
+        print(wishes.resume(servers, job))
+        if not servers.aggregators():
+            output.note(servers.why_queued())
 
 
 @app.command()
@@ -167,6 +198,15 @@ def replay(
         print(verdict)
     if not verdict.agrees:
         raise typer.Exit(1)
+
+
+@app.command()
+def verify(job: Job, as_json: Json = False) -> None:
+    """Checks every promise on a job's record: bucket, Redis and dead letters; changes nothing."""
+    from services.cli import verifying
+
+    with _servers() as servers:
+        raise typer.Exit(verifying.verify(servers, job, as_json))
 
 
 @app.command()

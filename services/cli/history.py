@@ -9,7 +9,7 @@ from shared import names
 from shared.blobs import Blobs, NotFound
 from shared.errors import BadInput, Unavailable
 from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
-from shared.ledger import JobRecord, Ledger
+from shared.ledger import JobRecord, Ledger, Wanted
 
 AT_ONCE = 16  #: records asked for at the same time: each costs one way to the server and back
 
@@ -68,8 +68,8 @@ def rounds(blobs: Blobs, job: str, first: int = 0, last: int | None = None) -> l
 
 
 def spec(blobs: Blobs, job: str) -> dict[str, Any] | None:
-    """The job spec with all defaults, or None while no aggregator has taken the job."""
-    record = _optional(blobs, names.job_blob(job))
+    """The job spec with all defaults, or None where there is no such job."""
+    record = optional(blobs, names.job_blob(job))
     return record["spec"] if record else None
 
 
@@ -86,10 +86,10 @@ def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
 
 def end(blobs: Blobs, job: str) -> TrainingEnd | None:
     """How a job ended, or None while it has not."""
-    result = _optional(blobs, names.result_blob(job))
+    result = optional(blobs, names.result_blob(job))
     if result is None:
         return None
-    return TrainingEnd.model_validate({name: result[name] for name in TrainingEnd.model_fields})
+    return TrainingEnd.model_validate({name: result[name] for name in TrainingEnd.model_fields if name in result})
 
 
 def end_of(blobs: Blobs, record: JobRecord) -> TrainingEnd:
@@ -106,19 +106,60 @@ def end_of(blobs: Blobs, record: JobRecord) -> TrainingEnd:
     )
 
 
+def folders(blobs: Blobs, job: str) -> list[int]:
+    """The rounds that the store has anything of, committed or not, in order."""
+    return sorted(int(name) for name in blobs.folders(names.rounds_prefix(job)) if name.isdecimal())
+
+
+def committed(blobs: Blobs, job: str) -> int:
+    """The last committed round; -1 where there is none."""
+    found = reversed(folders(blobs, job))
+    return next((number for number in found if blobs.exists(names.manifest_blob(job, number))), -1)
+
+
+def record(blobs: Blobs, job: str) -> JobRecord | None:
+    """What the ledger would say of a job that Redis has lost; None where the store does not know it either."""
+    found = spec(blobs, job)
+    if found is None:
+        return None
+    result = optional(blobs, names.result_blob(job))
+    wish = optional(blobs, names.wanted_blob(job)) or {}
+    wanted = Wanted(wish.get("wanted", "running"), wish.get("reason", ""))
+    status, detail = "queued", "read from the object store; waiting for an aggregator"
+    if result is not None:
+        status, detail = result["outcome"], result["reason"]
+    elif wanted.status == "paused":
+        status, detail = "paused", wanted.reason
+    return JobRecord(
+        id=job,
+        status=status,
+        detail=detail,
+        round=committed(blobs, job),
+        rounds=found["rounds"]["count"],
+        owner="",
+        fence=0,
+        created=0.0,
+        started=result["started"] if result else 0.0,
+        ended=result["ended"] if result else 0.0,
+        metrics=result["metrics"] if result else {},
+        wanted=wanted,
+    )
+
+
 def manifest(blobs: Blobs, job: str, number: int) -> dict[str, Any] | None:
     """The commit record of a round, or None where it is not committed."""
-    return _optional(blobs, names.manifest_blob(job, number))
+    return optional(blobs, names.manifest_blob(job, number))
 
 
 def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
     found = manifest(blobs, job, number)
     if found is None:
         return None
-    return PastRound(number, found, _optional(blobs, names.evaluation_blob(job, number)))
+    return PastRound(number, found, optional(blobs, names.evaluation_blob(job, number)))
 
 
-def _optional(blobs: Blobs, key: str) -> dict[str, Any] | None:
+def optional(blobs: Blobs, key: str) -> dict[str, Any] | None:
+    """A record of the store, or None where there is none."""
     try:
         return blobs.get_json(key)
     except NotFound:

@@ -13,13 +13,17 @@ from shared.jobs import JobSpec
 
 def load(file: Path, assignments: Sequence[str] = ()) -> JobSpec:
     """The job that `file` describes, with each assignment put in its place."""
-    document = _read(file)
+    return amended(_read(file), assignments, str(file))
+
+
+def amended(document: Any, assignments: Sequence[str], place: str) -> JobSpec:
+    """The job of a document that was read at `place`, with each assignment put in its place."""
     try:
         if isinstance(document, Mapping):
             document = jobs.override(document, [_assignment(text) for text in assignments])
         return jobs.parse(document)
     except BadInput as error:
-        raise BadInput("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+        raise BadInput("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from error
 
 
 def _read(file: Path) -> Any:

@@ -1,22 +1,21 @@
-"""Starting and stopping a job."""
+"""Starting a job, and starting one again that has ended."""
 
-import queue
 import re
-import secrets
-import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
-from services.cli import output
+from services.cli import history, jobfile
 from services.cli.servers import Servers
 from services.cli.watching import Watch
 from shared import names, topology
 from shared.errors import BadInput, BadMessage, FedqError, Unavailable
-from shared.events import StartTraining, StopTraining, TrainingEnd, encode
+from shared.events import StartTraining, encode
 from shared.jobs import JOB_ID, JobSpec
-from shared.ledger import ENDED
-from shared.link import Delivery
+from shared.ledger import ENDED, JobRecord, Wanted
 
-STOPPING = 30.0  #: seconds that a job is waited for to end
+FROZEN = ("name", "seed", "model", "data", "silos")  #: what the committed rounds of a job were made with
 
 
 def check_id(job: str) -> str:
@@ -31,66 +30,123 @@ def check_id(job: str) -> str:
 
 def start(servers: Servers, job: str, spec: JobSpec, watch: Watch | None = None) -> None:
     """Records a job and announces it: both, or neither."""
+    event = _announcement(job, spec)
+    ledger, blobs, bus = servers.ledger, servers.blobs, servers.bus
+    record = ledger.job(job)
+    if record is None and blobs.exists(names.job_blob(job)):  # the record, also where Redis has forgotten it
+        raise BadInput(f"job {job} exists already in the bucket; choose another --id or leave it out")
+    if record is not None or not ledger.create(job, spec.rounds.count):
+        status = ledger.required(job).status
+        raise BadInput(f"job {job} exists already (status {status}); choose another --id or leave it out")
+    declared = False
+    try:
+        blobs.put_json(names.job_blob(job), _document(job, spec))  # before anybody can take the job
+        bus.declare(topology.commands(), topology.updates(job), topology.dead_letters())
+        declared = True
+        if watch is not None:
+            watch.subscribe()  # before anybody can take the job: nothing of it is missed
+        bus.publish(event)
+    except BaseException:
+        # What went wrong first is what the person hears.
+        with suppress(FedqError):
+            ledger.forget(job)
+        with suppress(FedqError):
+            blobs.delete(names.job_blob(job))
+        if declared:
+            with suppress(FedqError):
+                bus.delete(names.updates_queue(job))
+        raise
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A job that is to go on, and what it is from now on."""
+
+    record: JobRecord
+    known: bool  # to Redis
+    before: JobSpec
+    spec: JobSpec
+
+    @property
+    def job(self) -> str:
+        return self.record.id
+
+
+def plan(servers: Servers, job: str, given: JobSpec | None, assignments: Sequence[str]) -> Continuation:
+    """What continuing `job` means, or `BadInput` with why it cannot be; nothing is changed."""
+    record = servers.ledger.job(job)
+    known = record is not None
+    record = record or history.record(servers.blobs, job) or servers.ledger.required(job)
+    if known and record.status not in (*ENDED, "paused"):
+        raise BadInput(f"job {job} is {record.status}: it goes on as it is; `fedq stop {job}` ends it")
+    document = history.known_spec(servers.blobs, servers.ledger, job)
+    before = jobfile.amended(document, (), names.job_blob(job))
+    spec = given or jobfile.amended(document, assignments, f"job {job}")
+    changed = [key for key in FROZEN if getattr(before, key) != getattr(spec, key)]
+    if (before.pool is None) != (spec.pool is None):
+        changed.append("pool")
+    if changed:
+        raise BadInput(
+            f"job {job} cannot be resumed with another {', '.join(changed)}: its committed rounds were made with what "
+            "it has; start a new job for that"
+        )
+    committed = max(record.round, history.committed(servers.blobs, job))
+    if committed >= spec.rounds.count:
+        raise BadInput(
+            f"job {job} has {committed} committed rounds and rounds.count is {spec.rounds.count}; "
+            f"raise it, such as --set rounds.count={committed + 1}"
+        )
+    return Continuation(replace(record, round=committed), known, before, spec)
+
+
+def resume(servers: Servers, going_on: Continuation, watch: Watch | None = None) -> None:
+    """Queues an ended or paused job again and announces it."""
+    job, spec, ledger, blobs, bus = going_on.job, going_on.spec, servers.ledger, servers.blobs, servers.bus
+    event = _announcement(job, spec)
+    bus.declare(topology.commands(), topology.dead_letters())  # a broker that is away changes nothing
+    kept = {key: history.optional(blobs, key) for key in (names.wanted_blob(job), names.result_blob(job))}
+    try:
+        blobs.put_json(names.job_blob(job), _document(job, spec))
+        for key in kept:
+            blobs.delete(key)
+        answer = _queue_again(servers, going_on)
+    except BaseException:
+        with suppress(FedqError):
+            blobs.put_json(names.job_blob(job), _document(job, going_on.before))
+            for key, found in kept.items():
+                if found is not None:
+                    blobs.put_json(key, found)
+        raise
+    if answer != "ok":
+        raise BadInput(f"job {job} is {ledger.required(job).status} now: somebody else has resumed it")
+    try:
+        bus.declare(topology.updates(job))
+        if watch is not None:
+            watch.after = going_on.record.fence
+            watch.subscribe()
+        bus.publish(event)
+    except Unavailable as error:
+        raise Unavailable(f"{error}; job {job} is queued and will be taken when that is mended") from error
+
+
+def _queue_again(servers: Servers, going_on: Continuation) -> str:
+    ledger, rounds = servers.ledger, going_on.spec.rounds.count
+    answer = ledger.revive(going_on.job, rounds)
+    if answer == "unknown":
+        queued = replace(going_on.record, status="queued", detail="waiting for an aggregator", rounds=rounds, ended=0.0)
+        # Where an aggregator restores it in this moment, it does so as it was.
+        return "ok" if ledger.restore(replace(queued, wanted=Wanted())) else ledger.revive(going_on.job, rounds)
+    return answer
+
+
+def _announcement(job: str, spec: JobSpec) -> StartTraining:
     event = StartTraining(job=job, spec=spec)
     try:
         encode(event)
     except BadMessage as error:
         raise BadInput(f"the job is too long to be announced: {error}") from error
-    if servers.blobs.exists(names.job_blob(job)):  # the record, also where Redis has forgotten it
-        raise BadInput(f"job {job} exists already in the bucket; choose another --id or leave it out")
-    if not servers.ledger.create(job, spec.rounds.count):
-        status = servers.ledger.required(job).status
-        raise BadInput(f"job {job} exists already (status {status}); choose another --id or leave it out")
-    declared = False
-    try:
-        servers.bus.declare(topology.commands(), topology.updates(job), topology.dead_letters())
-        declared = True
-        if watch is not None:
-            watch.subscribe()  # before anybody can take the job: nothing of it is missed
-        servers.bus.publish(event)
-    except BaseException:
-        with suppress(FedqError):  # what went wrong first is what the person hears
-            servers.ledger.forget(job)
-            if declared:
-                servers.bus.delete(names.updates_queue(job))
-        raise
+    return event
 
 
-def stop(servers: Servers, job: str, reason: str) -> TrainingEnd | None:
-    """Asks for a job's end and waits for it; None where it has to wait for an aggregator first."""
-    record = servers.ledger.required(job)
-    if record.status in ENDED:
-        raise BadInput(f"job {job} has ended already: {record.status}")
-    inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-    subscription = servers.bus.consume(topology.watcher(secrets.token_hex(6), job), inbox.put)
-    try:
-        servers.bus.publish(StopTraining(job=job, reason=reason))
-    except Unavailable:
-        # Its queue is gone: it ended in this moment, unless RabbitMQ itself is away.
-        record = servers.ledger.required(job)
-        if record.status in ENDED:
-            raise BadInput(f"job {job} has ended already: {record.status}") from None
-        raise
-    if record.status == "queued" and not servers.aggregators():
-        return None
-    output.note(f"stop requested; waiting for job {job} to end")
-    end = _await_end(inbox, time.monotonic() + STOPPING)
-    servers.bus.cancel(subscription)
-    if end is None:
-        raise Unavailable(
-            f"job {job} was asked to stop and has not ended within {STOPPING:.0f} s; "
-            f"`fedq watch {job}` shows what it does"
-        )
-    return end
-
-
-def _await_end(inbox: "queue.SimpleQueue[Delivery]", deadline: float) -> TrainingEnd | None:
-    while True:
-        try:
-            delivery = inbox.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            return None
-        delivery.ack()
-        event = delivery.decode()
-        if isinstance(event, TrainingEnd):
-            return event
+def _document(job: str, spec: JobSpec) -> dict[str, Any]:
+    return {"job": job, "spec": spec.model_dump(mode="json")}

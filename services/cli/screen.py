@@ -109,6 +109,7 @@ _COLOURS = {
     "queued": "yellow",
     "waiting": "yellow",
     "running": "cyan",
+    "paused": "yellow",
     "finished": "green",
     "stopped": "magenta",
     "failed": "red",

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rich.table import Table
 from rich.text import Text
 
 from services.cli import history, output
 from services.cli.servers import Servers
-from shared.ledger import JobRecord, RoundRecord
+from shared.ledger import ENDED, JobRecord, RoundRecord
 from shared.roster import Member
 
+LINES = 20  #: of a job's log, for a terminal
 MAX_SKEW = 5.0  #: seconds; beyond it the times in the record tell a wrong story
 
 
@@ -73,8 +75,9 @@ def show(servers: Servers, job: str, as_json: bool) -> None:
     open_round = servers.ledger.round(job, record.round + 1)
     if open_round is not None and open_round.number == len(rounds):
         rounds.append(_open(open_round))
+    log = servers.ledger.log(job)
     if as_json:
-        return output.emit({**asdict(record), "spec": spec, "by_round": rounds})
+        return output.emit({**asdict(record), "spec": spec, "by_round": rounds, "log": log})
     terminal = output.Terminal()
     terminal.print(Text(job, "bold"), record.status)
     for name, value in {**_facts(record), **(spec or {})}.items():
@@ -94,7 +97,21 @@ def show(servers: Servers, job: str, as_json: bool) -> None:
             output.shortened(row["accepted"], 4),
             Text(output.shortened(rejected, 2), "red"),
         )
-    return terminal.print(made if rounds else "no round has begun")
+    terminal.print(made if rounds else "no round has begun")
+    if log:
+        terminal.print()
+        terminal.print(_log(log, servers.ledger.now()))
+        if len(log) > LINES:
+            terminal.print(f"the last {LINES} of {len(log)} lines of its log; --json has all of them")
+    return None
+
+
+def _log(log: list[dict[str, Any]], now: float) -> Table:
+    made = output.table("ago", "fault", "round", "detail", numbers=("ago", "round"))
+    for line in log[-LINES:]:
+        number = str(line["round"]) if line["round"] >= 0 else ""
+        made.add_row(output.span(now - line["at"]), line["fault"], number, line["detail"])
+    return made
 
 
 def in_short(value: Any) -> str:
@@ -117,10 +134,15 @@ def _facts(record: JobRecord) -> dict[str, str | None]:
     return {
         "round": f"{max(0, record.round)} of {record.rounds}",
         "detail": record.detail or None,
+        "wanted": f"{record.wanted.status}: {record.wanted.reason}" if _is_unmet(record) else None,
         "owner": record.owner or None,
         "took": output.span(record.ended - record.started) if record.started and record.ended else None,
         "metrics": in_short(record.metrics) or None,
     }
+
+
+def _is_unmet(record: JobRecord) -> bool:
+    return record.status not in (*ENDED, "paused") and record.wanted.status != "running"
 
 
 def _committed(past: history.PastRound) -> dict[str, Any]:

@@ -27,12 +27,16 @@ class View(Protocol):
 
 
 class Watch:
-    """One person watching one job."""
+    """One person watching one job.
+
+    A job that is resumed has ended before: an end told under the fence `after`, or an earlier one, is not its end.
+    """
 
     def __init__(self, servers: Servers, job: str, view: View) -> None:
         self._servers = servers
         self._view = view
         self._job = job
+        self.after = -1
         self._progress = Progress(job, 0)
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()  # None: read the record
         self._subscription: Subscription | None = None
@@ -77,7 +81,9 @@ class Watch:
     def _hear(self, delivery: Delivery) -> TrainingEnd | None:
         delivery.ack()
         try:
-            self._tell([delivery.decode()])
+            event = delivery.decode()
+            if not (isinstance(event, TrainingEnd) and event.fence <= self.after):
+                self._tell([event])
         except BadMessage as error:
             self._note(f"an event cannot be read: {error}")
         return self._progress.end
@@ -105,6 +111,8 @@ class Watch:
             self._note(f"RabbitMQ at {self._servers.bus.place} is away; waiting for it")
         elif record.status == "queued":
             self._note(self._servers.why_queued())
+        elif record.status == "paused":
+            self._note(f"paused: {record.detail}; `fedq resume {self._job}` continues it")
         else:
             self._progress.note = ""
             self._view.show(self._progress, self._progress.recall(record, ledger.round(self._job, record.round + 1)))

@@ -21,6 +21,7 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Trainers(roster))
         self._registry.register(_Jobs(ledger))
+        self._registry.register(_Faults(ledger))
         self._registry.register(_Happenings(counts))
 
     def text(self) -> bytes:
@@ -62,6 +63,19 @@ class _Jobs(Collector):
         for name in ("accuracy", "loss", "client_accuracy", "client_loss"):
             figures = {job.id: job.metrics[name] for job in shown if name in job.metrics}
             yield _gauge(f"fedq_job_{name}", f"Latest {name.replace('_', ' ')} of the model", figures, "job")
+
+
+class _Faults(Collector):
+    """What went wrong, in all jobs and since Redis keeps the record."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[Metric]:
+        counter = CounterMetricFamily("fedq_faults", "Faults seen, each in its job's log as well", labels=["fault"])
+        for fault, count in self._ledger.faults().items():
+            counter.add_metric([fault], count)
+        yield counter
 
 
 class _Happenings(Collector):

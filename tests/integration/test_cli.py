@@ -1,94 +1,21 @@
 """The command line against real servers, with jobs whose every step is scripted."""
 
 import json
-import os
-import queue
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import pytest
 
 from services.cli.watching import QUIET
-from shared import names, topology, weights
-from shared.bus import Bus
-from shared.events import (
-    BlobRef,
-    Heartbeat,
-    JobStatus,
-    ModelEvaluated,
-    ModelUpdate,
-    RoundEnd,
-    RoundStart,
-    StartTraining,
-    StopTraining,
-    TrainingEnd,
-)
-from shared.fold import Fold, Grid
-from shared.jobs import JobSpec
-from shared.strategies import fedavg
+from shared import names, topology
+from shared.events import Heartbeat, StopTraining
+from shared.ledger import Wanted
 from tests.conftest import Servers
-
-ROOT = Path(__file__).parents[2]
-DIGITS = str(ROOT / "examples/digits.yaml")
-SECONDS = 30
-LAYOUT = weights.layout_of({"w": ("F32", (3, 2)), "b": ("F32", (2,)), "seen": ("I64", ())})
-COHORT = ("client-00", "client-01")
-
-
-@dataclass
-class Done:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-@dataclass
-class Fedq:
-    """Runs `fedq` as a process of its own."""
-
-    environment: dict[str, str]
-    folder: Path
-    running: list["subprocess.Popen[str]"] = field(default_factory=list)
-
-    def begin(self, *arguments: str, **changes: str) -> "subprocess.Popen[str]":
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli", *arguments],
-            cwd=self.folder,
-            env={**inherited, **self.environment, **changes, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.running.append(process)
-        return process
-
-    def finish(self, process: "subprocess.Popen[str]") -> Done:
-        out, err = process.communicate(timeout=SECONDS)
-        assert "Traceback" not in err
-        return Done(process.returncode, out, err)
-
-    def __call__(self, *arguments: str, **changes: str) -> Done:
-        return self.finish(self.begin(*arguments, **changes))
+from tests.scripted import COHORT, DIGITS, Aggregator, Fedq, Scripted
 
 
 @pytest.fixture
@@ -99,115 +26,6 @@ def fedq(servers: Servers, tmp_path: Path) -> Any:
         if process.poll() is None:
             process.kill()
             process.communicate()
-
-
-@dataclass
-class Scripted:
-    """An aggregator and its trainers, doing what a test says."""
-
-    servers: Servers
-    bus: Bus
-    job: str
-    spec: JobSpec
-    fence: int
-    file: Any = None
-    blob: BlobRef | None = None
-
-    def say(self, status: str, detail: str) -> None:
-        self.servers.ledger().describe(self.job, self.fence, status, detail)
-        self.publish(JobStatus.model_validate({"job": self.job, "status": status, "detail": detail}))
-
-    def publish(self, event: Any) -> None:
-        self.bus.publish(event, required=False)
-
-    def ask(self, number: int, cohort: tuple[str, ...] = COHORT) -> None:
-        deadline = self.servers.ledger().open_round(self.job, self.fence, number, 1, cohort, 60)
-        told = {"group": "cpu", "round": number, "attempt": 1, "base": self.blob, "spec": self.spec}
-        self.publish(RoundStart(job=self.job, cohort=cohort, deadline=deadline, **told))
-
-    def commit(self, number: int, *, accuracy: float | None = None, keep: bool = True) -> None:
-        """Both clients answer, and the round becomes a model."""
-        ledger, blobs = self.servers.ledger(), self.servers.blobs()
-        base, grid = self.blob, Grid(max_abs=4.0, max_weight=64, updates=2)
-        folded, updates = Fold(LAYOUT.size, grid), []
-        for index, client in enumerate(COHORT if number else COHORT[:1]):
-            file = self._answer(number, index)
-            digest = weights.digest_of(file)
-            ref = blobs.put(names.update_blob(self.job, number, client, digest), file, digest=digest)
-            if number:
-                folded.add(LAYOUT.of_updates().flat(file), 10 + index)
-            else:
-                self.file = file
-            updates.append({"client": client, "trainer": "t", "blob": ref.model_dump(), "examples": 10 + index})
-            ledger.accept(self.job, self.fence, number, client, updates[-1])
-            told = {"round": number, "attempt": 1, "client": client, "trainer": "t", "base": None, "update": ref}
-            self.publish(ModelUpdate(job=self.job, examples=10 + index, **told))
-        if number:
-            folded.apply(LAYOUT.flat(self.file), fedavg)
-        digest = weights.digest_of(self.file)
-        self.blob = blobs.put(names.model_blob(self.job, number, digest), self.file, digest=digest)
-        metrics = {"client_loss": 1.5, "client_accuracy": 0.25} if number else {}
-        rejected = {"client-09": "holds NaN or Inf"} if number else {}
-        record = {
-            "job": self.job, "round": number, "attempt": 1, "base": base.model_dump() if base else None,
-            "model": self.blob.model_dump(), "strategy": {"name": "fedavg"},
-            "grid": {**vars(grid), "shift": grid.shift} if number else None, "weight": folded.weight,
-            "updates": updates, "rejected": rejected,
-            "metrics": metrics, "opened": 1.0, "committed": 2.0, "seconds": 1.0,
-        }  # fmt: skip
-        blobs.put_json(names.manifest_blob(self.job, number), record)
-        ledger.close_round(self.job, self.fence, number)
-        ledger.commit_round(self.job, self.fence, number)
-        if not keep:
-            blobs.delete(names.updates_prefix(self.job, number))
-        told = {"accepted": len(updates), "rejected": len(rejected), "metrics": metrics, "seconds": 1.0}
-        self.publish(RoundEnd(job=self.job, round=number, outcome="committed", model=self.blob, **told))
-        if accuracy is not None:
-            found = {"round": number, "model": digest, "examples": 9, "metrics": {"loss": 0.5, "accuracy": accuracy}}
-            blobs.put_json(names.evaluation_blob(self.job, number), {"job": self.job, **found})
-            self.publish(ModelEvaluated(job=self.job, trainer="t", **found))
-
-    def _answer(self, number: int, index: int) -> Any:
-        layout = LAYOUT.of_updates() if number else LAYOUT
-        file = layout.empty_file()
-        file[len(layout.header) :] = 0
-        layout.flat(file)[:] = np.random.default_rng([number, index]).normal(0, 0.1, layout.size)
-        return file
-
-    def end(
-        self, outcome: str = "finished", reason: str = "", *, rounds: int = 0, announced: bool = True, **metrics: float
-    ) -> None:
-        blobs, model = self.servers.blobs(), None
-        if self.blob is not None:
-            model = blobs.put(names.final_model_blob(self.job), self.file, digest=self.blob.digest)
-        event = TrainingEnd.model_validate({
-            "job": self.job, "outcome": outcome, "reason": reason, "rounds": rounds, "metrics": metrics,
-            "model": model, "seconds": 12.34,
-        })  # fmt: skip
-        blobs.put_json(names.result_blob(self.job), {**event.model_dump(), "started": 1.0, "ended": 2.0})
-        self.servers.ledger().end(self.job, self.fence, outcome, reason)
-        if announced:
-            self.publish(event)
-        self.bus.delete(names.updates_queue(self.job))
-
-
-@dataclass
-class Aggregator:
-    """Takes the jobs that are started, for a test to go on with."""
-
-    servers: Servers
-    bus: Bus
-    taken: "queue.SimpleQueue[StartTraining]" = field(default_factory=queue.SimpleQueue)
-
-    def listen(self) -> None:
-        self.bus.serve(topology.commands(), self.taken.put)  # type: ignore[arg-type]
-
-    def take(self) -> Scripted:
-        event = self.taken.get(timeout=SECONDS)
-        fence = self.servers.ledger().claim(event.job, "scripted", 60)
-        record = {"job": event.job, "spec": event.spec.model_dump(mode="json")}
-        self.servers.blobs().put_json(names.job_blob(event.job), record)
-        return Scripted(self.servers, self.bus, event.job, event.spec, fence)
 
 
 @pytest.fixture
@@ -295,7 +113,7 @@ def test_an_id_is_given_once(fedq: Fedq) -> None:
 
 
 def test_a_full_queue_takes_the_start_back(fedq: Fedq, servers: Servers) -> None:
-    """Neither a record nor a mailbox is left of a job that nobody heard of."""
+    """No record, no job.json and no mailbox is left of a job that nobody heard of."""
     bus = servers.bus()
     bus.declare(topology.commands())
     full = {"pattern": "^aggregator", "definition": {"max-length": 0, "overflow": "reject-publish"}, "priority": 9}
@@ -306,11 +124,13 @@ def test_a_full_queue_takes_the_start_back(fedq: Fedq, servers: Servers) -> None
         if done.code:
             break
         servers.ledger().forget("digits-aaaaaa")
+        servers.blobs().delete(names.job_blob("digits-aaaaaa"))
 
     assert done.code == 3
     assert done.out == ""
     assert done.err.startswith("error: RabbitMQ refuses start-training: its queue is full")
     assert servers.ledger().job("digits-aaaaaa") is None
+    assert not servers.blobs().exists(names.job_blob("digits-aaaaaa"))
     assert bus.depth(names.updates_queue("digits-aaaaaa")) is None
 
 
@@ -378,27 +198,19 @@ def test_a_job_that_failed_is_exit_code_1(fedq: Fedq, aggregator: Aggregator) ->
         assert done.err == "error: job digits-aaaaaa failed: round 1: 3 of 8 updates at the deadline\n"
 
 
-def test_stop_waits_for_the_end(fedq: Fedq, aggregator: Aggregator) -> None:
-    """The reason reaches whoever owns the job; a job that has ended cannot be stopped."""
+def test_stop_waits_for_the_end(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """The wish is in the bucket and in the ledger when the bell rings; a job that has ended cannot be stopped."""
     aggregator.listen()
     fedq("start", DIGITS, "--id", "digits-aaaaaa")
     job = aggregator.take()
-
-    def on_command(event: Any) -> None:
-        assert isinstance(event, StopTraining)
-        job.end("stopped", event.reason)
-
-    def mailbox() -> None:
-        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        job.bus.consume(topology.updates(job.job), inbox.put)
-        delivery = inbox.get(timeout=SECONDS)
-        delivery.ack()
-        on_command(delivery.decode())
-
-    owner = threading.Thread(target=mailbox)
-    owner.start()
-    done = fedq("stop", "digits-aaaaaa", "--reason", "enough")
-    owner.join()
+    job.ask(0, COHORT[:1])
+    stopping = fedq.begin("stop", "digits-aaaaaa", "--reason", "enough")
+    assert job.bell() == StopTraining(job="digits-aaaaaa", reason="enough")
+    assert servers.ledger().renew("digits-aaaaaa", job.fence, 60) == Wanted("stopped", "enough")
+    record = servers.blobs().get_json(names.wanted_blob("digits-aaaaaa"))
+    assert record == {"job": "digits-aaaaaa", "wanted": "stopped", "reason": "enough"}
+    job.end("stopped", "enough")
+    done = fedq.finish(stopping)
 
     assert (done.code, done.out) == (0, "job digits-aaaaaa stopped after 0 rounds\n")
     assert fedq("stop", "digits-aaaaaa").err == "error: job digits-aaaaaa has ended already: stopped\n"

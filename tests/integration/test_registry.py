@@ -162,6 +162,8 @@ def test_it_answers_for_the_whole(registry: Registry, servers: Servers, bus: Bus
     fence = ledger.claim("digits-aaaaaa", "me", 60)
     ledger.set_metrics("digits-aaaaaa", fence, {"accuracy": 0.5})
     ledger.open_round("digits-aaaaaa", fence, 0, 1, ("a",), 60)
+    for fault in ("refused", "refused", "takeover"):
+        ledger.note(fault, "why", "digits-aaaaaa", 0)
     bus.publish(beat())
     registry.hear("joined")
 
@@ -183,6 +185,9 @@ def test_it_answers_for_the_whole(registry: Registry, servers: Servers, bus: Bus
         'fedq_jobs{status="failed"} 0.0',
         'fedq_job_round{job="digits-aaaaaa"} -1.0',
         'fedq_job_accuracy{job="digits-aaaaaa"} 0.5',
+        'fedq_jobs{status="paused"} 0.0',
+        'fedq_faults_total{fault="refused"} 2.0',
+        'fedq_faults_total{fault="takeover"} 1.0',
         "fedq_heartbeats_total 1.0",
         "fedq_trainers_joined_total 1.0",
     ):
