@@ -159,7 +159,7 @@ class Bus:
             settle(self, delivery, handler, self._stopping)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Lets handlers finish what they are doing, then closes both connections."""
+        """Lets handlers finish what they are doing, then closes both connections: all that within `timeout`."""
         # Workers before connections: the consuming link keeps answering heartbeats while they finish.
         self._stopping.set()
         for inbox in self._inboxes:
@@ -167,8 +167,8 @@ class Bus:
         deadline = time.monotonic() + timeout
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
-        self._consuming.close()
-        self._publishing.close()
+        for link in (self._consuming, self._publishing):
+            link.close(max(0.1, deadline - time.monotonic()))
 
     def _properties(self, **own: Any) -> dict[str, Any]:
         return {"timestamp": int(time.time()), "app_id": self._app, "user_id": self._publishing.user, **own}

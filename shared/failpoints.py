@@ -1,8 +1,9 @@
 """Named points at which a test ends, stops or fails a process on purpose; inert unless `FEDQ_FAILPOINT` is set.
 
 `FEDQ_FAILPOINT=name=kill@n` sends SIGKILL to the process when it reaches the point for the n-th time (the first where
-`@n` is left out); `stop` sends SIGSTOP, `raise` raises. Several are separated by commas. A point costs one look at
-a dict while nothing is set. The idea is that of FreeBSD's fail(9), as etcd uses it.
+`@n` is left out); `stop` sends SIGSTOP, `raise` raises. With `:path` after it, whichever process reaches the point
+first makes that file, and the others pass: a process that is started again does not die again. Several are separated by
+commas. A point costs one look at a dict while nothing is set. The idea is that of FreeBSD's fail(9), as etcd uses it.
 """
 
 import os
@@ -45,6 +46,17 @@ _ACTIONS = ("kill", "stop", "raise")
 class _Armed:
     action: str
     left: int
+    once: str = ""  # the file that whoever acts has made
+
+    def is_due(self) -> bool:
+        self.left -= 1
+        if self.left != 0 or not self.once:
+            return self.left == 0
+        try:
+            os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
 
 
 def parse(text: str) -> dict[str, _Armed]:
@@ -52,12 +64,13 @@ def parse(text: str) -> dict[str, _Armed]:
     armed = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         name, _, rest = part.partition("=")
-        action, _, count = rest.partition("@")
+        about, _, once = rest.partition(":")
+        action, _, count = about.partition("@")
         if name not in POINTS:
             raise BadInput(f"FEDQ_FAILPOINT: there is no point {name!r}; known: {', '.join(POINTS)}")
         if action not in _ACTIONS or not (count or "1").isdecimal() or int(count or "1") < 1:
-            raise BadInput(f"FEDQ_FAILPOINT: {part!r} is not name=action@n; actions: {', '.join(_ACTIONS)}")
-        armed[name] = _Armed(action, int(count or "1"))
+            raise BadInput(f"FEDQ_FAILPOINT: {part!r} is not name=action@n:path; actions: {', '.join(_ACTIONS)}")
+        armed[name] = _Armed(action, int(count or "1"), once)
     return armed
 
 
@@ -84,10 +97,7 @@ def failpoint(name: str) -> None:
     if not _armed:
         return
     armed = _armed.get(name)
-    if armed is None:
-        return
-    armed.left -= 1
-    if armed.left == 0:
+    if armed is not None and armed.is_due():
         print(f'{{"event": "failpoint", "name": "{name}", "action": "{armed.action}"}}', file=sys.stderr, flush=True)  # noqa: T201 - a log may be held back
         if armed.action == "raise":
             raise Unavailable(f"failpoint {name}")

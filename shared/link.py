@@ -267,7 +267,8 @@ class Link:
             with _ignored(Unavailable):
                 self.call(end, CANCELLING)
 
-    def close(self) -> None:
+    def close(self, timeout: float = 10.0) -> None:
+        """Closes the connection, and waits for that no longer than this: a broker that hangs does not answer."""
         self._closing.set()
         with self._lock:
             channels, thread = self._channels, self._thread
@@ -275,7 +276,7 @@ class Link:
             with _ignored(pika.exceptions.ConnectionWrongStateError):
                 channels.connection.add_callback_threadsafe(lambda: None)  # wakes the loop
         if thread is not None:
-            thread.join(10)
+            thread.join(timeout)
 
     def _submit(self, function: Callable[[Channels], Result], deadline: float) -> "Future[Result]":
         future: Future[Result] = Future()
