@@ -13,6 +13,7 @@ QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
 
 POLICIES = {  #: each policy of `deploy/definitions.json`, and a queue name that it must cover
     "fedq-work": names.COMMANDS,
+    "fedq-tasks": names.tasks_queue("any"),
     "fedq-updates": names.updates_queue("any"),
     "fedq-heartbeats": names.HEARTBEATS,
     "fedq-dead-letters": names.DEAD_LETTERS,
