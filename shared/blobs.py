@@ -45,12 +45,15 @@ BRIEFLY = 3.0  #: of them, where the store is full or nobody listens: callers kn
 CONNECT = 5.0  #: seconds to connect, and to send a piece
 PAUSES = (0.2, 5.0)  #: seconds between two tries: at most the first, doubled each time up to the last
 PIECE = 1 << 18  #: bytes sent at a time, each within the connect time-out
-SLOWEST = PIECE / CONNECT  #: bytes a second; a blob that moves more slowly does not move
+SLOWEST = 1e5  #: bytes a second, of a line of 1 Mbit/s; what moves more slowly does not move
+BUFFERED = 4 << 20  #: bytes of an upload that may be on their way when the last is sent
 CHUNK = 1 << 20  #: bytes received, copied and hashed at a time: they stay in the cache
 SINGLE_PUT = 4 << 30  #: bytes; S3 takes at most 5 GiB in one request
 PART = 64 << 20  #: bytes of a part of what is longer
 MAX_RECORD = 64 << 20  #: bytes of a JSON record that will be read
 ATTEMPTS = 3  #: downloads of what proves wrong, before it is taken for what the store has
+
+_NOTHING = memoryview(b"")
 
 
 class NotFound(FedqError):
@@ -180,6 +183,8 @@ class Blobs:
         self._http.end_by(began + self._patience + size / SLOWEST)
         wrong = 0
         for number in itertools.count():
+            # Full jitter: those who failed together do not come back together.
+            pause = random.uniform(0, min(PAUSES[0] * 2**number, PAUSES[1]))  # noqa: S311
             try:
                 with self._translated():
                     return attempt()
@@ -189,10 +194,9 @@ class Blobs:
                     raise
             except Faltered as error:
                 patience = min(BRIEFLY, self._patience) if error.lasting else self._patience
-                if time.monotonic() - began >= patience:
+                if time.monotonic() - began + pause >= patience:
                     raise
-            # Full jitter: those who failed together do not come back together.
-            time.sleep(random.uniform(0, min(PAUSES[0] * 2**number, PAUSES[1])))  # noqa: S311
+            time.sleep(pause)
         raise AssertionError("unreachable")
 
     def _finally_there(self, ref: BlobRef, send: Callable[[], object]) -> None:
@@ -202,8 +206,8 @@ class Blobs:
             try:
                 with self._translated():
                     send()
-            except Faltered:
-                # The reply may be lost and the upload complete: look before sending again.
+            except Unavailable:
+                # The reply may be lost and the upload complete: look before sending again, or giving up.
                 if not self._has(ref):
                     raise
 
@@ -237,7 +241,7 @@ class Blobs:
         self,
         method: str,
         key: str,
-        body: memoryview = memoryview(b""),
+        body: memoryview = _NOTHING,
         *,
         digest: str | None = None,
         query: Mapping[str, str] = {},
@@ -266,7 +270,7 @@ class Blobs:
             date=date,
         )
         pieces = cast("Iterable[bytes]", _Pieces(body, on_piece, self._http.left))
-        response = self._http.request(method, url.geturl(), body=pieces, headers=signed)
+        response = self._http.request(method, url.geturl(), body=pieces, headers=signed, size=len(body))
         if response.status >= 300 or b"<Error>" in response.data:  # parts may fail to come together after a 200
             if b"<Code>" not in response.data:  # not S3's answer: a proxy's
                 raise Unavailable(f"{self.place} answers {response.status} to an upload; is FEDQ_S3_URL right?")
@@ -378,14 +382,15 @@ class _Http(urllib3.PoolManager):
 
     def body(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         """What comes, as it comes."""
-        while chunk := response.read1(CHUNK):
+        while chunk := response.read1(CHUNK, decode_content=False):
             yield chunk
             self.left()
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **how: Any) -> urllib3.BaseHTTPResponse:  # type: ignore[override]
         left = self.left()
         whole = how.pop("preload_content", True)
-        timeout = urllib3.Timeout(connect=min(CONNECT, left), read=min(self._read_s, left))
+        read = self._read_s + min(how.pop("size", 0), BUFFERED) / SLOWEST
+        timeout = urllib3.Timeout(connect=min(CONNECT, left), read=min(read, left))
         response = super().urlopen(method, url, redirect, preload_content=False, timeout=timeout, **how)
         falters = response.status == 429 or (response.status >= 500 and response.status != 501)
         if not whole and not falters:
