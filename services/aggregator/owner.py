@@ -19,6 +19,7 @@ from shared.link import Delivery, Subscription
 log = structlog.get_logger()
 
 RETRY = 1.0  #: seconds until a replica that could not consume commands tries again
+NEVER = 2**62  #: later than Redis's time: what Redis has is not known to be what the object store has
 
 
 class Owner:
@@ -31,7 +32,7 @@ class Owner:
         self._most = most
         self._stopping = threading.Event()
         self._awake = threading.Event()  # the keeper of leases has something to do
-        self._pulse: int | None = None  # Redis's time when this replica last looked
+        self._pulse = NEVER  # Redis's time when this replica last looked, in ms
         self._restoring: threading.Thread | None = None
         self._lock = threading.Condition()
         self._running: dict[str, tuple[Runner, threading.Thread]] = {}
@@ -167,15 +168,20 @@ class Owner:
         return soonest
 
     def _watch_redis(self) -> None:
-        """Notices that Redis was emptied, or went back to an earlier state, since somebody last looked."""
-        before, now = self._edges.ledger.pulse()
-        went_back = self._pulse is not None and before < self._pulse
-        begun, self._pulse = self._pulse is None, now
-        if not (begun or went_back) or (self._restoring is not None and self._restoring.is_alive()):
+        """Notices that Redis was emptied, or went back to an earlier state, since this replica last looked.
+
+        Every replica notices, as long as none has restored it: the first one may die, or Redis be away again.
+        """
+        before, now = self._edges.ledger.pulse(self._pulse)
+        if before >= self._pulse:
+            self._pulse = now
             return
-        if went_back:
+        if self._restoring is not None and self._restoring.is_alive():
+            return
+        if self._pulse < NEVER:
             log.error("Redis lost what it had; restoring from the object store")
             self._edges.ledger.unseat()  # whoever owns a job by what is gone
+            self._pulse = NEVER
             self._edges.ledger.note("record-lost", "Redis lost what it had")
         self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)
         self._restoring.start()
@@ -185,6 +191,12 @@ class Owner:
         while not self._stopping.is_set():
             try:
                 restored = recovery.restore(self._edges.blobs, self._edges.ledger)
+                _, self._pulse = self._edges.ledger.pulse(-1)
+                if restored:
+                    log.warning("restored from the object store", jobs=restored)
+                    self._awake.set()
+                    self._edges.ledger.note("restored", f"{restored} jobs")
+                return
             except Unavailable as error:
                 log.warning("not restored yet", reason=str(error))
                 self._stopping.wait(RETRY)
@@ -192,8 +204,3 @@ class Owner:
             except Exception:
                 log.exception("not restored")
                 return
-            if restored:
-                log.warning("restored from the object store", jobs=restored)
-                self._edges.ledger.note("restored", f"{restored} jobs")
-                self._awake.set()
-            return

@@ -25,7 +25,7 @@ from shared.events import (
 )
 from shared.failpoints import failpoint
 from shared.jobs import JobSpec
-from shared.ledger import Wanted
+from shared.ledger import JobRecord, Wanted
 from shared.link import Delivery, Subscription
 from shared.roster import busy
 
@@ -123,7 +123,12 @@ class Runner:
         failpoint("aggregator.claimed")
         self._subscription = self._persistently(
             lambda: self._edges.bus.consume(
-                topology.updates(self.job), self._mailbox.put, prefetch=32, on_ready=self._on_ready
+                topology.updates(self.job),
+                self._mailbox.put,
+                prefetch=32,
+                on_ready=self._on_ready,
+                # An earlier owner that hangs still consumes; it must not be given what is meant for this one.
+                priority=self.fence // 1000,
             )
         )
         self._state, first = self._persistently(self._take_seat)
@@ -228,7 +233,7 @@ class Runner:
                 self._edges.ledger.want(self.job, Wanted("stopped", event.reason))  # for whoever owns the job next
                 self.want(Wanted("stopped", event.reason))
             case PauseTraining():
-                self.want(self._edges.ledger.required(self.job).wanted)  # it may have been resumed since
+                self.want(self._record().wanted)  # it may have been resumed since
             case TrainerJoined():
                 self._happenings.append(rounds.Joined())
             case _:
@@ -247,8 +252,14 @@ class Runner:
         assert self._seat is not None  # noqa: S101 - `begin` comes first
         return self._seat
 
+    def _record(self) -> JobRecord:
+        record = self._edges.ledger.job(self.job)
+        if record is None:
+            raise RecordLost(f"Redis has lost the record of job {self.job}")
+        return record
+
     def _take_seat(self) -> rounds.Step:
-        record = self._edges.ledger.required(self.job)
+        record = self._record()
         about = recovery.optional(self._edges.blobs, names.job_blob(self.job))
         if about is None:
             raise BadInput(f"job {self.job} was never announced: it has no job.json; start it again")

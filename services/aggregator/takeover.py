@@ -58,6 +58,8 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
             return _reopen(seat, pending)
         case "closed" if pending:
             return rounds.closing(spec, pending.number, pending.attempt, pending.cohort)
+        case "failed" if pending and record.wanted.status == "stopped":
+            return rounds.State(spec, "ended", pending.number), (rounds.End("stopped", record.wanted.reason),)
         case "failed" if pending:
             return rounds.abandoned(spec, pending.number, pending.attempt, pending.reason)
     waited = ledger.now() - record.waiting if record.waiting else 0.0
