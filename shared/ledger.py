@@ -208,9 +208,12 @@ class Ledger:
         """How often each fault was seen."""
         return {fault: int(count) for fault, count in sorted(self._redis.hgetall(names.FAULTS).items())}
 
-    def pulse(self) -> tuple[int, int]:
-        """When an aggregator last asked this (-1: Redis does not know), and now; ms by Redis's clock."""
-        before, now = self._redis.run(steps.PULSE, [names.PULSE], [])
+    def pulse(self, known: int) -> tuple[int, int]:
+        """When an aggregator last looked (-1: Redis does not know), and now; ms by Redis's clock.
+
+        This look is recorded unless the caller has `known` of a later one: then Redis went back in time.
+        """
+        before, now = self._redis.run(steps.PULSE, [names.PULSE], [known])
         return int(before), int(now)
 
     # --- rounds -------------------------------------------------------------------------------

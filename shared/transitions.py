@@ -200,12 +200,13 @@ return 'ok'
 """
 )
 
-#: When an aggregator last looked, and now; a later look that finds an earlier one, or none, finds that Redis went back.
+#: When an aggregator last looked, and now. A look that finds an earlier one than its caller knows of, or none, finds
+#: that Redis went back, and leaves it at that: others are to see it too, until somebody has restored what was lost.
 PULSE = Script(
     _NOW
     + """
 local before = redis.call('GET', KEYS[1]) or '-1'
-redis.call('SET', KEYS[1], now)
+if tonumber(before) >= tonumber(ARGV[1]) then redis.call('SET', KEYS[1], now) end
 return {before, tostring(now)}
 """
 )

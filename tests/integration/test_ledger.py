@@ -571,19 +571,23 @@ def test_an_ended_job_is_revived_with_more_rounds(ledger: Ledger) -> None:
 
 
 def test_owners_without_a_commit_are_counted(ledger: Ledger) -> None:
-    """A job that ends each of its owners is known by it; a commit, or one that the store knows, starts again at 0."""
+    """A job that ends each of its owners is known by it; a commit, or one that the store knows, starts again at 0.
+
+    An owner that hands the job over has not been lost.
+    """
     fence = taken(ledger)
     for count in (1, 2, 3):
         assert ledger.required(JOB).claims == count
-        ledger.release(JOB, fence)
+        ledger.renew(JOB, fence, 0)
         fence = ledger.claim(JOB, "again", 60)
     ledger.open_round(JOB, fence, 0, 1, COHORT, 60)
     ledger.close_round(JOB, fence, 0)
     ledger.commit_round(JOB, fence, 0)
     assert ledger.required(JOB).claims == 0
 
-    ledger.release(JOB, fence)
-    fence = ledger.claim(JOB, "again", 60)
+    for _ in range(3):
+        ledger.release(JOB, fence)
+        fence = ledger.claim(JOB, "again", 60)
     assert ledger.required(JOB).claims == 1
     ledger.advance(JOB, fence, 0)
     assert ledger.required(JOB).claims == 1
@@ -624,6 +628,22 @@ def test_a_fence_never_falls_though_redis_forgets_it(servers: Servers, ledger: L
         fences.append(ledger.claim(JOB, "next", 60))
 
     assert all(earlier < later for earlier, later in itertools.pairwise(fences))
+
+
+def test_every_owner_can_be_unseated(ledger: Ledger) -> None:
+    """Redis went back in time, and whoever owns a job by it may know what it no longer does; the others are let be."""
+    owned, new, over = taken(ledger), "new-abc234", "over-abc234"
+    ledger.create(new, 1)
+    ledger.end(over, taken(ledger, over), "finished", "")
+    before = [ledger.required(new), ledger.required(over)]
+    ledger.unseat()
+    assert [ledger.required(new), ledger.required(over)] == before
+    assert orphans(ledger) == [JOB]
+    with pytest.raises(Fenced):
+        ledger.renew(JOB, owned, 60)
+
+    unseated = ledger.required(JOB).fence
+    assert owned < unseated < ledger.claim(JOB, "next", 60)
 
 
 def test_a_fence_is_given_once(ledger: Ledger) -> None:
@@ -847,18 +867,20 @@ def test_a_log_does_not_grow_for_ever(ledger: Ledger) -> None:
 
 
 def test_the_pulse_notices_that_redis_went_back(servers: Servers, ledger: Ledger) -> None:
-    """Each look finds the one before; a flush leaves none to find, and a roll-back an older one."""
-    before, first = ledger.pulse()
+    """Each look finds the one before; a flush leaves none to find, and a roll-back an older one, until it is healed."""
+    before, first = ledger.pulse(-1)
     assert before == -1
     saved = raw(servers).dump(names.PULSE)
     pass_a_millisecond(ledger)
-    before, second = ledger.pulse()
+    before, second = ledger.pulse(first)
     assert before == first < second
 
     raw(servers).restore(names.PULSE, 0, saved, replace=True)
-    before, third = ledger.pulse()
-    assert before == first < second < third
+    for _ in range(2):  # whoever asks
+        before, third = ledger.pulse(second)
+        assert before == first < second < third
+    _, healed = ledger.pulse(-1)
+    assert ledger.pulse(healed)[0] == healed
 
     servers.redis().flushdb()
-    before, _ = ledger.pulse()
-    assert before == -1
+    assert [ledger.pulse(healed)[0] for _ in range(2)] == [-1, -1]

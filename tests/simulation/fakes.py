@@ -44,6 +44,7 @@ class Subscription:
     queue: Queue
     on_ready: Callable[[], None]
     prefetch: int
+    priority: int = 0
     held: list[Message] = field(default_factory=list)
     taken: list[Message] = field(default_factory=list)  # handed on, and not settled
     lost: bool = False
@@ -150,10 +151,16 @@ class Broker:
         return len(waiting), sum(subscription.queue.name == name for subscription in self.subscriptions)
 
     def consume(
-        self, wanted: Queue, _: Callable[[Any], None], *, prefetch: int = 16, on_ready: Callable[[], None]
+        self,
+        wanted: Queue,
+        _: Callable[[Any], None],
+        *,
+        on_ready: Callable[[], None],
+        prefetch: int = 16,
+        priority: int = 0,
     ) -> Subscription:
         self.declare(wanted)
-        subscription = Subscription(wanted, on_ready, prefetch)
+        subscription = Subscription(wanted, on_ready, prefetch, priority)
         self.subscriptions.append(subscription)
         on_ready()
         return subscription
@@ -182,7 +189,9 @@ class Broker:
                 ]
                 if not free:
                     break
-                self._random.choice(free).held.append(waiting.pop(0))
+                highest = max(subscription.priority for subscription in free)
+                served = [subscription for subscription in free if subscription.priority == highest]
+                self._random.choice(served).held.append(waiting.pop(0))
 
     def take(self, subscription: Subscription) -> Delivery:
         message = subscription.held.pop(0)

@@ -197,9 +197,10 @@ def note(data: Data, now: int, keys: Keys, fault: str, number: str, detail: str,
     return "ok"
 
 
-def pulse(data: Data, now: int, keys: Keys) -> list[str]:
+def pulse(data: Data, now: int, keys: Keys, known: str) -> list[str]:
     before = data.strings.get(keys[0], "-1")
-    data.strings[keys[0]] = str(now)
+    if int(before) >= int(known):
+        data.strings[keys[0]] = str(now)
     return [before, str(now)]
 
 

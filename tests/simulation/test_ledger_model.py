@@ -83,7 +83,7 @@ CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "note": (st.sampled_from(["late", "lost"]), text, st.none() | job, number),
     "log": (job,),
     "faults": (),
-    "pulse": (),
+    "pulse": (st.sampled_from([-1, -1, START, START + 10_000, 2**62]),),
     "open_round": (job, fence, number, st.integers(1, 2), st.just(COHORT), seconds),
     "extend": (job, fence, number, seconds, seconds),
     "accept": (job, fence, number, client, st.fixed_dictionaries({"n": few})),

@@ -364,7 +364,9 @@ class World:
             except Unavailable as error:
                 self.trace(f"{replica.name} leaves the job: {error}")
             except Exception as error:
-                self.witness.surprise(replica.name, error)
+                record = self.job()
+                if record is not None and record.fence == runner.fence:  # a zombie may be surprised
+                    self.witness.surprise(replica.name, error)
                 runner._fail(error)
             if over:
                 if subscription := subscription_of(runner):
