@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 STACK := $(BIN)/python -m deploy.native
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo test lint bench clean
+.PHONY: help venv up down status demo test faults soak lint bench clean
 
 help:  ## List the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,13 @@ demo: venv  ## Train once, watch it, and leave nothing behind
 
 test: venv  ## Run all tests
 	$(BIN)/pytest
+
+faults: venv  ## Hurt processes and servers in every way, and write the table of docs/guide/faults.md (40 min)
+	$(BIN)/pytest tests/faults --faults=all
+	$(BIN)/python -m tests.faults.table
+
+soak: venv  ## Run small jobs under chaos for 30 minutes, and print what grows
+	$(BIN)/python -m tests.faults.soak --minutes 30
 
 lint: venv  ## Check style, types and the import graph
 	$(BIN)/ruff check .

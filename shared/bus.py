@@ -128,13 +128,16 @@ class Bus:
         *,
         prefetch: int = PREFETCH,
         on_ready: Callable[[], None] | None = None,
+        priority: int = 0,
     ) -> Subscription:
         """Calls `deliver` for each message of a queue, on the link's thread, from now until cancelled.
+
+        Of two consumers the one of higher `priority` gets the messages, as long as it takes them.
 
         `on_ready` is called there too, whenever consuming begins: at first, and after each lost connection, when
         events that an exclusive queue held are gone and the state must be read again.
         """
-        subscription = Subscription(wanted, deliver, prefetch, on_ready)
+        subscription = Subscription(wanted, deliver, prefetch, on_ready, priority)
         self._consuming.subscribe(subscription, self._patience)
         return subscription
 

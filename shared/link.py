@@ -92,6 +92,7 @@ class Subscription:
     deliver: Callable[[Delivery], None]
     prefetch: int
     on_ready: Callable[[], None] | None = None
+    priority: int = 0
     channel: BlockingChannel | None = field(default=None, repr=False)
 
     @property
@@ -384,7 +385,8 @@ class Link:
             channels.connection.close()
 
         channel.add_on_cancel_callback(on_cancel)
-        channel.basic_consume(subscription.queue.name, on_message)
+        arguments = {"x-priority": subscription.priority} if subscription.priority else None
+        channel.basic_consume(subscription.queue.name, on_message, arguments=arguments)
         subscription.channel = channel
         if subscription.on_ready is not None:
             subscription.on_ready()
