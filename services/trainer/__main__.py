@@ -15,19 +15,23 @@ from services.trainer.board import Board
 from services.trainer.dispatch import Dispatch, on_notice
 from services.trainer.heartbeat import Heartbeat
 from services.trainer.worker import Worker, make_app
-from shared import events, logs, service, settings, topology
+from shared import events, failpoints, logs, service, settings, topology
 from shared.bus import Bus
 from shared.errors import Unavailable
 from shared.jobs import CLIENT_NAME
 
 PATIENCE = 30.0  #: seconds that RabbitMQ may be away at the start
 RETRY = 1.0  #: seconds until a trainer that could not listen tries again
+HEED = 3.0  #: seconds after its grace until a slot that is still at work is killed
+LEAVE = 5.0  #: seconds after that until the process ends, whatever it waits for
+CLOSING = 2.0  #: seconds for what is in hand on the bus when all else has ended
 
 
 def main() -> None:
     arguments = _arguments()
     configuration = settings.load(settings.Trainer)
     logs.configure(configuration, "trainer")
+    failpoints.arm()
     with (
         Board.create(configuration.cache_dir / "trainers", arguments.name) as board,
         service.until_stopped() as stop,
@@ -41,8 +45,7 @@ def _serve(arguments: argparse.Namespace, configuration: settings.Trainer, board
     log = structlog.get_logger().bind(trainer=name)
     began = time.monotonic()
     bus = Bus(configuration, name, patience=PATIENCE)
-    bus.declare(topology.dead_letters(), topology.rounds(group))
-    bus.serve(topology.notices(name), functools.partial(on_notice, board), prefetch=16)
+    ended = threading.Event()
 
     def describe(leaving: bool) -> events.Heartbeat:
         return events.Heartbeat(
@@ -81,21 +84,41 @@ def _serve(arguments: argparse.Namespace, configuration: settings.Trainer, board
     heartbeat = Heartbeat(bus, configuration.heartbeat_s, describe)
     worker = Worker(app, board, name, slots, on_ready)
 
-    def stop_worker() -> None:
-        stop.wait()
-        log.info("stopping", busy=worker.busy)
-        board.stop()
-        dispatch.close()
-        worker.request_stop()
-
-    threading.Thread(target=stop_worker, name="stop", daemon=True).start()
+    stopping = (stop, ended, configuration.grace_s, worker, dispatch)
+    threading.Thread(target=_stop_in_time, args=stopping, name="stop", daemon=True).start()
+    bus.declare(topology.dead_letters(), topology.rounds(group))
+    bus.serve(topology.notices(name), functools.partial(on_notice, board), prefetch=16)
     worker.start()
     heartbeat.stop()
-    bus.close()
+    bus.close(CLOSING)
+    ended.set()
     if worker.failure is not None:
         raise worker.failure
     log.info("stopped", seconds=round(time.monotonic() - began, 2))
     sys.exit(worker.exitcode or 0)
+
+
+def _stop_in_time(
+    stop: threading.Event, ended: threading.Event, grace: float, worker: Worker, dispatch: Dispatch
+) -> None:
+    """Once `stop` is set: lets the slots finish for `grace` seconds, and has the process end soon after in any case."""
+    stop.wait()
+    log = structlog.get_logger()
+    log.info("stopping", busy=worker.busy)
+    if worker.begun:
+        worker.request_stop(time.monotonic() + grace)
+        dispatch.close()
+        if ended.wait(grace + HEED):
+            return
+        if worker.busy:
+            log.warning("killed what did not stop in time", busy=worker.busy)
+        worker.kill_slots()
+        if ended.wait(LEAVE):
+            return
+    # A server hangs and some library waits for it; whatever is not acknowledged goes to another trainer.
+    log.warning("leaving at once")
+    worker.board.remove()
+    os._exit(os.EX_OK)
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,13 +1,15 @@
-"""What the processes of one trainer tell each other at once: which rounds are over, which slots are warm.
+"""What the processes of one trainer tell each other at once: what is over, when to stop, which slots are warm.
 
 A private directory. What is over is a symbolic link for each job: it holds a few bytes, is replaced in one step and
 read by one system call, so that training may look between any two batches. Words to the parent go through a pipe.
 """
 
 import fcntl
+import math
 import os
 import shutil
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +18,9 @@ from pathlib import Path
 from shared.errors import BadInput
 
 REMEMBERED = 1024  #: jobs; whoever asks about an older one learns of its end from the object store
+EVER = 2**62  #: later than any fence or attempt
 
-_EVER = 2**31  # later than any round or attempt
+Work = tuple[int, int, int]  # round, fence, attempt: what comes later is asked for later
 
 
 class Board:
@@ -25,7 +28,7 @@ class Board:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._ends: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._ends: OrderedDict[str, Work] = OrderedDict()
 
     @classmethod
     @contextmanager
@@ -45,32 +48,38 @@ class Board:
             finally:
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def end_attempt(self, job: str, number: int, attempt: int) -> None:
-        """One attempt at a round has failed; another may follow."""
-        self._end(job, (number, attempt))
+    def remove(self) -> None:
+        """For a process that ends without leaving `create`."""
+        shutil.rmtree(self.directory, ignore_errors=True)
 
-    def end_round(self, job: str, number: int) -> None:
-        """A round and all before it are over."""
-        self._end(job, (number, _EVER))
+    def end(self, job: str, number: int, fence: int = EVER, attempt: int = EVER) -> None:
+        """A job's work is over up to this round, in it up to this fence, and under that up to this attempt."""
+        last = (number, fence, attempt)
+        last = max(last, self._ends.pop(job, last))
+        self._ends[job] = last
+        self._write(f"over-{job}", ".".join(map(str, last)))
+        while len(self._ends) > REMEMBERED:
+            forgotten, _ = self._ends.popitem(last=False)
+            (self.directory / f"over-{forgotten}").unlink(missing_ok=True)
 
-    def end_job(self, job: str) -> None:
-        self._end(job, (_EVER, _EVER))
+    def is_over(self, job: str, number: int, fence: int, attempt: int) -> bool:
+        """Whether nobody waits for this work any more. Takes 2 µs."""
+        last = self._read(f"over-{job}")
+        return last is not None and tuple(map(int, last.split("."))) >= (number, fence, attempt)
 
-    def is_over(self, job: str, number: int = _EVER, attempt: int = _EVER) -> bool:
-        """Whether nobody waits for this work any more; without a round, whether the job is over. Takes 2 µs."""
-        try:
-            last = os.readlink(self.directory / f"over-{job}").split(".")
-        except FileNotFoundError:
-            return False
-        return (int(last[0]), int(last[1])) >= (number, attempt)
-
-    def stop(self) -> None:
-        """This trainer is asked to stop: wait for nothing that may take long."""
-        (self.directory / "stopping").touch()
+    def stop(self, until: float) -> None:
+        """This trainer is asked to stop, by `until` on the monotonic clock: wait for nothing that may take long."""
+        self._write("stopping", repr(until))
 
     @property
     def is_stopping(self) -> bool:
-        return (self.directory / "stopping").exists()
+        return self.grace < math.inf
+
+    @property
+    def grace(self) -> float:
+        """Seconds that are left to finish in; endless until this trainer is asked to stop."""
+        until = self._read("stopping")
+        return math.inf if until is None else float(until) - time.monotonic()
 
     def tell(self, word: str) -> None:
         """Says a line to whoever listens."""
@@ -92,16 +101,17 @@ class Board:
         finally:
             os.close(descriptor)
 
-    def _end(self, job: str, last: tuple[int, int]) -> None:
-        last = max(last, self._ends.pop(job, last))
-        self._ends[job] = last
-        link, fresh = self.directory / f"over-{job}", self.directory / "fresh"
+    def _write(self, name: str, text: str) -> None:
+        fresh = self.directory / f"fresh-{name}"
         fresh.unlink(missing_ok=True)
-        fresh.symlink_to(f"{last[0]}.{last[1]}")
-        fresh.replace(link)
-        while len(self._ends) > REMEMBERED:
-            forgotten, _ = self._ends.popitem(last=False)
-            (self.directory / f"over-{forgotten}").unlink(missing_ok=True)
+        fresh.symlink_to(text)
+        fresh.replace(self.directory / name)
+
+    def _read(self, name: str) -> str | None:
+        try:
+            return os.readlink(self.directory / name)
+        except FileNotFoundError:
+            return None
 
 
 def private_directory(path: Path) -> None:

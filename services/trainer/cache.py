@@ -3,9 +3,8 @@
 import fcntl
 import mmap
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,6 @@ log = structlog.get_logger()
 
 File = npt.NDArray[np.uint8]
 
-STALE = 3600.0  #: seconds; a download that nobody has written to for so long was given up
-
 
 class Cache:
     """Files `<digest>.safetensors` in one directory, at most `limit` bytes, least recently used first to go."""
@@ -29,6 +26,7 @@ class Cache:
     def __init__(self, directory: Path, limit: int, blobs: Blobs) -> None:
         self._directory, self._limit, self._blobs = directory, limit, blobs
         private_directory(directory)
+        self._sweep()
         self.received = 0  #: bytes that this process has downloaded
         self._last: tuple[str, File] | None = None
 
@@ -73,27 +71,27 @@ class Cache:
     def _evict(self, newest: Path) -> None:
         files = []
         for path in self._directory.iterdir():
-            if path.suffix not in (".safetensors", ".part"):
-                continue
-            try:
-                found = path.stat()
-            except FileNotFoundError:  # another process evicts too
-                continue
             if path.suffix == ".safetensors":
-                files.append((path == newest, found.st_mtime, found.st_size, path))
-            elif found.st_mtime < time.time() - STALE:
-                path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # another process evicts too
+                    found = path.stat()
+                    files.append((path == newest, found.st_mtime, found.st_size, path))
         room = self._limit
         for is_newest, _, size, path in sorted(files, reverse=True):
             room -= size
             if room < 0 and not is_newest:
                 path.unlink(missing_ok=True)  # who has it mapped keeps it
 
+    def _sweep(self) -> None:
+        """Removes what processes that were killed had begun to download: nobody holds its lock."""
+        for part in self._directory.glob("*.part"):
+            with suppress(BlockingIOError), self._lock(part.name, fcntl.LOCK_NB):
+                part.unlink(missing_ok=True)
+
     @contextmanager
-    def _lock(self, digest: str) -> Iterator[None]:
+    def _lock(self, digest: str, how: int = 0) -> Iterator[None]:
         # Sixteen locks for all digests: a lock file cannot be removed safely while somebody may wait for it.
         with open(self._directory / f"lock-{digest[0]}", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | how)
             yield
 
 

@@ -15,6 +15,9 @@ from services.trainer.board import Board
 from services.trainer.orders import orders, task_id
 from shared.errors import QueueFull, Stale, Unavailable
 from shared.events import AnyEvent, EvaluateModel, RoundEnd, RoundStart, TrainingEnd
+from shared.failpoints import failpoint
+
+CLOSING = 2.0  #: seconds that an event in hand may take to be finished when the trainer stops
 
 Task = tuple[str, str, str, dict[str, Any]]  # its kind, id, description and argument
 
@@ -38,13 +41,17 @@ class Dispatch:
             self._publish(event)
 
     def close(self) -> None:
-        """Lets the event in hand be finished; the next ones stay on their queue."""
-        with self._lock:
-            self._closed = True
-            self._disconnect()
+        """Lets the event in hand be finished, unless the broker hangs; the next ones stay on their queue."""
+        self._closed = True
+        if self._lock.acquire(timeout=CLOSING):
+            try:
+                self._disconnect()
+            finally:
+                self._lock.release()
 
     def _publish(self, event: AnyEvent) -> None:
         began = time.monotonic()
+        failpoint("trainer.heard")
         tasks = list(_tasks(event, time.time()))
         done = self._begun[1] if self._begun is not None and self._begun[0] == event else 0
         while done < len(tasks):
@@ -52,6 +59,7 @@ class Dispatch:
             self._send(*tasks[done])
             done += 1
         self._begun = None
+        failpoint("trainer.dispatched")
         self._log.info(
             event.type,
             job=getattr(event, "job", None),
@@ -61,7 +69,8 @@ class Dispatch:
         )
 
     def _send(self, kind: str, identity: str, description: str, argument: dict[str, Any]) -> None:
-        # A connection that nobody reads from dies unnoticed: so a second one, made now, before giving up.
+        # A connection that nobody reads from dies unnoticed, and the queue that it declared may be gone since: so a
+        # second one, made now, which declares it again, before giving up.
         for last in (False, True):
             connection = self._connection = self._connection or self._connect()
             try:
@@ -73,6 +82,7 @@ class Dispatch:
                     connection=connection,
                     ignore_result=True,
                     retry=False,
+                    mandatory=True,  # a task that no queue takes is an error
                 )
             except MessageNacked as error:
                 raise QueueFull("RabbitMQ refuses a task: the task queue is full; start more trainers") from error
@@ -98,12 +108,14 @@ class Dispatch:
 def on_notice(board: Board, event: AnyEvent) -> None:
     """Handles `RoundEnd` and `TrainingEnd`: the slots see at once what nobody waits for."""
     match event:
-        case RoundEnd(outcome="failed"):
-            board.end_attempt(event.job, event.round, event.attempt)
+        case RoundEnd(outcome="committed"):
+            board.end(event.job, event.round)
         case RoundEnd():
-            board.end_round(event.job, event.round)
+            board.end(event.job, event.round, event.fence, event.attempt)
         case TrainingEnd():
-            board.end_job(event.job)
+            # Not for ever: a later owner may resume the job, at the round after the last committed one, if any was.
+            following = 0 if event.model is None else event.rounds + 1
+            board.end(event.job, following, event.fence)
         case _:
             raise Stale(f"{event.type} is no notice")
 

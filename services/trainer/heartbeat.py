@@ -11,6 +11,8 @@ from shared.errors import Unavailable
 
 log = structlog.get_logger()
 
+GOODBYE = 2.0  #: seconds for the last one; the lease of a trainer that could not say it runs out
+
 
 class Heartbeat:
     """A thread that publishes what `describe(leaving)` returns, at once and then every `interval` seconds."""
@@ -24,16 +26,16 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Says goodbye, so that nobody waits for the lease to run out."""
+        """Says goodbye, so that nobody waits for the lease to run out; by its own thread, which may hang."""
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join()
-            self._say(leaving=True)
+            self._thread.join(GOODBYE)
 
     def _run(self) -> None:
         self._say()
         while not self._stopping.wait(self._interval):
             self._say()
+        self._say(leaving=True)
 
     def _say(self, *, leaving: bool = False) -> None:
         try:

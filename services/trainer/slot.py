@@ -1,5 +1,6 @@
 """One slot of a trainer: a warm process that trains one client at a time and tells the aggregator."""
 
+import functools
 import multiprocessing
 import random
 import time
@@ -7,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 import torch
@@ -19,12 +20,13 @@ from services.trainer.data import dataset
 from services.trainer.data.dataset import Dataset
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
-from services.trainer.orders import Order, task_id
-from shared import fold, logs, names, settings, weights
-from shared.blobs import Blobs
+from services.trainer.orders import HandedBack, Order, task_id
+from shared import fold, logs, names, receipts, settings, weights
+from shared.blobs import Blobs, NotFound
 from shared.bus import Bus
 from shared.errors import BadInput, Refused, Stale, Unavailable
 from shared.events import AnyEvent, BlobRef, EvaluateModel, ModelEvaluated, ModelUpdate
+from shared.failpoints import failpoint
 from shared.jobs import CustomTrain, JobSpec, TrainSpec
 
 log = structlog.get_logger()
@@ -32,6 +34,7 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 PATIENCE = 30.0  #: seconds a server may be away before the task goes back to its queue
+GLANCE = 10.0  #: of them in one call of the store: between two, a slot looks whether somebody still waits for it
 ANSWERS = 16  #: updates remembered: after a lost connection the broker hands out what was not acknowledged
 
 
@@ -60,15 +63,31 @@ class Slot:
         self._trainer, self._board, self._bus, self._blobs, self._cache = trainer, board, bus, blobs, cache
         self._device = device
         self._warm: tuple[str, FlatModel] | None = None
-        self._answers: OrderedDict[str, ModelUpdate] = OrderedDict()  # the latest, by task
+        self._answers: OrderedDict[str, tuple[JobSpec, ModelUpdate]] = OrderedDict()  # the latest, by task
 
-    def train(self, order: Order) -> None:
+    def do(self, work: Order | EvaluateModel, tries: int) -> None:
+        """Does what a task asks for in this many deliveries, and publishes the answer; `Unavailable` to try later."""
+        if isinstance(work, Order):
+            self.train(work, tries)
+        else:
+            self.evaluate(work)
+
+    def give_up(self, work: Order | EvaluateModel, tries: int, reason: str) -> None:
+        """Answers that there will be none; `Unavailable` where not even that can be said."""
+        log.error("given up", job=work.job, round=work.round, client=getattr(work, "client", None), reason=reason)
+        if isinstance(work, Order):
+            self._say(_update(work, self._trainer, error=reason).model_copy(update={"tries": tries}))
+        else:
+            self._say(_evaluated(work, self._trainer, error=reason))
+
+    def train(self, order: Order, tries: int) -> None:
         """Trains a client and publishes its update, or the error that prevented it; `Unavailable` to try later."""
         about = log.bind(job=order.job, round=order.round, client=order.client)
         watch = Stopwatch()
+        failpoint("trainer.taken")
         try:
             self._refuse_if_over(order)
-            update = self._answered(order, watch)
+            update = self._answered(order, tries, watch)
         except Stale as stale:
             about.info("abandoned", reason=str(stale), **watch.total())
             return
@@ -78,7 +97,8 @@ class Slot:
             about.exception("failed")
             self._warm = None  # who knows what it left behind
             update = _update(order, self._trainer, error=_sentence(error))
-        self._say(update)
+        self._say(update.model_copy(update={"attempt": order.attempt, "tries": tries}))
+        failpoint("trainer.told")
         about.info("trained" if update.error is None else "reported", **watch.total())
 
     def evaluate(self, event: EvaluateModel) -> None:
@@ -87,59 +107,60 @@ class Slot:
         watch = Stopwatch()
         examples, metrics, failure = 0, {}, None
         try:
-            if self._is_over(event.job):
+            if self._patiently(lambda: self._blobs.exists(names.result_blob(event.job))):
                 about.info("not evaluated", reason="the job is over")
                 return
             data = dataset.load(event.spec)
             test = dataset.of_test(data)
             if test is not None:
                 model = self._model(event.spec, data)
-                model.load(self._fetched(event.model, event.job))
+                model.load(self._patiently(lambda: self._cache.get(event.model)))
                 x, y = (part.to(self._device) for part in test)
                 examples, metrics = len(y), learning.evaluate(model.model, x, y)
-        except Stale as stale:
-            about.info("not evaluated", reason=str(stale))
-            return
         except Unavailable:
             raise
         except (Exception, SystemExit) as error:
             about.exception("failed")
             self._warm = None
             failure = _sentence(error)
-        self._say(
-            ModelEvaluated(
-                job=event.job,
-                round=event.round,
-                model=event.model.digest,
-                trainer=self._trainer,
-                examples=examples,
-                metrics=metrics,
-                error=failure,
-            )
-        )
+        self._say(_evaluated(event, self._trainer, examples=examples, metrics=metrics, error=failure))
         about.info("evaluated", **watch.total(), **metrics)
 
-    def _answered(self, order: Order, watch: Stopwatch) -> ModelUpdate:
-        """The update that is asked for: the one made before, where the broker hands the same task out again."""
+    def _answered(self, order: Order, tries: int, watch: Stopwatch) -> ModelUpdate:
+        """The update that is asked for: the one made before, where it is asked for again."""
         identity = task_id(order.job, order.round, order.attempt, order.client)
-        known = self._answers.get(identity)
-        if known is not None and known.base == (order.base and order.base.digest):
+        spec, known = self._answers.get(identity, (None, None))
+        if known is not None and known.base == _digest(order.base) and spec == order.spec:
             return known
+        # A look costs milliseconds, so only where there may be something to find.
+        if (tries > 1 or order.again) and (found := self._stored(order)) is not None:
+            return found
         watch.timings["wait"] = max(0.0, round(time.time() - order.asked, 6))
         update = self._initial(order, watch) if order.base is None else self._trained(order, order.base, watch)
-        self._answers[identity] = update
+        self._answers[identity] = (order.spec, update)
         while len(self._answers) > ANSWERS:
             self._answers.popitem(last=False)
         return update
+
+    def _stored(self, order: Order) -> ModelUpdate | None:
+        """The client's update to the same base, where a slot that could not tell of it had it uploaded."""
+        prefix = f"{names.updates_prefix(order.job, order.round)}{order.client}-"
+        for key in self._patiently(lambda: self._blobs.list(prefix), order):
+            try:
+                found = receipts.told_again(key, *self._patiently(functools.partial(self._blobs.stat, key), order))
+            except (NotFound, Refused) as error:
+                log.info("not told again", key=key, reason=str(error))
+                continue
+            if (found.client, found.base) == (order.client, _digest(order.base)):  # `a-b` begins like `a`
+                return found
+        return None
 
     def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
         """The seeded model that a job begins with, whole."""
         spec, data = order.spec, dataset.load(order.spec)
         model = FlatModel(catalog.build(spec.model, tuple(data.shape), data.classes, spec.seed))
         watch.lap("train")
-        blob = self._uploaded(order, model.save(), examples=1)
-        watch.lap("upload")
-        return _update(order, self._trainer, update=blob, examples=1, timings=watch.total())
+        return self._uploaded(_update(order, self._trainer, examples=1), model.save(), order, watch)
 
     def _trained(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
         """A client's update to the base model, its metrics and timings."""
@@ -149,9 +170,10 @@ class Slot:
         x, y = x.to(self._device), y.to(self._device)
         model = self._model(spec, data)
         received = self._cache.received
-        file = self._fetched(base, order.job, order.round, order.attempt)
+        file = self._patiently(lambda: self._cache.get(base), order)
         model.load(file)
         watch.lap("fetch")
+        failpoint("trainer.fetched")
         metrics = {}
         if isinstance(spec.train, TrainSpec):
             found = learning.evaluate(model.model, x, y)
@@ -161,26 +183,23 @@ class Slot:
         watch.lap("train")
         update = model.update(file)
         _refuse_diverged(model.layout.of_updates().flat(update), len(y), spec)
-        blob = self._uploaded(order, update, examples=len(y), metrics=metrics)
-        watch.lap("upload")
-        return _update(
-            order,
-            self._trainer,
-            update=blob,
-            examples=len(y),
-            metrics=metrics,
-            timings=watch.total(),
-            downloaded=self._cache.received - received,
-        )
+        downloaded = self._cache.received - received
+        event = _update(order, self._trainer, examples=len(y), metrics=metrics, downloaded=downloaded)
+        return self._uploaded(event, update, order, watch)
 
     def _learned(self, model: FlatModel, x: torch.Tensor, y: torch.Tensor, order: Order) -> dict[str, float]:
         def stopped() -> bool:
-            return self._board.is_over(order.job, order.round, order.attempt)
+            return self._board.is_over(*order.work) or self._board.grace <= 0
 
         how, seed, client, number = order.spec.train, order.spec.seed, order.client, order.round
-        if isinstance(how, CustomTrain):
-            return learning.step(model.model, x, y, how, seed=seed, client=client, number=number, stopped=stopped)
-        return learning.train(model.model, x, y, how, seed=seed, client=client, number=number, stopped=stopped)
+        try:
+            if isinstance(how, CustomTrain):
+                return learning.step(model.model, x, y, how, seed=seed, client=client, number=number, stopped=stopped)
+            return learning.train(model.model, x, y, how, seed=seed, client=client, number=number, stopped=stopped)
+        except Stale:
+            if self._board.is_over(*order.work):
+                raise
+            raise HandedBack("this trainer stops before the client is trained") from None
 
     def _model(self, spec: JobSpec, data: Dataset) -> FlatModel:
         """The warm model of a job; its tensors hold whatever the last client left in them."""
@@ -191,41 +210,38 @@ class Slot:
             self._warm = (key, FlatModel(model.to(self._device)))
         return self._warm[1]
 
-    def _fetched(self, ref: BlobRef, job: str, *work: int) -> File:
-        return self._patiently(lambda: self._cache.get(ref), job, *work)
-
-    def _uploaded(self, order: Order, file: File, *, examples: int, metrics: dict[str, float] | None = None) -> BlobRef:
-        digest = weights.digest_of(file)
-        about: dict[str, Any] = {"job": order.job, "round": order.round, "client": order.client, "examples": examples}
-        for name in ("loss", "accuracy"):
-            if metrics and f"client_{name}" in metrics:
-                about[name] = metrics[f"client_{name}"]
+    def _uploaded(self, update: ModelUpdate, file: File, order: Order, watch: Stopwatch) -> ModelUpdate:
+        """The update, its file in the store with a receipt: whoever finds it there can tell of it."""
+        failpoint("trainer.trained")
+        digest, about = weights.digest_of(file), receipts.receipt(update)
         key = names.update_blob(order.job, order.round, order.client, digest)
-        return self._patiently(
-            lambda: self._blobs.put(key, file, digest=digest, metadata=about), order.job, order.round, order.attempt
-        )
+
+        def put() -> BlobRef:
+            return self._blobs.put(
+                key, file, digest=digest, metadata=about, on_piece=lambda: failpoint("trainer.uploading")
+            )
+
+        blob = self._patiently(put, order)
+        watch.lap("upload")
+        failpoint("trainer.uploaded")
+        return update.model_copy(update={"update": blob, "timings": watch.total()})
 
     def _refuse_if_over(self, order: Order) -> None:
         """Raises `Stale` where the round was over before this task began: within 20 ms, whatever was missed."""
-        work = (order.job, order.round, order.attempt)
-        if self._board.is_over(*work):
+        if self._board.is_over(*order.work):
             raise Stale(f"round {order.round} is over")
         manifest, result = names.manifest_blob(order.job, order.round), names.result_blob(order.job)
-        if self._patiently(lambda: self._blobs.exists(manifest) or self._blobs.exists(result), *work):
+        if self._patiently(lambda: self._blobs.exists(manifest) or self._blobs.exists(result), order):
             raise Stale(f"round {order.round} is over, says the object store")
 
-    def _is_over(self, job: str) -> bool:
-        result = names.result_blob(job)
-        return self._board.is_over(job) or self._patiently(lambda: self._blobs.exists(result), job)
-
-    def _patiently(self, call: Callable[[], Result], *work: Any) -> Result:
+    def _patiently(self, call: Callable[[], Result], order: Order | None = None) -> Result:
         """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""
         deadline, delay = time.monotonic() + PATIENCE, 0.2
         while True:
             try:
                 return call()
             except Unavailable as error:
-                if self._board.is_over(*work):
+                if order is not None and self._board.is_over(*order.work):
                     raise Stale("nobody waits for it any more") from error
                 if time.monotonic() >= deadline or self._board.is_stopping:
                     raise
@@ -248,7 +264,7 @@ def start(trainer: str, directory: str, index: int, threads: int) -> Slot:
     device = _device(configuration.device, index)
     torch.set_num_threads(configuration.threads or threads)
     board = Board(Path(directory))
-    blobs = Blobs(configuration)
+    blobs = Blobs(configuration, patience=GLANCE)
     cache = Cache(configuration.cache_dir, configuration.cache_mb << 20, blobs)
     bus = Bus(configuration, trainer, patience=PATIENCE)
     _rehearse(device)
@@ -285,10 +301,8 @@ def _update(
     order: Order,
     trainer: str,
     *,
-    update: BlobRef | None = None,
     examples: int = 0,
     metrics: dict[str, float] | None = None,
-    timings: dict[str, float] | None = None,
     downloaded: int = 0,
     error: str | None = None,
 ) -> ModelUpdate:
@@ -298,14 +312,36 @@ def _update(
         attempt=order.attempt,
         client=order.client,
         trainer=trainer,
-        base=order.base.digest if order.base else None,
-        update=update,
+        base=_digest(order.base),
+        update=None,
         examples=examples,
         metrics=metrics or {},
-        timings=timings or {},
         downloaded=downloaded,
         error=error,
     )
+
+
+def _evaluated(
+    event: EvaluateModel,
+    trainer: str,
+    *,
+    examples: int = 0,
+    metrics: dict[str, float] | None = None,
+    error: str | None = None,
+) -> ModelEvaluated:
+    return ModelEvaluated(
+        job=event.job,
+        round=event.round,
+        model=event.model.digest,
+        trainer=trainer,
+        examples=examples,
+        metrics=metrics or {},
+        error=error,
+    )
+
+
+def _digest(base: BlobRef | None) -> str | None:
+    return base.digest if base is not None else None
 
 
 def _refuse_diverged(deltas: weights.Flat, examples: int, spec: JobSpec) -> None:

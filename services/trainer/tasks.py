@@ -1,4 +1,7 @@
-"""Celery's two tasks and the start of the process that executes them; torch is imported there alone."""
+"""Celery's two tasks, how often each is tried, and the start of the process that executes them.
+
+Torch is imported there alone.
+"""
 
 import os
 import signal
@@ -7,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from billiard import current_process
-from celery import current_app, shared_task, signals
+from celery import current_app, platforms, shared_task, signals
 from celery.exceptions import Reject
 
 from services.trainer import worker
 from services.trainer.board import Board
-from services.trainer.orders import Order
+from services.trainer.orders import HandedBack, Order
+from shared import failpoints
 from shared.errors import FedqError, Unavailable
 from shared.events import EvaluateModel
 
@@ -21,27 +25,60 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+TRIES = 5  #: deliveries of a task that are tried; the task queues' delivery limit lies above, for what cannot be said
+
+SILENCE = "each ended without an answer; its slot or its trainer was killed, by lack of memory perhaps"
+
 _slot: "Slot | None" = None
 
 
-def train(order: dict[str, Any]) -> None:
+def train(task: Any, order: dict[str, Any]) -> None:
     """Trains one client and says so."""
-    _do(lambda slot: slot.train(Order.model_validate(order)))
+    _try(task, Order.model_validate(order))
 
 
-def evaluate(event: dict[str, Any]) -> None:
+def evaluate(task: Any, event: dict[str, Any]) -> None:
     """Evaluates a model on the held-out test set and says so."""
-    _do(lambda slot: slot.evaluate(EvaluateModel.model_validate(event)))
+    _try(task, EvaluateModel.model_validate(event))
 
 
-def _do(work: Any) -> None:
+def _try(task: Any, work: Order | EvaluateModel) -> None:
+    """Does the work, or puts it back to be tried again; at last answers why it is given up, for the dead letters."""
     assert _slot is not None, "a task outside a slot"  # noqa: S101
+    tries = _deliveries(task.request)
     try:
-        work(_slot)
+        reason = _failure(_slot, work, tries)
+        if reason is None:
+            return
+        _slot.give_up(work, tries, f"given up after {TRIES} tries: {reason}")
     except Unavailable as error:
-        log.warning("requeued", reason=str(error))
+        log.warning("requeued", reason=str(error), tries=tries)
         # A reject and not a failure: it counts towards the queue's delivery limit.
         raise Reject(str(error), requeue=True) from None
+    raise Reject(reason, requeue=False)
+
+
+def _failure(slot: "Slot", work: Order | EvaluateModel, tries: int) -> str | None:
+    """Why the work is given up, or None where it is done; `Unavailable` where it may be tried again."""
+    if tries > TRIES:
+        return SILENCE
+    try:
+        slot.do(work, tries)
+    except HandedBack:
+        raise
+    except Unavailable as error:
+        if tries < TRIES:
+            raise
+        return str(error)
+    return None
+
+
+def _deliveries(request: Any) -> int:
+    """Of this task, this one included. RabbitMQ counts the earlier ones, in a header that the first has not.
+
+    From 4.0 on it counts in a second header also those that ended with their connection, and from 4.3 there alone.
+    """
+    return 1 + max(int(request.get(name) or 0) for name in ("x-delivery-count", "x-acquired-count"))
 
 
 def warm_up(**_: Any) -> None:
@@ -53,7 +90,10 @@ def warm_up(**_: Any) -> None:
     place = current_app.conf.slot
     if os.getppid() != place["parent"]:  # it died before the kernel was told to take this process along
         os._exit(os.EX_OK)
+    # Nor does a process that the user's code made, a DataLoader's say, outlive a slot that is killed.
+    os.register_at_fork(after_in_child=lambda: platforms.set_pdeathsig("SIGKILL"))
     try:
+        failpoints.arm()
         from services.trainer import slot  # noqa: PLC0415 - not in the parent
 
         _slot = slot.start(place["trainer"], place["board"], current_process().index, place["threads"])
@@ -69,7 +109,7 @@ def keep_logging(**_: Any) -> None:
     worker.forward_logs()
 
 
-shared_task(name="train")(train)
-shared_task(name="evaluate")(evaluate)
+shared_task(name="train", bind=True)(train)
+shared_task(name="evaluate", bind=True)(evaluate)
 signals.setup_logging.connect(keep_logging)
 signals.worker_process_init.connect(warm_up)

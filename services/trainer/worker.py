@@ -19,11 +19,15 @@ import structlog
 from amqp.exceptions import AMQPError
 from celery import Celery, bootsteps
 from celery.apps import worker as celery_worker
+from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.prefork import TaskPool
 from celery.exceptions import SecurityWarning
 from celery.utils.sysinfo import cpu_budget
+from celery.utils.threads import bound_open_broker_sockets
 from celery.worker import consumer as celery_consumer
 from celery.worker import state
 from celery.worker.components import Pool
+from kombu.asynchronous import get_event_loop
 from kombu.entity import Exchange, Queue
 
 from services.trainer.board import Board
@@ -32,6 +36,8 @@ from shared.errors import BadInput, FedqError
 from shared.settings import Trainer
 
 WARM_UP = 120.0  #: seconds a slot may take to import torch
+LOST = 1.0  #: seconds in which the result of a slot that died may still be read from its pipe
+CLOSING = 1.0  #: seconds that the broker may take for each answer while we stop
 
 
 def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Path) -> Celery:
@@ -67,8 +73,9 @@ def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Pat
         accept_content=["msgpack"],
         worker_prefetch_multiplier=1,
         worker_pool_start_method="spawn",  # CUDA does not survive a fork
+        worker_pool=f"{__name__}:SlotPool",
         worker_proc_alive_timeout=WARM_UP,
-        worker_lost_wait=1.0,  # seconds in which the result of a slot that died may still be read from its pipe
+        worker_lost_wait=LOST,
         worker_enable_remote_control=False,
         # A lost connection costs the acknowledgement, not the training: the update goes out by another one.
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -101,6 +108,27 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
         )
 
 
+class Slots(AsynPool):  # type: ignore[misc]
+    """Celery's processes; one that died is replaced at once, and its task goes back as soon as it may.
+
+    By itself Celery would see to either when it looks the next time, every five seconds.
+    """
+
+    def _event_process_exit(self, hub: Any, proc: Any) -> None:
+        proc._popen.wait()  # its pipe closes a moment before it can be waited for, and nobody would look again
+        super()._event_process_exit(hub, proc)
+
+    def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
+        super().on_job_process_lost(job, pid, exitcode)
+        hub = get_event_loop()
+        if hub is not None:
+            hub.call_later(LOST + 0.01, self.maintain_pool)  # type: ignore[no-untyped-call]
+
+
+class SlotPool(TaskPool):  # type: ignore[misc]
+    Pool = Slots
+
+
 class Worker(celery_worker.Worker):  # type: ignore[misc]
     """A Celery worker inside our process: our signals, our logs."""
 
@@ -108,6 +136,8 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
         self.board = board
         self.device = ""  # what the slots train on, known when they are warm
         self.failure: FedqError | None = None
+        self.begun = False
+        self.stops_at = 0.0  # by the monotonic clock, once asked to stop
         self._on_ready = on_ready
         # It warns of unpickling as root; this app unpickles nothing that it is sent.
         warnings.filterwarnings("ignore", category=SecurityWarning)
@@ -124,13 +154,11 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
         )
 
     def start(self) -> None:
+        self.begun = True
         try:
             super().start()
         finally:
-            # Whatever went wrong: slots heed no milder signal, and Python would wait for them at its exit.
-            for process in self.slots:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+            self.kill_slots()  # whatever went wrong: Python would wait for them at its exit
 
     def install_platform_tweaks(self, worker: Any) -> None:
         """Signals are ours: see `request_stop`."""
@@ -139,18 +167,27 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
         """Celery lets the slots finish; a second signal ends all at once, and the broker hands the tasks on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        # Celery waits without end for a broker that hangs to confirm that the consumer is cancelled.
+        bound_open_broker_sockets(self.consumer.connection, CLOSING)
         super().on_close()
 
     def on_consumer_ready(self, consumer: Any) -> None:  # noqa: ARG002 - Celery passes it
         """Celery consumes the task queue from now on."""
         self._on_ready()
 
-    def request_stop(self) -> None:
-        """Lets the slots finish what they train, then ends `start`; callable from any thread."""
+    def request_stop(self, until: float) -> None:
+        """Lets the slots finish what they train by then, and ends `start`; callable from any thread."""
+        self.stops_at = until
         state.should_stop = os.EX_OK
         self.board.tell("stop")  # while warming up
         if self.hub is not None:
             self.hub.call_soon(lambda: None)  # wakes the loop, which then sees it
+
+    def kill_slots(self) -> None:
+        """Slots heed no milder signal; what they were at is not acknowledged, so that the broker hands it on."""
+        for process in self.slots:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
 
     @property
     def slots(self) -> list[Any]:
@@ -176,6 +213,10 @@ class WarmUp(bootsteps.StartStopStep):  # type: ignore[misc]
             except FedqError as error:
                 worker.failure = error
                 raise SystemExit(error.exit_code) from error  # Celery's way to end
+
+    def stop(self, worker: Worker) -> None:
+        """Between the consumer's stop and the pool's: what a slot puts back now does not come here again."""
+        worker.board.stop(worker.stops_at)
 
     def _wait(self, worker: Worker, words: int) -> str:
         sentinels = [process._popen.sentinel for process in worker.slots]  # readable when it dies

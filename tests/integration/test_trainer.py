@@ -1,5 +1,6 @@
 """A trainer as a process of its own: what it makes of round-starts, and how it starts, stops and dies."""
 
+import fcntl
 import multiprocessing
 import os
 import queue
@@ -10,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,10 +19,16 @@ import numpy as np
 import psutil
 import pytest
 
-from services.trainer.board import Board
+from services.trainer import __main__ as trainer_main
+from services.trainer.board import EVER, Board
 from services.trainer.cache import Cache
+from services.trainer.data import dataset
+from services.trainer.dispatch import Dispatch, on_notice
+from services.trainer.models import catalog
+from services.trainer.models.flat import FlatModel
+from services.trainer.orders import orders
 from services.trainer.worker import make_app
-from shared import jobs, names, settings, topology, weights
+from shared import failpoints, jobs, names, settings, topology, weights
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.errors import BadInput, Refused
@@ -38,6 +46,7 @@ from shared.events import (
 from shared.jobs import JobSpec
 
 ROOT = Path(__file__).parents[2]
+POINTS = [point for point in failpoints.POINTS if point.startswith("trainer.")]
 WAIT = 60.0  #: seconds; for what takes a fraction of one on a machine with nothing else to do
 
 OWN = """
@@ -64,11 +73,11 @@ OWN = """
         return {}
 
     def deadly(model, x, y, *, client, round, seed, signs):
-        first = Path(signs, "died")
-        if not first.exists():
-            first.touch()
-            os.kill(os.getpid(), 9)
-        return {}
+        from torch.utils.data import DataLoader
+        batches = iter(DataLoader(range(1000), num_workers=1))
+        next(batches)
+        Path(signs, f"helper-{batches._workers[0].pid}").touch()
+        os.kill(os.getpid(), 9)
 """
 
 
@@ -124,12 +133,32 @@ class Federation:
         self.processes.append(process)
         return process
 
-    def ask(self, number: int, *cohort: str, base: BlobRef | None = None, spec: JobSpec, group: str = "cpu") -> None:
+    def ask(
+        self,
+        number: int,
+        *cohort: str,
+        base: BlobRef | None = None,
+        spec: JobSpec,
+        group: str = "cpu",
+        attempt: int = 1,
+        fence: int = 0,
+        again: bool = False,
+    ) -> None:
         """Opens a round for these clients."""
-        event = RoundStart(
-            job=self.job, group=group, round=number, attempt=1, base=base, cohort=cohort, spec=spec, deadline=0
+        self.bus.publish(
+            RoundStart(
+                job=self.job,
+                group=group,
+                round=number,
+                attempt=attempt,
+                base=base,
+                cohort=cohort,
+                spec=spec,
+                deadline=0,
+                fence=fence,
+                again=again,
+            )
         )
-        self.bus.publish(event)
 
     def update(self) -> ModelUpdate:
         found = self.updates.get(timeout=WAIT)
@@ -142,6 +171,27 @@ class Federation:
         found = self.update()
         assert found.update is not None, found.error
         return found.update
+
+    def given(self, spec: JobSpec) -> BlobRef:
+        """The same model, by no trainer."""
+        data = dataset.load(spec)
+        model = FlatModel(catalog.build(spec.model, tuple(data.shape), data.classes, spec.seed))
+        return self.blobs.put(f"jobs/{self.job}/given", model.save())
+
+    def end(self, number: int, outcome: Any = "committed", **changes: Any) -> None:
+        """Says that a round is over."""
+        event = RoundEnd(job=self.job, round=number, outcome=outcome, accepted=0, rejected=0, **changes)
+        self.bus.publish(event)
+
+    def waiting(self, name: str = "") -> int:
+        """Messages that are ready in the queue of tasks, or another."""
+        return (self.bus.depth(name or names.tasks_queue("cpu")) or (0, 0))[0]
+
+    def left_behind(self) -> set[str]:
+        """What is where the trainers of this node keep what they share and what is theirs, but the locks."""
+        cache = self.directory / "cache"
+        found = {path.name for path in (*cache.glob("*.part"), *(cache / "trainers").iterdir())}
+        return found - {"lock"}
 
     def heartbeat(self, wanted: Callable[[Heartbeat], bool]) -> Heartbeat:
         """The next heartbeat that is `wanted`."""
@@ -176,6 +226,23 @@ def digits(**changes: Any) -> JobSpec:
         "pool": "cpu",
     }
     return jobs.parse({**document, **changes})
+
+
+@contextmanager
+def hanging(pid: int) -> Iterator[None]:
+    """A server that neither answers nor goes away."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 Found = TypeVar("Found")
@@ -273,25 +340,29 @@ def test_nobody_trains_for_a_round_that_is_over(federation: Federation) -> None:
     federation.ask(3, "client-3", base=base, spec=endless)
     until((federation.directory / "client-3-3-began").exists, "client-3 is being trained")
     began = time.monotonic()
-    federation.bus.publish(RoundEnd(job=job, round=3, outcome="committed", accepted=0, rejected=0))
+    federation.end(3)
     federation.ask(4, "client-4", base=base, spec=spec)
     assert federation.update().client == "client-4"
     assert time.monotonic() - began < 2
 
     # Another attempt at the same round is no longer what has failed.
-    federation.bus.publish(RoundEnd(job=job, round=5, attempt=1, outcome="failed", accepted=0, rejected=0))
+    federation.end(5, "failed", attempt=1)
     federation.ask(3, "client-5", base=base, spec=spec)
-    again = RoundStart(job=job, group="cpu", round=5, attempt=2, base=base, cohort=("client-6",), spec=spec, deadline=0)
-    federation.bus.publish(again)
+    federation.ask(5, "client-6", base=base, spec=spec, attempt=2)
     assert federation.update().client == "client-6"
 
-    federation.bus.publish(TrainingEnd(job=job, outcome="stopped", rounds=0))
+    federation.bus.publish(TrainingEnd(job=job, outcome="stopped", rounds=4, model=base))
     federation.blobs.put_json(names.result_blob(job), {})  # in case the notice comes later than the task
-    federation.ask(6, "client-7", base=base, spec=spec)
+    federation.ask(5, "client-7", base=base, spec=spec, attempt=3)
     other = Federation(federation.servers, federation.directory)
     other.ask(0, "client-0", spec=spec)
     assert other.update().client == "client-0"
     assert federation.updates.empty()
+
+    # Nor is the job that its next owner resumes what has ended.
+    federation.blobs.delete(names.result_blob(job))
+    federation.ask(5, "client-8", base=base, spec=spec, fence=1)
+    assert federation.update().client == "client-8"
 
 
 def test_an_error_of_the_users_code_is_an_answer(federation: Federation) -> None:
@@ -358,6 +429,48 @@ def test_a_trainer_that_is_asked_to_stop_finishes_what_it_trains(federation: Fed
     assert (update.client, update.trainer) == ("client-2", "heir")
 
 
+def test_what_cannot_be_finished_in_time_is_handed_back(federation: Federation) -> None:
+    """Training stops between two batches, and the task is on its queue again."""
+    trainer = federation.start("--pool", "cpu", FEDQ_GRACE_S="0.5")
+    base = federation.given(digits())
+    signs = {"signs": str(federation.directory), "seconds": 600}
+    federation.ask(1, "client-1", base=base, spec=digits(train={"name": "own_job:patient", "args": signs}))
+    until((federation.directory / "client-1-1-began").exists, "client-1 is being trained")
+    children = psutil.Process(trainer.pid).children(recursive=True)
+    trainer.send_signal(signal.SIGTERM)
+
+    assert trainer.wait(WAIT) == 0
+    assert "this trainer stops before the client is trained" in federation.log()
+    assert federation.waiting() == 1
+    assert federation.updates.empty()
+    assert not psutil.wait_procs(children, timeout=WAIT)[1]
+    assert not federation.left_behind()
+
+
+@pytest.mark.parametrize("server", ["rabbitmq", "s3"])
+def test_a_trainer_stops_in_time_though_a_server_hangs(federation: Federation, server: str) -> None:
+    """Its slot waits for an answer, or itself does: neither is waited for, and the task goes to another."""
+    trainer = federation.start("--pool", "cpu", FEDQ_GRACE_S="0.5")
+    base = federation.given(digits())
+    signs = {"signs": str(federation.directory), "seconds": 600}
+    spec = digits(train={"name": "own_job:patient", "args": signs})
+    if server == "rabbitmq":
+        federation.ask(1, "client-1", base=base, spec=spec)
+        until((federation.directory / "client-1-1-began").exists, "client-1 is being trained")
+    with hanging(getattr(federation.servers.stack, server).pid):
+        if server == "s3":
+            federation.ask(1, "client-1", base=base, spec=spec)
+            federation.heartbeat(lambda heartbeat: heartbeat.busy == 1)
+        children = psutil.Process(trainer.pid).children(recursive=True)
+        trainer.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert trainer.wait(WAIT) == 0
+        assert time.monotonic() - began < 0.5 + trainer_main.HEED + trainer_main.LEAVE + 2
+        assert not psutil.wait_procs(children, timeout=WAIT)[1]
+        assert not federation.left_behind()
+    until(lambda: federation.waiting() == 1, "the task is back")
+
+
 def test_a_second_signal_ends_a_trainer_at_once(federation: Federation) -> None:
     """Its slots go with it, and its task goes back to the queue."""
     trainer = federation.start("--pool", "cpu")
@@ -418,15 +531,123 @@ def test_a_killed_trainer_leaves_no_process_and_loses_no_task(federation: Federa
     assert len(boards) == 1  # the dead one's was removed
 
 
-def test_a_killed_slot_is_replaced_and_its_task_done(federation: Federation) -> None:
-    """As when the kernel is out of memory: the broker hands the task out again."""
+@pytest.mark.parametrize("point", [point for point in POINTS if point not in ("trainer.heard", "trainer.dispatched")])
+def test_a_slot_may_die_at_any_point(federation: Federation, point: str) -> None:
+    """As when the kernel is out of memory: another one does its task, and contributes nothing else."""
+    spec = digits(model={"name": "mlp", "hidden": [2048]})  # so large that it is sent in pieces
+    base = federation.given(spec)
+    died = federation.directory / "died"
+    trainer = federation.start("--pool", "cpu", FEDQ_FAILPOINT=f"{point}=kill:{died}")
+    before = psutil.Process(trainer.pid).children(recursive=True)
+    federation.ask(1, "client-1", base=base, spec=spec)
+    updates = [federation.update()]
+    while updates[-1].tries == 1:  # told, and not acknowledged
+        updates.append(federation.update())
+
+    assert died.exists()
+    assert f'"name": "{point}"' in federation.log()
+    assert "signal 9 (SIGKILL)" in federation.log()
+    assert len({update.update.digest for update in updates if update.update}) == 1
+    assert (updates[-1].client, updates[-1].error, updates[-1].tries) == ("client-1", None, 2)
+    # What is in the store already is told of, not trained again.
+    assert (updates[-1].timings == {}) == (point in ("trainer.uploaded", "trainer.told"))
+
+    children = before + psutil.Process(trainer.pid).children(recursive=True)
+    trainer.send_signal(signal.SIGTERM)
+    assert trainer.wait(WAIT) == 0
+    assert not psutil.wait_procs(children, timeout=WAIT)[1]
+    assert federation.waiting() == 0
+    assert not federation.left_behind()
+
+
+@pytest.mark.parametrize("point", ["trainer.heard", "trainer.dispatched"])
+def test_a_trainer_may_die_with_a_round_in_hand(federation: Federation, point: str) -> None:
+    """The round-start goes to another; a client that is then asked twice contributes once."""
+    spec = digits()
+    base = federation.given(spec)
+    trainer = federation.start("--pool", "cpu", FEDQ_FAILPOINT=f"{point}=kill")
+    children = psutil.Process(trainer.pid).children(recursive=True)
+    federation.ask(1, "client-1", base=base, spec=spec)
+    assert trainer.wait(WAIT) == -signal.SIGKILL
+    assert not psutil.wait_procs(children, timeout=WAIT)[1]
+
+    heir = federation.start("--pool", "cpu")
+    updates = [federation.update() for _ in range(1 if point == "trainer.heard" else 2)]
+    assert {update.client for update in updates} == {"client-1"}
+    assert len({update.update.digest for update in updates if update.update}) == 1
+    heir.send_signal(signal.SIGTERM)
+    assert heir.wait(WAIT) == 0
+    assert (federation.waiting(), federation.waiting(names.rounds_queue("cpu"))) == (0, 0)
+    assert federation.updates.empty()
+
+
+def test_a_client_that_kills_each_slot_is_given_up(federation: Federation) -> None:
+    """After five tries it is excluded with the reason, its task is a dead letter, and nothing is left behind."""
     federation.start("--pool", "cpu")
-    base = federation.initial(digits())
+    spec = digits()
+    base = federation.given(spec)
     signs = {"signs": str(federation.directory)}
     federation.ask(1, "client-1", base=base, spec=digits(train={"name": "own_job:deadly", "args": signs}))
+    update = federation.update()
 
+    assert (update.client, update.update, update.tries) == ("client-1", None, 6)
+    assert (update.error or "").startswith(
+        "given up after 5 tries: each ended without an answer; its slot or its trainer"
+    )
+    until(lambda: federation.bus.depth(names.DEAD_LETTERS) == (1, 0), "it is a dead letter")
+    helpers = [int(path.name.partition("-")[2]) for path in federation.directory.glob("helper-*")]
+    assert len(helpers) == 5
+    until(lambda: not any(alive(helper) for helper in helpers), "a slot's own children die with it")
+    federation.ask(1, "client-2", base=base, spec=spec)
     assert federation.update().error is None
-    assert (federation.directory / "died").exists()
+
+
+def test_a_task_that_fails_for_the_fifth_time_is_given_up(federation: Federation) -> None:
+    """With the reason that is known; before, it is put back."""
+    federation.start("--pool", "cpu", FEDQ_FAILPOINT="trainer.taken=raise")
+    spec, job = digits(), federation.job
+    base = federation.given(spec)
+    event = RoundStart(
+        job=job, group="cpu", round=1, attempt=1, base=base, cohort=("client-1",), spec=spec, deadline=0, fence=3
+    )
+    app = make_app(federation.servers.settings(settings.Trainer), "cpu", "test", 1, federation.directory)
+    with app.connection_for_write() as connection:
+        order = next(orders(event, 0)).model_dump(mode="json")
+        app.send_task("train", (order,), headers={"x-delivery-count": 4}, connection=connection)
+        update = federation.update()
+        assert (update.error, update.tries) == ("given up after 5 tries: failpoint trainer.taken", 5)
+
+        asked = EvaluateModel(job=job, group="cpu", round=1, model=base, spec=spec).model_dump(mode="json")
+        app.send_task("evaluate", (asked,), headers={"x-delivery-count": 5}, connection=connection)
+        found = federation.updates.get(timeout=WAIT)
+        assert isinstance(found, ModelEvaluated)
+        assert (found.error or "").startswith("given up after 5 tries: each ended without an answer")
+    until(lambda: federation.bus.depth(names.DEAD_LETTERS) == (2, 0), "both are dead letters")
+
+
+def test_a_client_that_is_asked_again_tells_again(federation: Federation) -> None:
+    """By another trainer too, of what lies in the store; but not where the base or the settings have changed."""
+    spec = digits()
+    base = federation.given(spec)
+    trainer = federation.start("--pool", "cpu", "--name", "first")
+    federation.ask(1, "client-1", base=base, spec=spec)
+    first = federation.update()
+    federation.ask(1, "client-1", base=base, spec=digits(train={"epochs": 1}))  # as after a job was resumed
+    other = federation.update()
+    assert first.update is not None
+    assert other.update is not None
+    assert other.update.digest != first.update.digest
+    trainer.send_signal(signal.SIGTERM)
+    assert trainer.wait(WAIT) == 0
+
+    federation.blobs.delete(other.update.key)
+    federation.start("--pool", "cpu", "--name", "second")
+    federation.ask(1, "client-1", base=base, spec=spec, attempt=2, fence=1, again=True)
+    again = federation.update()
+    assert (again.update, again.trainer, again.examples) == (first.update, "first", first.examples)
+    assert (again.metrics, again.attempt, again.timings) == (first.metrics, 2, {})
+    federation.ask(1, "client-1", base=first.update, spec=spec, again=True)  # not a model, but another base
+    assert federation.update().base == first.update.digest
 
 
 def test_a_store_that_is_away_costs_no_task(federation: Federation) -> None:
@@ -481,7 +702,60 @@ def test_a_trainer_outlives_its_connections(federation: Federation) -> None:
         rabbitmq.call("DELETE", f"connections/{name.replace(' ', '%20').replace('>', '%3E')}")
     federation.ask(1, "client-1", "client-2", base=base, spec=digits())
 
-    assert {federation.update().client, federation.update().client} == {"client-1", "client-2"}
+    clients = set()
+    while clients != {"client-1", "client-2"}:  # round 0 may be told of twice: its acknowledgement may have been lost
+        update = federation.update()
+        clients |= {update.client} if update.round == 1 else set()
+    signs = {"signs": str(federation.directory), "seconds": 600}
+    federation.ask(2, "client-1", base=base, spec=digits(train={"name": "own_job:patient", "args": signs}))
+    until((federation.directory / "client-1-2-began").exists, "client-1 is being trained")
+    federation.end(2)  # heard, so that its notices come again too
+    federation.ask(3, "client-3", base=base, spec=digits())
+    assert federation.update().client == "client-3"
+
+
+def test_a_trainer_outlives_its_queues(federation: Federation) -> None:
+    """An operator deletes them, with what is in them: it notices, declares them again and serves."""
+    federation.start("--pool", "cpu", "--name", "t1")
+    base = federation.initial(digits())
+    for name in (names.tasks_queue("cpu"), names.rounds_queue("cpu")):
+        federation.bus.delete(name)
+        until(lambda name=name: federation.bus.depth(name) == (0, 1), f"{name} is there again, and consumed")  # type: ignore[misc]
+    federation.ask(1, "client-1", base=base, spec=digits())
+    assert federation.update().error is None
+
+
+def test_a_task_for_a_queue_that_is_gone_is_not_lost(federation: Federation) -> None:
+    """It is declared again: the connection that declared it before knows nothing of its end."""
+    configuration = federation.servers.settings(settings.Trainer, "trainer")
+    dispatch = Dispatch(make_app(configuration, "cpu", "t1", 1, federation.directory), "t1")
+    event = EvaluateModel(job=federation.job, group="cpu", round=1, model=federation.given(digits()), spec=digits())
+    dispatch(event)
+    assert federation.waiting() == 1
+    federation.bus.delete(names.tasks_queue("cpu"))
+    dispatch(event)
+    assert federation.waiting() == 1
+    dispatch.close()
+
+
+def test_a_broker_that_hangs_is_noticed(federation: Federation) -> None:
+    """Within two and a half heartbeats of Celery, and two of pika, which adds 5 s to each; then all goes on."""
+    heartbeat = 4
+    trainer = federation.start("--pool", "cpu", "--name", "t1", FEDQ_AMQP_HEARTBEAT_S=str(heartbeat))
+    base = federation.initial(digits())
+
+    def lost(which: str) -> int:
+        return federation.log().count(which)
+
+    with hanging(federation.servers.stack.rabbitmq.pid):
+        began = time.monotonic()
+        until(lambda: lost("consumer: Connection to broker lost"), "the worker misses it")
+        assert time.monotonic() - began < 2.5 * heartbeat + 1
+        until(lambda: lost('"event": "connection lost"') == 3, "the parent misses it, twice, and the slot")
+        assert time.monotonic() - began < 2 * (heartbeat + 5) + 1
+    federation.ask(1, "client-1", base=base, spec=digits())
+    assert federation.update().error is None
+    assert trainer.poll() is None
 
 
 def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -583,6 +857,19 @@ def test_the_cache_stays_below_its_limit_and_keeps_out_what_is_broken(servers: S
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
+def test_what_a_killed_process_began_to_download_is_removed(servers: Servers, tmp_path: Path) -> None:
+    """By the next one; what somebody downloads now stays."""
+    Cache(tmp_path, 1, servers.blobs())
+    for digest in ("a" * 64, "b" * 64):
+        (tmp_path / f"{digest}.part").touch()
+    with open(tmp_path / "lock-b", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        Cache(tmp_path, 1, servers.blobs())
+        assert [path.name for path in tmp_path.glob("*.part")] == [f"{'b' * 64}.part"]
+    Cache(tmp_path, 1, servers.blobs())
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_a_cache_of_another_user_is_refused(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever owns the directory owns the models."""
     another = os.getuid() + 1
@@ -592,25 +879,52 @@ def test_a_cache_of_another_user_is_refused(servers: Servers, tmp_path: Path, mo
 
 
 def test_the_board_remembers_the_latest_end_of_each_job(tmp_path: Path) -> None:
-    """Rounds, attempts and jobs, in whatever order the notices come; and forgets the oldest jobs."""
+    """Rounds, fences and attempts, in whatever order the notices come; and forgets the oldest jobs."""
     with Board.create(tmp_path, "t") as board:
         slot = Board(board.directory)  # as another process opens it
-        assert not slot.is_over("a", 0, 1)
-        board.end_attempt("a", 3, 1)
-        assert slot.is_over("a", 3, 1)
-        assert not slot.is_over("a", 3, 2)
-        board.end_round("a", 3)
-        board.end_round("a", 2)
-        assert slot.is_over("a", 3, 2)
-        assert not slot.is_over("a", 4, 1)
-        assert not slot.is_over("a")
-        board.end_job("a")
-        assert slot.is_over("a", 99, 9)
-        assert slot.is_over("a")
+        assert not slot.is_over("a", 0, 0, 1)
+        board.end("a", 3, 5, 2)
+        assert slot.is_over("a", 3, 5, 2)
+        assert slot.is_over("a", 3, 4, 9)  # of an earlier owner
+        assert not slot.is_over("a", 3, 5, 3)
+        assert not slot.is_over("a", 3, 6, 1)
+        board.end("a", 3)
+        board.end("a", 2)
+        assert slot.is_over("a", 3, 6, 1)
+        assert not slot.is_over("a", 4, 0, 1)
 
         for number in range(1100):
-            board.end_job(f"b-{number}")
-        assert not slot.is_over("a")
-        assert slot.is_over("b-1099")
+            board.end(f"b-{number}", 1)
+        assert not slot.is_over("a", 0, 0, 1)
+        assert slot.is_over("b-1099", 1, EVER, EVER)
         assert len(list(board.directory.iterdir())) < 1100
     assert not board.directory.exists()
+
+
+def test_a_job_that_has_ended_may_be_resumed(tmp_path: Path) -> None:
+    """What its later owner asks for is not over: the round that was open, though it be round 0, and what follows."""
+    base = BlobRef(key="k", size=1, digest="0" * 64)
+    with Board.create(tmp_path, "t") as board:
+        on_notice(board, TrainingEnd(job="a-aaaaaa", outcome="stopped", rounds=3, model=base, fence=7))
+        assert board.is_over("a-aaaaaa", 3, 8, 1)
+        assert board.is_over("a-aaaaaa", 4, 7, 9)
+        assert not board.is_over("a-aaaaaa", 4, 8, 1)
+        on_notice(board, TrainingEnd(job="b-aaaaaa", outcome="failed", rounds=0, fence=7))
+        assert board.is_over("b-aaaaaa", 0, 7, 9)
+        assert not board.is_over("b-aaaaaa", 0, 8, 1)
+        for outcome in ("failed", "stopped"):
+            end = RoundEnd.model_validate(
+                {
+                    "job": "c-aaaaaa",
+                    "round": 2,
+                    "attempt": 3,
+                    "fence": 1,
+                    "outcome": outcome,
+                    "accepted": 0,
+                    "rejected": 0,
+                }
+            )
+            on_notice(board, end)
+            assert board.is_over("c-aaaaaa", 2, 1, 3)
+            assert not board.is_over("c-aaaaaa", 2, 1, 4)
+            assert not board.is_over("c-aaaaaa", 2, 2, 1)
