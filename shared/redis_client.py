@@ -49,7 +49,20 @@ class Redis:
         except redis.ResponseError as error:
             if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
                 raise Unavailable(f"{self.place} refuses this password; check FEDQ_REDIS_URL") from error
+            if isinstance(error, _PASSING_CLASSES) or str(error).startswith(_PASSING_WORDS):
+                raise Unavailable(f"{self.place} takes no writes now: {error}") from error
             raise
+
+
+#: What an operator mends and a later try may find mended: no memory, no disk, a replica that is no master yet.
+_PASSING_CLASSES = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.ClusterDownError,
+)
+_PASSING_WORDS = ("MISCONF", "NOREPLICAS")
 
 
 class Script:

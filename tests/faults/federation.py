@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 
 from deploy.native.processes import Process
+from services.cli import operating
 from shared import jobs
 from shared.ledger import JobRecord
 from tests.conftest import Servers
@@ -61,6 +63,7 @@ class Federation(Services):
     def __init__(self, servers: Servers, logs: Path) -> None:
         super().__init__(servers, logs, settings=dict(SETTINGS))
         self.pool: list[Process] = []
+        self._operator = SimpleNamespace(bus=servers.bus("operator"), blobs=servers.blobs(), ledger=servers.ledger())
 
     def begin(self, trainers: int = 2) -> None:
         self.registry = self.start("registry")
@@ -97,12 +100,10 @@ class Federation(Services):
             "pool": "cpu",
         } | changes
 
-    def submit(self, *arguments: str, **changes: Any) -> str:
-        """Starts a job by the command line; its id."""
-        file = self.logs / "job.json"
-        file.write_text(json.dumps(self.document(**changes)))
+    def submit(self, **changes: Any) -> str:
+        """Starts a job as the command line does, without the second that a process takes; its id."""
         job = jobs.new_job_id("fault")
-        self.fedq("start", str(file), "--id", job, *arguments)
+        operating.start(self._operator, job, jobs.parse(self.document(**changes)))  # type: ignore[arg-type]
         return job
 
     def undisturbed(self, **changes: Any) -> list[str]:

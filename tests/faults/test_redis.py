@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from shared import names
+from shared.errors import Unavailable
 from tests.faults.federation import Federation, Row, while_away
 from tests.harness import until
 
@@ -114,3 +115,25 @@ def test_redis_hangs(federation: Federation, row: Row) -> None:
 
     federation.holds(job, digests)
     assert all(process.alive() for process in pair)
+
+
+@pytest.mark.row("Redis: out of memory for 5 s", "P1 P5")
+def test_redis_takes_no_writes(federation: Federation, row: Row) -> None:
+    """An operator's matter, and no reason for a job to fail."""
+    digests = federation.undisturbed()
+    federation.aggregator()
+    job = federation.submit()
+    federation.accepted(job, 2, 1)
+    redis = federation.servers.redis()
+    redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Unavailable, match="takes no writes now"):
+            federation.servers.ledger().create("nobody-000000", 1)
+        row.fire("maxmemory of 1 byte in round 2")
+        while_away(5)
+    finally:
+        redis.config_set("maxmemory", 0)
+    federation.reached(job, 2)
+    row.recovered()
+
+    federation.holds(job, digests)
