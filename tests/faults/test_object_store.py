@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from shared.blobs import Blobs, NotFound
 from shared.errors import Refused, Unavailable
 from shared.events import BlobRef
 from tests.faults.s3_proxy import S3Proxy
+from tests.faults.tcp_proxy import TcpProxy
 
 HASTE = 1.0  # seconds of patience, where a fault does not end
 IN_TIME = 3 * HASTE  # seconds in which a call ends that moves no bytes to speak of
@@ -515,3 +516,71 @@ def test_what_is_missing_is_missing_at_once(blobs: Blobs, proxy: S3Proxy, key: s
     with pytest.raises(NotFound):
         blobs.get_json(key)
     assert len(proxy.requests) == 1
+
+
+# --- the line to it -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def line(stack: Stack) -> Iterator[TcpProxy]:
+    """To the session's server; it leaves no thread."""
+    before = set(threading.enumerate())
+    with TcpProxy("127.0.0.1", stack.state.ports["s3"]) as running:
+        yield running
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_long_and_thin_line_is_no_fault(stack: Stack, direct: Blobs, line: TcpProxy, key: str) -> None:
+    """0.1 s each way, and a megabyte or so a second; one connection does for all."""
+    far = client(stack, f"http://{line.address}", timeout=HASTE, patience=HASTE)
+    line.latency, line.bandwidth = 0.1, 1_200_000
+    ref = far.put(key, BODY)
+    assert np.array_equal(direct.get(ref), BODY)
+    assert np.array_equal(far.get(ref), BODY)
+
+    line.assert_fired("latency", "bandwidth")
+    assert line.delivered["up"] > len(BODY) < line.delivered["down"]
+    assert line.accepted == 1
+
+
+@pytest.mark.parametrize(
+    ("ways", "call"),
+    [
+        ((), lambda blobs, ref: blobs.get(ref)),
+        (("up",), lambda blobs, ref: blobs.put(f"{ref.key}-2", b"body")),
+        (("down",), lambda blobs, ref: blobs.exists(ref.key)),
+    ],
+    ids=["both", "up", "down"],
+)
+def test_a_mute_line_is_given_up(
+    stack: Stack, line: TcpProxy, key: str, ways: tuple[Literal["up", "down"], ...], call: Callable[..., Any]
+) -> None:
+    """In time, whichever way nothing passes; when it heals, the same client goes on."""
+    far = client(stack, f"http://{line.address}", timeout=HASTE / 2, patience=HASTE)
+    ref = far.put(key, BODY)
+    line.mute(*ways)
+    assert timed(lambda: call(far, ref), Unavailable, f"^{far.place} cannot be reached .*timed out") < IN_TIME
+    line.assert_fired("mute")
+
+    line.heal()
+    assert np.array_equal(far.get(ref), BODY)
+
+
+def test_a_line_that_breaks_is_dialled_again(
+    stack: Stack, direct: Blobs, line: TcpProxy, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two calls, and in the middle of an upload; while nobody listens it says so, and then goes on."""
+    far = client(stack, f"http://{line.address}", timeout=2.0, patience=20.0)
+    far.put(key, b"body")
+    line.reset_all()
+    assert far.exists(key)
+    breaks = [line.reset_all]
+    ref = far.put(key, BODY, on_piece=lambda: breaks.pop()() if breaks else None)
+    assert np.array_equal(direct.get(ref), BODY)
+
+    line.down()
+    monkeypatch.setattr(module, "BRIEFLY", HASTE)
+    assert timed(lambda: far.exists(key), Unavailable, "refused.*check FEDQ_S3_URL$") < IN_TIME
+    line.heal()
+    assert far.exists(key)
+    line.assert_fired("reset", "down")
