@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shared.redis_client import Redis
     from shared.roster import Roster
 
-PATIENCE = 5.0  #: seconds until a person hears that RabbitMQ does not answer
+PATIENCE = 5.0  #: seconds until a person hears that RabbitMQ or the object store does not answer
 
 
 class Servers:
@@ -60,7 +60,7 @@ class Servers:
     def blobs(self) -> "Blobs":
         from shared.blobs import Blobs
 
-        return Blobs(self.settings)
+        return Blobs(self.settings, patience=PATIENCE)
 
     def aggregators(self) -> int:
         """How many aggregators would take a job now."""

@@ -12,7 +12,7 @@ import pytest
 
 from services.cli.watching import QUIET
 from shared import names, topology
-from shared.events import Heartbeat, StopTraining
+from shared.events import Heartbeat, PauseTraining, StopTraining, TrainingEnd
 from shared.ledger import Wanted
 from tests.conftest import Servers
 from tests.scripted import COHORT, DIGITS, Aggregator, Fedq, Scripted
@@ -93,6 +93,7 @@ def test_start_alone_prints_the_id_and_says_what_it_waits_for(fedq: Fedq, server
     (job,) = done.lines
     assert done.err == "queued: no aggregator is running; start one with `python -m services.aggregator`\n"
     assert servers.ledger().required(job).status == "queued"
+    assert servers.blobs().get_json(names.job_blob(job))["spec"]["seed"] == 7
     bus = servers.bus()
     assert bus.depth(names.COMMANDS) == (1, 0)
     assert bus.depth(names.updates_queue(job)) == (0, 0)
@@ -218,13 +219,260 @@ def test_stop_waits_for_the_end(fedq: Fedq, aggregator: Aggregator, servers: Ser
     assert (watched.code, watched.err) == (1, "error: job digits-aaaaaa stopped: enough\n")
 
 
-def test_stop_of_a_queued_job_says_what_it_waits_for(fedq: Fedq) -> None:
-    """Its mailbox keeps the request for the aggregator to come."""
+def test_stop_of_a_queued_job_says_what_it_waits_for(fedq: Fedq, servers: Servers) -> None:
+    """The record keeps the wish for the aggregator to come."""
     fedq("start", DIGITS, "--id", "digits-aaaaaa")
     done = fedq("stop", "digits-aaaaaa")
 
     assert done.code == 0
+    assert servers.ledger().required("digits-aaaaaa").wanted == Wanted("stopped", "stopped by an operator")
     assert "no aggregator is running; start one" in done.out
+
+
+def test_stop_of_a_paused_job_has_it_ended_in_order(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """Nobody owns it: it is queued again, with the wish, for an aggregator to end it."""
+    aggregator.listen()
+    paused(fedq, aggregator)
+    stopping = fedq.begin("stop", "digits-aaaaaa", "--reason", "enough")
+    again = aggregator.take()
+    assert servers.ledger().renew("digits-aaaaaa", again.fence, 60) == Wanted("stopped", "enough")
+    assert servers.blobs().get_json(names.wanted_blob("digits-aaaaaa"))["wanted"] == "stopped"
+    again.end("stopped", "enough")
+    done = fedq.finish(stopping)
+
+    assert (done.code, done.out) == (0, "job digits-aaaaaa stopped after 0 rounds\n")
+
+
+def paused(fedq: Fedq, aggregator: Aggregator) -> Scripted:
+    """A job that is laid down after its initial model."""
+    fedq("start", DIGITS, "--set", "rounds.count=3", "--id", "digits-aaaaaa")
+    job = aggregator.take()
+    job.ask(0, COHORT[:1])
+    job.commit(0)
+    job.servers.blobs().put_json(
+        names.wanted_blob(job.job), {"job": job.job, "wanted": "paused", "reason": "paused by an operator"}
+    )
+    job.servers.ledger().want(job.job, Wanted("paused", "paused by an operator"))
+    job.lay_down("paused by an operator")
+    return job
+
+
+def test_pause_waits_for_the_open_round(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """It says what it waits for, and which came: the pause, or the end."""
+    aggregator.listen()
+    fedq("start", DIGITS, "--set", "rounds.count=3", "--id", "digits-aaaaaa")
+    job = aggregator.take()
+    job.ask(0, COHORT[:1])
+    pausing = fedq.begin("pause", "digits-aaaaaa", "--reason", "the night")
+    assert job.bell() == PauseTraining(job="digits-aaaaaa", reason="the night")
+    assert servers.ledger().renew("digits-aaaaaa", job.fence, 60) == Wanted("paused", "the night")
+    record = servers.blobs().get_json(names.wanted_blob("digits-aaaaaa"))
+    assert record == {"job": "digits-aaaaaa", "wanted": "paused", "reason": "the night"}
+    job.commit(0)
+    job.lay_down("the night")
+    done = fedq.finish(pausing)
+
+    assert (done.code, done.out) == (
+        0,
+        "job digits-aaaaaa paused after 0 rounds; `fedq resume digits-aaaaaa` continues it\n",
+    )
+    assert done.err.startswith("pause requested; waiting for job digits-aaaaaa to finish round 0, ")
+    again = fedq("pause", "digits-aaaaaa")
+    assert (again.code, "is paused already; `fedq resume digits-aaaaaa`" in again.err) == (2, True)
+    (row,) = fedq("jobs", "--json").document
+    assert (row["status"], row["detail"]) == ("paused", "the night")
+    assert "digits-aaaaaa  paused  " in fedq("jobs").out
+
+
+def test_pause_of_a_job_that_ends_meanwhile_says_so(fedq: Fedq, aggregator: Aggregator) -> None:
+    """Its last round may be the open one."""
+    aggregator.listen()
+    fedq("start", DIGITS, "--id", "digits-aaaaaa")
+    job = aggregator.take()
+    pausing = fedq.begin("pause", "digits-aaaaaa")
+    job.bell()
+    job.end(rounds=15)
+
+    assert fedq.finish(pausing).out == "job digits-aaaaaa finished after 15 rounds\n"
+
+
+def test_pause_of_a_queued_job_says_what_it_waits_for(fedq: Fedq, servers: Servers) -> None:
+    """And resuming takes the wish back."""
+    fedq("start", DIGITS, "--id", "digits-aaaaaa")
+    done = fedq("pause", "digits-aaaaaa")
+    assert (done.code, done.out.startswith("pause requested; job digits-aaaaaa is queued: no aggregator")) == (0, True)
+    assert servers.ledger().required("digits-aaaaaa").wanted.status == "paused"
+
+    done = fedq("resume", "digits-aaaaaa")
+    assert (done.code, done.out) == (0, "job digits-aaaaaa was not paused yet, and goes on\n")
+    assert servers.ledger().required("digits-aaaaaa").wanted.status == "running"
+    assert servers.blobs().get_json(names.wanted_blob("digits-aaaaaa"))["wanted"] == "running"
+    again = fedq("resume", "digits-aaaaaa")
+    assert (again.code, "is queued, not paused: there is nothing to resume" in again.err) == (2, True)
+
+
+def test_resume_has_a_paused_job_taken_again(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """With the spec of its job.json, and no wish left."""
+    aggregator.listen()
+    job = paused(fedq, aggregator)
+    watching = fedq.begin("watch", "digits-aaaaaa")
+    assert watching.stdout is not None
+    while "`fedq resume digits-aaaaaa` continues it" not in watching.stdout.readline():
+        pass
+    done = fedq("resume", "digits-aaaaaa")
+    again = aggregator.take()
+
+    assert (done.code, done.out) == (0, "job digits-aaaaaa goes on with round 1\n")
+    assert again.spec == job.spec
+    assert again.fence > job.fence
+    assert servers.ledger().renew("digits-aaaaaa", again.fence, 60) == Wanted()
+    again.end(rounds=3)
+    assert fedq.finish(watching).code == 0
+    ended = fedq("resume", "digits-aaaaaa")
+    assert (ended.code, "`fedq start --resume digits-aaaaaa` continues it" in ended.err) == (2, True)
+
+
+def test_a_wish_brings_back_a_job_that_redis_forgot(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """The bucket knows it; an aggregator finds the wish with the record."""
+    aggregator.listen()
+    job = paused(fedq, aggregator)
+    servers.redis().flushdb()
+    done = fedq("resume", "digits-aaaaaa")
+    again = aggregator.take()
+
+    assert (done.code, done.out) == (0, "job digits-aaaaaa goes on with round 1\n")
+    assert servers.ledger().required("digits-aaaaaa").round == 0
+    assert again.fence > job.fence
+
+
+def failed(fedq: Fedq, aggregator: Aggregator) -> Scripted:
+    """A job that ended after one of three rounds."""
+    fedq("start", DIGITS, "--set", "rounds.count=3", "--id", "digits-aaaaaa")
+    job = aggregator.take()
+    for number in range(2):
+        job.ask(number, COHORT if number else COHORT[:1])
+        job.commit(number)
+    job.end("failed", "round 2 has 3 of the 8 updates it needs", rounds=1)
+    return job
+
+
+def test_a_failed_job_is_continued_to_its_end(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """From its last committed round, with what was changed; an end told late of its first life is not its end."""
+    aggregator.listen()
+    first = failed(fedq, aggregator)
+    blobs = servers.blobs()
+    blobs.put_json(names.wanted_blob("digits-aaaaaa"), {"job": "digits-aaaaaa", "wanted": "stopped", "reason": ""})
+    process = fedq.begin("start", "--resume", "digits-aaaaaa", "--set", "rounds.minimum=2", "--watch")
+    job = aggregator.take()
+    late = {"outcome": "failed", "reason": "told late", "rounds": 1, "fence": first.fence}
+    job.publish(TrainingEnd.model_validate({"job": "digits-aaaaaa", **late}))
+    job.file, job.blob = first.file, first.blob
+    for number in (2, 3):
+        job.ask(number)
+        job.commit(number)
+    job.end(rounds=3, accuracy=0.5)
+    done = fedq.finish(process)
+
+    assert (done.code, done.lines[0]) == (0, "digits-aaaaaa")
+    assert done.lines[-1] == "accuracy 0.500 after 3 rounds (12.3 s)"
+    assert "told late" not in done.out
+    assert job.spec.rounds.minimum == 2
+    assert blobs.get_json(names.job_blob("digits-aaaaaa"))["spec"]["rounds"]["minimum"] == 2
+    assert not blobs.exists(names.wanted_blob("digits-aaaaaa"))
+    assert fedq("verify", "digits-aaaaaa").code == 0
+
+
+def test_a_finished_job_is_continued_with_more_rounds(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """And not without: both numbers are named. A paused one is continued as well, a live one goes on as it is."""
+    aggregator.listen()
+    failed(fedq, aggregator)
+    few = fedq("start", "--resume", "digits-aaaaaa", "--set", "rounds.count=1")
+    assert (few.code, few.err) == (
+        2,
+        "error: job digits-aaaaaa has 1 committed rounds and rounds.count is 1; "
+        "raise it, such as --set rounds.count=2\n",
+    )
+    done = fedq("start", "--resume", "digits-aaaaaa", "--set", "rounds.count=5", DIGITS)
+    assert (done.code, done.out) == (0, "digits-aaaaaa\n")
+    job = aggregator.take()
+    assert (job.spec.rounds.count, servers.ledger().required("digits-aaaaaa").rounds) == (5, 5)
+    assert not servers.blobs().exists(names.result_blob("digits-aaaaaa"))
+    live = fedq("start", "--resume", "digits-aaaaaa")
+    assert (live.code, "is running: it goes on as it is" in live.err) == (2, True)
+    job.lay_down("the night")
+    assert fedq("start", "--resume", "digits-aaaaaa").code == 0
+    assert aggregator.take().fence > job.fence
+
+
+def test_a_job_that_redis_forgot_is_continued(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """From the bucket alone."""
+    aggregator.listen()
+    failed(fedq, aggregator)
+    servers.redis().flushdb()
+    done = fedq("start", "--resume", "digits-aaaaaa")
+    aggregator.take()
+
+    assert done.code == 0
+    record = servers.ledger().required("digits-aaaaaa")
+    assert (record.status, record.round, record.rounds) == ("running", 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "there is no job to start: give its FILE, or --resume JOB to continue an earlier one"),
+        (["--resume", "digits-aaaaaa", "--id", "digits-bbbbbb"], "--id names a new job and --resume an earlier one"),
+        (["--resume", "digits-nobody"], "there is no job digits-nobody; `fedq jobs` lists them"),
+        (
+            ["--resume", "digits-aaaaaa", "--set", "seed=8", "--set", "model.hidden=[8]"],
+            "job digits-aaaaaa cannot be resumed with another seed, model: its committed rounds",
+        ),
+        (["--resume", "digits-aaaaaa", "--set", "pool=null", "--set", "silos=[a]"], "with another silos, pool"),
+        (["--resume", "digits-aaaaaa", "--set", "rounds.cuont=8"], "job digits-aaaaaa: rounds.cuont: unknown key"),
+    ],
+)
+def test_what_cannot_be_continued_is_explained(
+    fedq: Fedq, aggregator: Aggregator, servers: Servers, arguments: list[str], sentence: str
+) -> None:
+    """In a sentence, with exit code 2, and nothing is changed."""
+    aggregator.listen()
+    failed(fedq, aggregator)
+    changed = [*arguments, "--set", "select={name: all}", "--set", "rounds.target=1", "--set", "rounds.minimum=1"]
+    done = fedq("start", *(changed if "pool=null" in arguments else arguments))
+
+    assert (done.code, done.out) == (2, "")
+    assert sentence in done.err
+    assert servers.ledger().required("digits-aaaaaa").status == "failed"
+    assert servers.blobs().exists(names.result_blob("digits-aaaaaa"))
+
+
+def test_what_cannot_be_announced_is_as_it_was(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """A job whose resumption fails keeps its result."""
+    aggregator.listen()
+    failed(fedq, aggregator)
+    for setting in ("FEDQ_AMQP_URL", "FEDQ_REDIS_URL"):
+        head, _, _ = fedq.environment[setting].rpartition("@")
+        url = f"{head}@127.0.0.1:{closed_port()}/1"
+        assert fedq("start", "--resume", "digits-aaaaaa", **{setting: url}).code == 3
+
+    assert servers.ledger().required("digits-aaaaaa").status == "failed"
+    assert servers.blobs().get_json(names.result_blob("digits-aaaaaa"))["outcome"] == "failed"
+
+
+def test_show_has_the_last_of_the_log(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """Under the rounds, twenty lines; all of it as JSON."""
+    aggregator.listen()
+    failed(fedq, aggregator)
+    for index in range(25):
+        servers.ledger().note("refused", f"client-{index:02d}: holds NaN or Inf", "digits-aaaaaa", 1)
+    shown = fedq("show", "digits-aaaaaa").out
+
+    assert "client-04" not in shown
+    assert all(f"client-{index:02d}: holds NaN or Inf" in shown for index in range(5, 25))
+    assert "the last 20 of 25 lines of its log" in shown
+    log = fedq("show", "digits-aaaaaa", "--json").document["log"]
+    assert [line["fault"] for line in log] == ["refused"] * 25
+    assert log[0].keys() == {"at", "fault", "round", "detail"}
 
 
 @pytest.fixture
@@ -337,7 +585,7 @@ def test_nodes_point_out_a_clock_that_is_off(fedq: Fedq, servers: Servers) -> No
     assert [member["trainer"] for member in fedq("nodes", "--json").document] == ["t1", "t2"]
 
 
-@pytest.mark.parametrize("command", ["watch", "stop", "show", "results"])
+@pytest.mark.parametrize("command", ["watch", "stop", "pause", "resume", "show", "results", "verify"])
 def test_an_unknown_job_is_exit_code_2(fedq: Fedq, command: str) -> None:
     """With a way to find the right one."""
     done = fedq(command, "digits-nobody")
