@@ -4,14 +4,14 @@ import argparse
 import sys
 import traceback
 
-from tests.simulation.story import tell
+from tests.simulation.story import STEPS, tell
 from tests.simulation.world import START, World
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, required=True, help="as the failed test printed it")
-    parser.add_argument("--steps", type=int, default=400, help="until all faults cease")
+    parser.add_argument("--steps", type=int, default=STEPS, help="until all faults cease")
     parser.add_argument("--count", type=int, default=1, help="so many seeds, the following ones")
     given = parser.parse_args()
     for seed in range(given.seed, given.seed + given.count):

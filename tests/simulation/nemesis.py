@@ -13,8 +13,22 @@ if TYPE_CHECKING:
 
 SERVERS = ("bus", "blobs", "ledger", "roster")
 PATIENT = 12  #: claims without a commit after which no replica is killed: a job is given up after some more
-GOOD = ("die early", "die late", "repeat", "nan", "wrong base", "wrong shape")  #: a good answer follows these
+GOOD = (
+    "die early",
+    "die late",
+    "repeat",
+    "nan",
+    "wrong base",
+    "wrong shape",
+    "stranger",
+)  #: a good answer follows these
 BAD = ("vanish", "error", "another")
+
+
+FAULTS = (  #: all that may go wrong with a replica or with the whole
+    "kill", "stop", "fail", "flush", "save", "rollback", "outage", "disconnect", "delete_queue", "trainer_leaves",
+    "hand_over", "lose_update", "wish",
+)  # fmt: skip
 
 
 class Nemesis:
@@ -32,7 +46,7 @@ class Nemesis:
 
         self.rates: dict[str, float] = {
             "kill": chosen(0.01),
-            "stop": chosen(0.004),
+            "stop": chosen(0.006),
             "fail": chosen(0.03),
             "strike": chosen(0.03),
             "hear": chosen(0.05),
@@ -100,7 +114,7 @@ class Nemesis:
 
     def nap(self) -> float:
         """Seconds that a process is stopped: often for longer than its lease."""
-        return self._random.choice((0.5, 10.0, 20.0, 60.0))
+        return self._random.choice((0.5, 20.0, 20.0, 60.0))
 
     def copies(self, _: object) -> int:
         """How often a message arrives."""

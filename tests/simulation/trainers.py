@@ -6,7 +6,7 @@ however often, it is the same update.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,6 +180,10 @@ class Trainers:
             self._put_back(trainer, task)
             return
         if fate == "vanish":
+            return
+        if fate == "stranger":
+            self._train(trainer, replace(task, client="stranger"), work, "good")
+            self._put_back(trainer, task)
             return
         if fate == "error" or task.returned >= TRIES:
             self._publish(self._update(trainer, task, None, 0).model_copy(update={"error": "the data is gone"}))

@@ -38,8 +38,8 @@ JOB = "sim-abc234"
 LEASE = 15.0
 START = 1.7e9  #: seconds since the epoch
 DEPTH = 3  #: replicas that are held up in the middle of a step at once
-CALM = 2 * 3600.0  #: seconds in which a job must end once nothing fails any more
-CALM_STEPS = 20_000
+CALM = 3600.0  #: seconds in which a job must end once nothing fails any more
+CALM_STEPS = 5_000
 AFTERWARDS = 20  #: steps that are watched once the job has ended
 
 
@@ -359,7 +359,6 @@ class World:
                 running.due = runner.deadline
             except Fenced as error:
                 self.trace(f"{replica.name} is fenced: {error}")
-                self.witness.fenced.add(replica.name)
                 runner._faults.note("record-lost" if isinstance(error, RecordLost) else "fenced", str(error))
             except Unavailable as error:
                 self.trace(f"{replica.name} leaves the job: {error}")
@@ -493,8 +492,10 @@ class Boundary:
         call, where = getattr(self._fake, method), f"{self._server}.{method}"
 
         def guarded(*arguments: Any, **options: Any) -> Any:
+            replica = self._world.acting[-1]
+
             def effect() -> Any:
-                return self._world.witness.watch(self._replica, where, call, arguments, options)
+                return self._world.witness.watch(replica, where, call, arguments, options)
 
             return self._world.effect(self._replica, where, effect)
 

@@ -1,0 +1,417 @@
+"""The aggregator in a world that fails: many seeds, a machine that searches, and bugs planted to see that both look."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from services.aggregator import closing, effects, hearing, recovery, rounds, takeover
+from services.aggregator.owner import Owner
+from services.aggregator.runner import Runner
+from services.aggregator.seat import Seat
+from services.aggregator.tally import Tally
+from shared import failpoints, fold, names
+from shared.errors import Fenced
+from shared.fold import Measures
+from shared.ledger import Ledger
+from tests.simulation import model, nemesis, story
+from tests.simulation.nemesis import Nemesis
+from tests.simulation.world import World
+
+STEPS = 60_000  #: at least, over all seeds
+BUDGET = 400  #: seeds that must find a planted bug
+FIRST = 1  #: of the seeds that are always told
+
+
+def told(seed: int) -> World:
+    """A seed's story; where it ends badly, how to hear it alone."""
+    try:
+        return story.tell(seed)
+    except Exception as error:
+        pytest.fail(f"seed {seed}: {error}\nalone: python -m tests.simulation --seed {seed} --steps {story.STEPS}")
+
+
+def test_promises_hold_whatever_fails() -> None:
+    """Kills at every boundary, zombies, a Redis that forgets: a job ends as if nothing had been; each fault was met."""
+    today = int(os.environ.get("FEDQ_SIMULATION_SEED", datetime.now(UTC).strftime("%Y%m%d")))
+    print(f"seeds from {FIRST} and from {1000 * today}")  # noqa: T201 - for whoever reads of a failure
+    total, reached, done, ends = 0, Counter[str](), Counter[str](), Counter[str]()
+    for number in range(10_000):
+        world = told(FIRST + number // 2 if number % 2 else 1000 * today + number // 2)
+        total += world.steps
+        reached += world.reached
+        done += world.nemesis.done
+        record = world.job()
+        ends[record.status if record else "gone"] += 1
+        if total >= STEPS and len(done) >= len(nemesis.FAULTS):
+            break
+
+    assert total >= STEPS
+    assert set(done) == set(nemesis.FAULTS), "a fault that was not tried proves nothing"
+    assert set(reached) == {name for name in failpoints.POINTS if name.startswith("aggregator.")}
+    assert set(ends) >= {"finished", "failed"}
+
+
+def test_a_seed_tells_the_same_story_twice() -> None:
+    """So a failure that was printed can be looked at."""
+    for seed in range(5):
+        first, second = [], []
+        story.tell(seed, trace=lambda world, text: first.append((world.steps, world.now, text)))  # noqa: B023
+        story.tell(seed, trace=lambda world, text: second.append((world.steps, world.now, text)))  # noqa: B023
+        assert first == second
+
+
+# --- a machine that searches --------------------------------------------------------------------
+
+
+class Scripted(Nemesis):
+    """Does nothing of its own accord: at the boundary that is named next, what is named."""
+
+    def __init__(self) -> None:
+        super().__init__(Random(0))  # noqa: S311 - no secret
+        self.rates = dict.fromkeys(self.rates, 0.0)
+        self.next: tuple[int, str] | None = None
+        self.fates: list[str] = []
+        self.copied: list[int] = []
+
+    def fate(self, world: World, where: str) -> str | None:
+        if self.next is None:
+            return None
+        left, fate = self.next
+        self.next = (left - 1, fate) if left else None
+        return None if left else self._granted(world, fate, where)
+
+    def strike(self, world: World) -> None:
+        world.broker.copies = self.copies
+
+    def training_fate(self) -> str:
+        return self.fates.pop() if self.fates else "good"
+
+    def copies(self, _: object) -> int:
+        return self.copied.pop() if self.copied else 1
+
+    def nap(self) -> float:
+        return 20.0
+
+    def cease(self) -> None:
+        super().cease()
+        self.next, self.fates, self.copied = None, [], []
+
+
+class Machine(RuleBasedStateMachine):
+    """The same world, driven by rules that hypothesis combines and shrinks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nemesis = Scripted()
+        self.world: World | None = None
+
+    @initialize(seed=st.integers(0, 50))
+    def begin(self, seed: int) -> None:
+        self.world = World(story.job(Random(seed), fair=True), Random(seed), self.nemesis)  # noqa: S311 - no secret
+        self.installed = self.world.installed()
+        self.installed.__enter__()
+        self.world.begin()
+
+    @property
+    def w(self) -> World:
+        assert self.world is not None
+        return self.world
+
+    @rule(count=st.integers(1, 40))
+    def tick(self, count: int) -> None:
+        for _ in range(count):
+            self.w.step()
+
+    @rule(left=st.integers(0, 60), fate=st.sampled_from(["kill", "stop", "fail"]))
+    def at_a_boundary(self, left: int, fate: str) -> None:
+        self.nemesis.next = (left, fate)
+
+    @rule(fates=st.lists(st.sampled_from(nemesis.GOOD), max_size=3))
+    def trainers_go_wrong(self, fates: list[str]) -> None:
+        self.nemesis.fates = fates
+
+    @rule(copies=st.lists(st.sampled_from([0, 2, 3]), max_size=3))
+    def messages_are_lost_or_repeated(self, copies: list[int]) -> None:
+        self.nemesis.copied = copies
+
+    @rule(
+        strike=st.sampled_from(
+            [nemesis.kill, nemesis.stop, nemesis.flush, nemesis.save, nemesis.disconnect, nemesis.delete_queue,
+             nemesis.trainer_leaves, nemesis.hand_over]
+        )
+    )  # fmt: skip
+    def strike(self, strike: Callable[[World], None]) -> None:
+        strike(self.w)
+
+    @rule()
+    def roll_back(self) -> None:
+        self.nemesis.rollback(self.w)
+
+    @rule()
+    def fail_a_server(self) -> None:
+        self.nemesis.outage(self.w)
+
+    def teardown(self) -> None:
+        if self.world is None:
+            return
+        try:
+            self.world.calm_down()
+            assert story.final_digest(self.world) == story.undisturbed(self.world.spec.model_dump_json())
+        finally:
+            self.installed.__exit__(None, None, None)
+
+
+def test_no_sequence_of_faults_breaks_a_promise() -> None:
+    """Hypothesis looks for one, and would show the shortest."""
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+# --- planted bugs: does anybody look? -----------------------------------------------------------
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def no_bucket(patch: pytest.MonkeyPatch) -> None:
+    """A round that Redis forgot begins without a look at what the store has of it."""
+    patch.setattr(recovery, "updates", lambda *_: iter(()))
+
+
+def blind_close(patch: pytest.MonkeyPatch) -> None:
+    """A round is closed with what Redis has, however much was counted, and nobody is unseated where Redis went back."""
+
+    def close(data: model.Data, now: int, keys: list[str], fence: str, _: str) -> list[str]:
+        return model.close(data, now, keys, fence, "0")
+
+    patch.setitem(model.RULES, model.steps.CLOSE, close)
+    patch.setitem(model.RULES, model.steps.UNSEAT, lambda *_: "ok")
+
+
+def open_doors(patch: pytest.MonkeyPatch) -> None:
+    """Whoever sends an update is counted."""
+
+    def standing(data: model.Data, now: int, keys: list[str], client: str) -> str:
+        row = data.get(keys[0])
+        if row.get("state") != "open" or int(row["deadline"]) < now:
+            return "late"
+        return "duplicate" if client in data.get(keys[1]) else "ok"
+
+    patch.setattr(model, "standing", standing)
+    patch.setitem(model.RULES, model.steps.STANDING, standing)
+
+
+def counted_twice(patch: pytest.MonkeyPatch) -> None:
+    """A repeated update is folded again."""
+
+    def on_duplicate(seat: Seat, update: Any) -> Any:
+        found = seat.edges.ledger.accepted(seat.job, update.round, update.client)
+        seat.tally.count_again(update.client, found)
+        return rounds.Accepted(update.client)
+
+    patch.setattr(hearing, "_on_duplicate", on_duplicate)
+
+
+def folded_first(patch: pytest.MonkeyPatch) -> None:
+    """An update is folded before the ledger says whether it counts."""
+    real = hearing._take_in
+
+    def take_in(seat: Seat, update: Any) -> str:
+        if seat.tally.model is not None and update.round:
+            seat.tally.receive(update)
+            seat.tally._fold.add(seat.tally._in_hand, update.examples)  # type: ignore[union-attr, arg-type]
+            seat.tally.count = lambda client, _: seat.tally.counted.add(client)  # type: ignore[method-assign]
+        return real(seat, update)
+
+    patch.setattr(hearing, "_take_in", take_in)
+
+
+def unfrozen(patch: pytest.MonkeyPatch) -> None:
+    """The model is made of what is in the fold, whatever was frozen."""
+
+    def advance(tally: Tally, number: int, cohort: int, accepted: Any) -> Any:
+        if number and tally._fold is not None and tally._fold.weight and tally._advanced is None:
+            tally.counted = set(accepted)
+        return real(tally, number, cohort, accepted)
+
+    real = Tally.advance
+    patch.setattr(Tally, "advance", advance)
+    patch.setattr(hearing, "_take_in", _accept_alone)
+
+
+def _accept_alone(seat: Seat, update: Any) -> str:
+    entry = seat.tally.receive(update)
+    if update.client.endswith("1") and update.round:  # it is accepted, and its fold forgotten
+        return seat.edges.ledger.accept(seat.job, seat.fence, update.round, update.client, entry)
+    answer = seat.edges.ledger.accept(seat.job, seat.fence, update.round, update.client, entry)
+    if answer == "ok":
+        seat.tally.count(update.client, update.examples)
+    return answer
+
+
+def told_too_soon(patch: pytest.MonkeyPatch) -> None:
+    """The round's end is published before the manifest is in the store."""
+    real, make, seats = effects.close, closing.manifest, []
+
+    def close(seat: Seat, number: int) -> Any:
+        seats.append(seat)
+        return real(seat, number)
+
+    def manifest(**about: Any) -> dict[str, Any]:
+        made = make(**about)
+        effects.tell_round_end(seats[-1], made)
+        return made
+
+    patch.setattr(effects, "close", close)
+    patch.setattr(closing, "manifest", manifest)
+
+
+def old_model(patch: pytest.MonkeyPatch) -> None:
+    """A new owner goes on from the model before the last."""
+    real = takeover._catch_up
+
+    def catch_up(seat: Seat, record: Any) -> int:
+        committed = real(seat, record)
+        if committed > 0:
+            found = seat.edges.blobs.get_json(names.manifest_blob(seat.job, committed - 1))
+            seat.tally.load(takeover.BlobRef.model_validate(found["model"]))
+        return committed
+
+    patch.setattr(takeover, "_catch_up", catch_up)
+
+
+def no_deadline(patch: pytest.MonkeyPatch) -> None:
+    """Time passes unnoticed, and nobody looks for lost work."""
+    real = rounds.step
+    quiet = lambda state, what, now: (state, ()) if isinstance(what, rounds.Ticked) else real(state, what, now)  # noqa: E731
+    patch.setattr(rounds, "step", quiet)
+    patch.setattr(Runner, "look_for_lost_work", lambda _: None)
+
+
+def no_heirs(patch: pytest.MonkeyPatch) -> None:
+    """Jobs whose owner died are left alone."""
+    patch.setattr(Owner, "_adopt", lambda *_: None)
+
+
+def no_pulse(patch: pytest.MonkeyPatch) -> None:
+    """Nobody notices that Redis was emptied."""
+    patch.setattr(Owner, "_watch_redis", lambda _: None)
+
+
+def hasty_pulse(patch: pytest.MonkeyPatch) -> None:
+    """The first look at a Redis that went back hides it from the others, and from itself where the next call fails."""
+
+    def pulse(data: model.Data, now: int, keys: list[str], known: str) -> list[str]:
+        return model.pulse(data, now, keys, "-1")
+
+    def watch(owner: Owner) -> None:
+        before, now = owner._edges.ledger.pulse(owner._pulse)
+        went_back, owner._pulse = before < owner._pulse < 2**62, now
+        if went_back:
+            owner._edges.ledger.unseat()
+            recovery.restore(owner._edges.blobs, owner._edges.ledger)
+
+    patch.setitem(model.RULES, model.steps.PULSE, pulse)
+    patch.setattr(Owner, "_watch_redis", watch)
+
+
+def no_end_of_trying(patch: pytest.MonkeyPatch) -> None:
+    """A round that fails is tried again for ever."""
+
+    def again(state: rounds.State, _: str) -> Any:
+        return rounds.replace(state, phase="looking", attempt=state.attempt + 1, deadline=None), (rounds.Look(),)
+
+    patch.setattr(rounds, "_again", again)
+
+
+def no_checks(patch: pytest.MonkeyPatch) -> None:
+    """An update is folded whatever it holds."""
+    patch.setattr(fold, "check", lambda *_: Measures(0.0, 0.0))
+
+
+def any_base(patch: pytest.MonkeyPatch) -> None:
+    """An update is folded whatever it was trained on."""
+    real = Tally.receive
+
+    def receive(tally: Tally, update: Any) -> Any:
+        base = tally.model.blob.digest if tally.model else update.base
+        return real(tally, update.model_copy(update={"base": base}))
+
+    patch.setattr(Tally, "receive", receive)
+
+
+def no_fence(patch: pytest.MonkeyPatch) -> None:
+    """Nobody asks whether the job is still ours before its manifest is written."""
+    patch.setattr(Ledger, "check_owned", lambda *_: None)
+
+
+def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
+    """A replica that is told that the job is another's goes on."""
+    real = Runner._do
+
+    def do(runner: Runner, wanted: tuple[rounds.Effect, ...]) -> None:
+        for effect in wanted:
+            try:
+                real(runner, (effect,))
+            except Fenced:
+                effects.end(runner._seated, "failed", "fenced")
+
+    patch.setattr(Runner, "_do", do)
+    patch.setattr(Ledger, "check_owned", lambda *_: None)
+
+
+def no_fences_at_all(patch: pytest.MonkeyPatch) -> None:
+    """The referee lets anybody change a job."""
+    real = model.owned
+    patch.setattr(model, "owned", lambda data, keys, _: real(data, keys, data.get(keys[0]).get("fence", "")))
+
+
+PLANTED: dict[Plant, str] = {
+    no_bucket: "P1",
+    blind_close: "P1",
+    open_doors: "P2",
+    counted_twice: "P3",
+    folded_first: "P3",
+    unfrozen: "P3",
+    told_too_soon: "P3",
+    old_model: "P4",
+    no_deadline: "P5",
+    no_heirs: "P5",
+    no_pulse: "P5",
+    hasty_pulse: "P5",
+    no_end_of_trying: "P6",
+    no_checks: "P7",
+    any_base: "P7",
+    no_fence: "P7",
+    deaf_to_fences: "P7",
+    no_fences_at_all: "P",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the budget, and by the promise that it breaks."""
+    story.undisturbed.cache_clear()
+    plant(monkeypatch)
+    began, found = time.monotonic(), Counter[str]()
+    for seed in range(FIRST, FIRST + BUDGET):
+        try:
+            story.tell(seed)
+        except AssertionError as error:
+            found[str(error)] += 1
+            if str(error).startswith(PLANTED[plant]):
+                print(f"{plant.__name__}: seed {seed}, {time.monotonic() - began:.1f} s: {error}")  # noqa: T201 - figures
+                return
+    pytest.fail(f"{BUDGET} seeds did not find that {plant.__doc__} They found {found.most_common(3)}")
