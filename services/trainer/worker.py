@@ -28,6 +28,7 @@ from celery.worker import consumer as celery_consumer
 from celery.worker import state
 from celery.worker.components import Pool
 from kombu.asynchronous import get_event_loop
+from kombu.common import ignore_errors
 from kombu.entity import Exchange, Queue
 
 from services.trainer.board import Board
@@ -106,6 +107,12 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
             "celery.worker.consumer.tasks:Tasks",
             "celery.worker.consumer.consumer:Evloop",
         )
+
+    def shutdown(self) -> None:
+        """Closes the connection; Celery would cancel the consumer twice more, each time waiting for an answer."""
+        connection, self.connection = self.connection, None  # type: ignore[has-type]
+        if connection is not None:
+            ignore_errors(connection, connection.close)  # type: ignore[no-untyped-call]
 
 
 class Slots(AsynPool):  # type: ignore[misc]

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -46,7 +47,9 @@ from shared.events import (
 from shared.jobs import JobSpec
 
 ROOT = Path(__file__).parents[2]
-POINTS = [point for point in failpoints.POINTS if point.startswith("trainer.")]
+UNTIL_STORED = ("trainer.taken", "trainer.fetched", "trainer.trained", "trainer.uploading")
+ONCE_STORED = ("trainer.uploaded", "trainer.told")
+IN_THE_PARENT = ("trainer.heard", "trainer.dispatched")
 WAIT = 60.0  #: seconds; for what takes a fraction of one on a machine with nothing else to do
 
 OWN = """
@@ -508,6 +511,20 @@ def test_a_trainer_may_be_stopped_before_it_is_ready(federation: Federation) -> 
     assert "Traceback" not in federation.log()
 
 
+def test_a_trainer_may_be_stopped_while_it_waits_for_the_broker(federation: Federation) -> None:
+    """It has begun nothing that it would have to finish."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(WAIT)
+        trainer = federation.launch("--pool", "cpu", FEDQ_AMQP_URL=f"amqp://me:me@127.0.0.1:{mute.getsockname()[1]}")
+        connection, _ = mute.accept()
+        trainer.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert trainer.wait(WAIT) == 0
+        assert time.monotonic() - began < 2
+        connection.close()
+    assert not federation.left_behind()
+
+
 def test_a_killed_trainer_leaves_no_process_and_loses_no_task(federation: Federation) -> None:
     """kill -9 of the parent: its slots die with it, and another trainer does its work."""
     trainer = federation.start("--pool", "cpu", "--slots", "2")
@@ -531,26 +548,25 @@ def test_a_killed_trainer_leaves_no_process_and_loses_no_task(federation: Federa
     assert len(boards) == 1  # the dead one's was removed
 
 
-@pytest.mark.parametrize("point", [point for point in POINTS if point not in ("trainer.heard", "trainer.dispatched")])
-def test_a_slot_may_die_at_any_point(federation: Federation, point: str) -> None:
-    """As when the kernel is out of memory: another one does its task, and contributes nothing else."""
+@pytest.mark.parametrize("points", [UNTIL_STORED, ONCE_STORED], ids=["until it is stored", "once it is stored"])
+def test_a_slot_may_die_at_any_point(federation: Federation, points: tuple[str, ...]) -> None:
+    """As when the kernel is out of memory: others do its task in the end, and contribute nothing else."""
     spec = digits(model={"name": "mlp", "hidden": [2048]})  # so large that it is sent in pieces
     base = federation.given(spec)
-    died = federation.directory / "died"
-    trainer = federation.start("--pool", "cpu", FEDQ_FAILPOINT=f"{point}=kill:{died}")
+    armed = ",".join(f"{point}=kill:{federation.directory / point}" for point in points)
+    trainer = federation.start("--pool", "cpu", FEDQ_FAILPOINT=armed)
     before = psutil.Process(trainer.pid).children(recursive=True)
     federation.ask(1, "client-1", base=base, spec=spec)
     updates = [federation.update()]
-    while updates[-1].tries == 1:  # told, and not acknowledged
+    while updates[-1].tries <= len(points):  # told, and not acknowledged
         updates.append(federation.update())
 
-    assert died.exists()
-    assert f'"name": "{point}"' in federation.log()
-    assert "signal 9 (SIGKILL)" in federation.log()
+    assert all(f'"name": "{point}"' in federation.log() for point in points)
+    assert federation.log().count("exited with 'signal 9 (SIGKILL)'") == len(points)
     assert len({update.update.digest for update in updates if update.update}) == 1
-    assert (updates[-1].client, updates[-1].error, updates[-1].tries) == ("client-1", None, 2)
+    assert {(update.client, update.error) for update in updates} == {("client-1", None)}
     # What is in the store already is told of, not trained again.
-    assert (updates[-1].timings == {}) == (point in ("trainer.uploaded", "trainer.told"))
+    assert all((update.timings == {}) == (points == ONCE_STORED) for update in updates)
 
     children = before + psutil.Process(trainer.pid).children(recursive=True)
     trainer.send_signal(signal.SIGTERM)
@@ -560,7 +576,13 @@ def test_a_slot_may_die_at_any_point(federation: Federation, point: str) -> None
     assert not federation.left_behind()
 
 
-@pytest.mark.parametrize("point", ["trainer.heard", "trainer.dispatched"])
+def test_no_point_is_left_out() -> None:
+    """Each one that a trainer passes is one that it dies at here."""
+    passed = {point for point in failpoints.POINTS if point.startswith("trainer.")}
+    assert {*UNTIL_STORED, *ONCE_STORED, *IN_THE_PARENT} == passed
+
+
+@pytest.mark.parametrize("point", IN_THE_PARENT)
 def test_a_trainer_may_die_with_a_round_in_hand(federation: Federation, point: str) -> None:
     """The round-start goes to another; a client that is then asked twice contributes once."""
     spec = digits()
