@@ -243,7 +243,9 @@ class Slot:
             except Unavailable as error:
                 if order is not None and self._board.is_over(*order.work):
                     raise Stale("nobody waits for it any more") from error
-                if time.monotonic() >= deadline or self._board.is_stopping:
+                if self._board.is_stopping:
+                    raise HandedBack(str(error)) from error
+                if time.monotonic() >= deadline:
                     raise
                 log.warning("trying again", reason=str(error))
                 time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
