@@ -344,9 +344,10 @@ def test_nobody_trains_for_a_round_that_is_over(federation: Federation) -> None:
     until((federation.directory / "client-3-3-began").exists, "client-3 is being trained")
     began = time.monotonic()
     federation.end(3)
+    until(lambda: '"reason": "round 3 is over"' in federation.log(), "client-3 is left alone")
+    assert time.monotonic() - began < 2
     federation.ask(4, "client-4", base=base, spec=spec)
     assert federation.update().client == "client-4"
-    assert time.monotonic() - began < 2
 
     # Another attempt at the same round is no longer what has failed.
     federation.end(5, "failed", attempt=1)
