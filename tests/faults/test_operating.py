@@ -5,6 +5,8 @@ import pytest
 from tests.faults.federation import Federation, Row
 from tests.harness import until
 
+SLOW = {"train": {"name": "tests.faults.step:train", "args": {"seconds": 1.5}}}  # a round takes longer than a command
+
 
 @pytest.mark.row("every service and server restarted, one after the other", "P1 P2 P3 P5")
 def test_a_rolling_restart_of_everything(federation: Federation, row: Row) -> None:
@@ -34,9 +36,9 @@ def test_a_rolling_restart_of_everything(federation: Federation, row: Row) -> No
 def test_stop_and_start_resume(federation: Federation, row: Row) -> None:
     """The same trainers, which have heard of its end, take it up again; with more rounds if one likes."""
     more = {"count": 7, "deadline": "60s"}
-    digests = federation.undisturbed(rounds=more)
+    digests = federation.undisturbed(**SLOW, rounds=more)
     federation.aggregator()
-    job = federation.submit()
+    job = federation.submit(**SLOW)
     federation.accepted(job, 3, 1)
     federation.fedq("stop", job)
     row.fire("fedq stop in round 3")
@@ -54,11 +56,10 @@ def test_stop_and_start_resume(federation: Federation, row: Row) -> None:
 @pytest.mark.row("failed at a deadline, then resumed with another", "P3 P4 P5")
 def test_a_failed_job_is_resumed_with_another_deadline(federation: Federation, row: Row) -> None:
     """What was too short the first time need not be the second."""
-    slow = {"train": {"name": "tests.faults.step:train", "args": {"seconds": 1.5}}}
     short = {"count": 2, "deadline": "1s"}
-    digests = federation.undisturbed(**slow, rounds={"count": 2, "deadline": "60s"})
+    digests = federation.undisturbed(**SLOW, rounds={"count": 2, "deadline": "60s"})
     federation.aggregator()
-    job = federation.submit(**slow, rounds=short)
+    job = federation.submit(**SLOW, rounds=short)
     record = federation.ended(job)
     row.fire(record.detail)
     assert record.status == "failed"
@@ -72,9 +73,9 @@ def test_a_failed_job_is_resumed_with_another_deadline(federation: Federation, r
 @pytest.mark.row("paused, its aggregator killed, Redis flushed, resumed", "P3 P4 P5")
 def test_pause_survives_everything_and_resume_goes_on(federation: Federation, row: Row) -> None:
     """The open round is finished; nobody goes on until an operator says so, whatever dies meanwhile."""
-    digests = federation.undisturbed()
+    digests = federation.undisturbed(**SLOW)
     first = federation.aggregator()
-    job = federation.submit()
+    job = federation.submit(**SLOW)
     federation.accepted(job, 2, 1)
     federation.fedq("pause", job)
     paused = federation.record(job)

@@ -37,10 +37,10 @@ def test_a_fault_of_the_store_costs_time_and_nothing_else(federation: Federation
     digests = federation.undisturbed()
     federation.stop(*federation.pool)
     with S3Proxy(federation.servers.stack.s3.url) as proxy:
-        federation.settings["FEDQ_S3_URL"] = proxy.url
+        federation.settings |= {"FEDQ_S3_URL": proxy.url, "FEDQ_CACHE_DIR": str(federation.logs / "empty")}
         federation.trainers(2)
         federation.aggregator()
-        rules = [proxy.rule(**{**rule, "method": rule["method"]}) for rule in FAULTS[fault]]
+        rules = [proxy.rule(**rule) for rule in FAULTS[fault]]
         job = federation.submit()
         until(lambda: any(rule.fired for rule in rules), 60, fault, detail=federation.tails)
         row.fire(fault)
@@ -58,7 +58,7 @@ def test_a_garbled_update_is_left_out_with_the_reason(federation: Federation, ro
     with S3Proxy(federation.servers.stack.s3.url) as proxy:
         federation.trainers(2, FEDQ_S3_URL=proxy.url)
         federation.aggregator()
-        rule = proxy.rule("PUT", "rounds/0001/updates/client-1", flip_request=3000, times=None)
+        rule = proxy.rule("PUT", "rounds/0001/updates/client-1", flip_request=1000, times=None)
         job = federation.submit(rounds={"count": 1, "minimum": 3, "deadline": "8s"})
         record = federation.ended(job)
         row.fire(f"{rule.fired} uploads garbled")
