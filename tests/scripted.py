@@ -219,5 +219,9 @@ class Aggregator:
 
     def take(self) -> Scripted:
         event = self.taken.get(timeout=SECONDS)
-        fence = self.servers.ledger().claim(event.job, "scripted", 60)
+        ledger = self.servers.ledger()
+        fence = ledger.claim(event.job, "scripted", 60)
+        committed = ledger.required(event.job).round
+        if committed >= 0:
+            ledger.note("takeover", f"fence {fence}", event.job, committed + 1)
         return Scripted(self.servers, self.bus, event.job, event.spec, fence)

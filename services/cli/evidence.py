@@ -115,7 +115,7 @@ def gather(servers: Servers, job: str, tell: Tell) -> Evidence:
             after=after,
             now=ledger.now(),
             lease=int(servers.redis.hget(names.job_key(job), "lease") or 0) / 1000,
-            open=_open_round(servers, job, before.round + 1),
+            open=_open_round(servers, job, max((before.round, *manifests)) + 1),
             log=tuple(ledger.log(job)),
             faults=ledger.faults(),  # after the log: what is logged is counted
         )
@@ -157,7 +157,7 @@ def _manifests(blobs: Blobs, job: str) -> tuple[dict[int, Manifest], dict[int, s
 
 
 def _open_round(servers: Servers, job: str, number: int) -> OpenRound | None:
-    """The round after the last committed one, unless it moved on while the bucket was read."""
+    """The round after the last committed one, unless it moves on while it is looked at."""
     record = servers.ledger.round(job, number)
     if record is None:
         return None
