@@ -160,12 +160,10 @@ def is_the_fold_of_its_updates(world: "World", manifest: Manifest) -> None:
         return  # the store has lost one since
     total = sum(update["examples"] for update in manifest["updates"])
     expected = parameters(world, manifest["base"]).astype(np.float64)
+    deltas = [(parameters(world, update["blob"]), update["examples"]) for update in manifest["updates"]]
     for place in range(expected.size):
-        mean = sum(
-            Fraction(float(parameters(world, update["blob"])[place])) * update["examples"]
-            for update in manifest["updates"]
-        ) / Fraction(total)
-        expected[place] += float(mean)
+        summed = sum(Fraction(float(delta[place])) * examples for delta, examples in deltas)
+        expected[place] += float(summed / Fraction(total))
     hold(
         np.allclose(model, expected, rtol=1e-6, atol=1e-7), f"P3: the model of round {number} is not its updates' mean"
     )

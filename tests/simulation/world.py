@@ -91,7 +91,9 @@ class World:
         self.now = START
         self.steps = 0
         self.boundaries = 0
+        self.broken = False  # a promise was: there is nothing more to be learnt
         self.reached: Counter[str] = Counter()
+        self.partings: Counter[str] = Counter()  # why replicas let go of a job that was not at its end
         self.broker = Broker(random)
         self.blobs = FakeBlobs()
         self.ledger = ModelLedger(self.clock)
@@ -145,7 +147,10 @@ class World:
         for _ in range(AFTERWARDS):
             self.step()
         assert self.is_over(), f"P5: the job had ended and is {self.job()}"
-        self.witness.check_end()
+        try:
+            self.witness.check_end()
+        except Violation as violation:
+            raise AssertionError(str(violation)) from violation
 
     def is_over(self) -> bool:
         """The job has ended for good, as far as Redis and the store say, and nobody works at it."""
@@ -165,6 +170,7 @@ class World:
         except Violation as violation:
             if self.acting:
                 raise
+            self.broken = True
             raise AssertionError(f"{violation} (step {self.steps})") from violation
 
     def _step(self, until: float) -> None:
@@ -359,9 +365,11 @@ class World:
                 running.due = runner.deadline
             except Fenced as error:
                 self.trace(f"{replica.name} is fenced: {error}")
+                self.partings[type(error).__name__] += 1
                 runner._faults.note("record-lost" if isinstance(error, RecordLost) else "fenced", str(error))
             except Unavailable as error:
                 self.trace(f"{replica.name} leaves the job: {error}")
+                self.partings["Unavailable"] += 1
             except Exception as error:
                 record = self.job()
                 if record is not None and record.fence == runner.fence:  # a zombie may be surprised
