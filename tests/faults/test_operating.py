@@ -80,7 +80,8 @@ def test_pause_survives_everything_and_resume_goes_on(federation: Federation, ro
     federation.fedq("pause", job)
     paused = federation.record(job)
     assert paused is not None
-    assert (paused.status, paused.round) == ("paused", 2)
+    assert paused.status == "paused"
+    assert 2 <= paused.round < 5
     federation.kill(first)
     federation.servers.redis().flushall()
     row.fire("SIGKILL and FLUSHALL while it is paused")
@@ -88,9 +89,9 @@ def test_pause_survives_everything_and_resume_goes_on(federation: Federation, ro
     until(lambda: federation.record(job), 20, "the job's record", detail=federation.tails)
     again = federation.record(job)
     assert again is not None
-    assert (again.status, again.round) == ("paused", 2)
+    assert (again.status, again.round) == ("paused", paused.round)
     federation.fedq("resume", job)
-    federation.reached(job, 3)
+    federation.reached(job, paused.round + 1)
     row.recovered()
 
     federation.holds(job, digests)
