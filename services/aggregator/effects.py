@@ -54,6 +54,8 @@ def ring_again(seat: Seat, effect: rounds.Ring) -> None:
     _ring(seat, effect.round, effect.attempt, effect.cohort, record.deadline, again=True)
     failpoint("aggregator.announced")
     seat.log.info("rang", round=effect.round, attempt=effect.attempt, cohort=len(effect.cohort))
+    if not effect.first:
+        seat.faults.note("rang-again", ", ".join(effect.cohort[:10]), effect.round)
 
 
 def _ring(

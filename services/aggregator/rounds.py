@@ -32,6 +32,7 @@ class State:
     waited: float = 0.0  # seconds for trainers, under earlier owners
     lacking: str = ""  # what it waits for
     rings: int = 0  # since the attempt was opened
+    unrung: bool = False  # opened, and reviewed before anybody was asked
     recovering: bool = True  # the first round of an owner: the store may hold updates to it already
     pausing: str | None = None  # why no further round is opened
 
@@ -189,6 +190,7 @@ class Ring:
     round: int
     attempt: int
     cohort: tuple[str, ...]
+    first: bool = False  # of a round that its owner opened; an earlier owner may have asked
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
         case Joined() | Interrupted(), "waiting":
             return replace(state, phase="looking"), (Look(),)
         case Opened(seconds), "open":
-            opened = replace(state, deadline=now + seconds, recovering=False)
+            opened = replace(state, deadline=now + seconds, recovering=False, unrung=state.recovering)
             return opened, (Review(state.round),) if state.recovering else ()
         case Reviewed(seconds), "open":
             return _reviewed(replace(state, deadline=now + seconds), now)
@@ -337,7 +339,8 @@ def _reviewed(state: State, now: float) -> Step:
     judged, effects = _judged(state, now)
     if judged.phase != "open" or not judged.unanswered or judged.rings >= RINGS:
         return judged, effects
-    return replace(judged, rings=judged.rings + 1), (Ring(state.round, state.attempt, judged.unanswered),)
+    ring = Ring(state.round, state.attempt, judged.unanswered, first=state.unrung)
+    return replace(judged, rings=judged.rings + 1, unrung=False), (ring,)
 
 
 def _judged(state: State, now: float) -> Step:

@@ -188,7 +188,9 @@ class Runner:
     def _follow(self) -> None:
         while self._state is not None:
             while self._news:
-                self._happenings.append(self._news.popleft())
+                self._happenings.append(news := self._news.popleft())
+                if isinstance(news, rounds.Interrupted):
+                    self._faults.note("interrupted", "events may have been lost", self._state.round)
             if not self._happenings:
                 return
             self._state, following = rounds.step(self._state, self._happenings.popleft(), self._edges.clock())

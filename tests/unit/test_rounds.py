@@ -174,7 +174,7 @@ def test_an_owners_first_round_looks_into_the_store_before_it_asks() -> None:
     state, effects = play(state, Opened(10.0))
     assert effects == [Review(1)]
     state, effects = play(state, Accepted("client-2"), Reviewed(9.0))
-    assert effects == [Ring(1, 1, ("client-0", "client-1", "client-3"))]
+    assert effects == [Ring(1, 1, ("client-0", "client-1", "client-3"), first=True)]
 
     state, _ = play(state, *map(Accepted, ("client-0", "client-1")))
     state, _ = play(state, Committed(), ALIVE)
