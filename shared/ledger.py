@@ -6,7 +6,7 @@ Nothing here is the only copy: the object store is the record, and this can be r
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from shared import names
 from shared import transitions as steps
@@ -22,7 +22,8 @@ LOG = 1000  #: lines kept of a job's log
 Status = Literal["running", "paused", "stopped"]
 
 
-class Wanted(NamedTuple):
+@dataclass(frozen=True)
+class Wanted:
     """What an operator wants of a job, and why."""
 
     status: Status = "running"
@@ -51,6 +52,7 @@ class JobRecord:
     wanted: Wanted = field(default_factory=Wanted)
     waiting: float = 0.0  # since when it waits for trainers; 0 where it does not
     claims: int = 0  # owners it has had since its last commit
+    lease: float = 0.0  # when its owner's runs out; 0 where nobody owns it
 
 
 @dataclass(frozen=True)
@@ -101,22 +103,28 @@ class Ledger:
         """`Fenced` where the job is another's: asked just before what only its owner may write to the store."""
         self._step(steps.OWNED, job, [names.job_key(job)], [fence])
 
-    def release(self, job: str, fence: int, status: str = "queued", detail: str = "waiting for an aggregator") -> None:
-        """Gives the job to whoever claims it next, or lays it down as `paused`; its claim does not count."""
-        self._step(steps.RELEASE, job, [names.job_key(job)], [fence, status, detail])
+    def release(self, job: str, fence: int, status: str = "queued", detail: str = "waiting for an aggregator") -> str:
+        """Gives the job to whoever claims it next, or lays it down as `paused`; its claim does not count.
+
+        Answers the status: a job that is to run, by now, is not laid down.
+        """
+        return str(self._step(steps.RELEASE, job, [names.job_key(job)], [fence, status, detail]))
 
     def orphans(self) -> tuple[list[str], float | None]:
         """Live jobs that nobody owns, and the seconds until another lease runs out, or None where there is none."""
         soonest, *found = self._redis.run(steps.ORPHANS, [names.JOBS], ["fedq:job:", _ms(ANNOUNCED)])
         return found, None if int(soonest) < 0 else int(soonest) / 1000
 
-    def unseat(self) -> None:
-        """Fences every owner: Redis went back in time, and what they know of their jobs it may not."""
-        self._redis.run(steps.UNSEAT, [names.JOBS], ["fedq:job:"])
+    def unseat(self, known: int) -> None:
+        """Fences every owner since `known` or before: Redis went back in time, and may not know what they know.
+
+        Whoever claimed a job since it did has a later fence, and stays.
+        """
+        self._redis.run(steps.UNSEAT, [names.JOBS], ["fedq:job:", known])
 
     def want(self, job: str, wanted: Wanted) -> str:
         """Records what an operator wants; answers ok, unknown, or the status of a job that has ended."""
-        return str(self._redis.run(steps.WANT, [names.job_key(job)], list(wanted)))
+        return str(self._redis.run(steps.WANT, [names.job_key(job)], [wanted.status, wanted.reason]))
 
     def revive(self, job: str, rounds: int) -> str:
         """Queues a job again that has ended or is paused; answers ok, unknown, or conflict where it is live."""
@@ -184,6 +192,7 @@ class Ledger:
             wanted=_wanted((row.get("wanted"), row.get("reason"))),
             waiting=_seconds(row.get("waiting")),
             claims=int(row.get("claims", 0)),
+            lease=_seconds(row.get("lease")),
         )
 
     def required(self, job: str) -> JobRecord:
@@ -208,12 +217,12 @@ class Ledger:
         """How often each fault was seen."""
         return {fault: int(count) for fault, count in sorted(self._redis.hgetall(names.FAULTS).items())}
 
-    def pulse(self, known: int) -> tuple[int, int]:
-        """When an aggregator last looked (-1: Redis does not know), and now; ms by Redis's clock.
+    def pulse(self, aggregator: str, known: int) -> tuple[int, int]:
+        """When this aggregator last looked (-1: Redis does not know), and now; ms by Redis's clock.
 
         This look is recorded unless the caller has `known` of a later one: then Redis went back in time.
         """
-        before, now = self._redis.run(steps.PULSE, [names.PULSE], [known])
+        before, now = self._redis.run(steps.PULSE, [names.pulse_key(aggregator)], [known])
         return int(before), int(now)
 
     # --- rounds -------------------------------------------------------------------------------

@@ -36,7 +36,6 @@ def watcher_queue(watcher: str) -> str:
 ROSTER = "fedq:roster"
 JOBS = "fedq:jobs"
 FAULTS = "fedq:faults"  #: hash: fault → how often it was seen
-PULSE = "fedq:pulse"  #: Redis's time when an aggregator last looked; less than that later, and Redis went back
 PROBE = "fedq:probe"  #: written by `fedq doctor`, gone in a second
 
 
@@ -58,6 +57,11 @@ def accepted_key(job: str, number: int) -> str:
 
 def rejected_key(job: str, number: int) -> str:
     return f"fedq:job:{job}:round:{number}:rejected"
+
+
+def pulse_key(aggregator: str) -> str:
+    """Redis's time when an aggregator last looked; less than that later, and Redis went back."""
+    return f"fedq:pulse:{aggregator}"
 
 
 def log_key(job: str) -> str:

@@ -62,10 +62,14 @@ return redis.call('HMGET', KEYS[1], 'wanted', 'reason')
 RELEASE = Script(
     _FENCED
     + """
-redis.call('HSET', KEYS[1], 'status', ARGV[2], 'detail', ARGV[3], 'lease', 0)
+local status, detail = ARGV[2], ARGV[3]
+if status == 'paused' and redis.call('HGET', KEYS[1], 'wanted') ~= 'paused' then  -- resumed in this moment
+  status, detail = 'queued', 'waiting for an aggregator'
+end
+redis.call('HSET', KEYS[1], 'status', status, 'detail', detail, 'lease', 0)
 local claims = tonumber(redis.call('HGET', KEYS[1], 'claims') or 0)
 if claims > 0 then redis.call('HSET', KEYS[1], 'claims', claims - 1) end
-return 'ok'
+return status
 """
 )
 
@@ -103,7 +107,7 @@ UNSEAT = Script(
 for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   local key = ARGV[1] .. id
   local job = redis.call('HMGET', key, 'status', 'fence')
-  if job[1] and live(job[1]) and tonumber(job[2]) > 0 then
+  if job[1] and live(job[1]) and tonumber(job[2]) > 0 and tonumber(job[2]) <= tonumber(ARGV[2]) then
     redis.call('HSET', key, 'lease', 0, 'fence', math.max(now, job[2] + 1))
   end
 end
@@ -200,13 +204,14 @@ return 'ok'
 """
 )
 
-#: When an aggregator last looked, and now. A look that finds an earlier one than its caller knows of, or none, finds
-#: that Redis went back, and leaves it at that: others are to see it too, until somebody has restored what was lost.
+#: When this aggregator last looked, and now. A look that finds an earlier one than its caller knows of, or none, finds
+#: that Redis went back, and leaves it at that: the caller will see it again, until it has restored what was lost. Each
+#: has a key of its own, which nobody else's look can bring up to date.
 PULSE = Script(
     _NOW
     + """
 local before = redis.call('GET', KEYS[1]) or '-1'
-if tonumber(before) >= tonumber(ARGV[1]) then redis.call('SET', KEYS[1], now) end
+if tonumber(before) >= tonumber(ARGV[1]) then redis.call('SET', KEYS[1], now, 'EX', 7 * 86400) end
 return {before, tostring(now)}
 """
 )

@@ -3,7 +3,7 @@
 import time
 from typing import Any, Literal
 
-from services.aggregator import closing, rounds
+from services.aggregator import closing, recovery, rounds
 from services.aggregator.seat import Seat
 from shared import names, topology
 from shared.errors import RecordLost, Unavailable
@@ -127,6 +127,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         faults=[line for line in ledger.log(seat.job) if line["round"] == number],
         committed=ledger.now(),
     )
+    _check_first(seat, number)
     ledger.check_owned(seat.job, seat.fence)  # one that slept through its lease must not write over a manifest
     blobs.put_json(names.manifest_blob(seat.job, number), commit)
     failpoint("aggregator.recorded")
@@ -150,6 +151,13 @@ def close(seat: Seat, number: int) -> rounds.Committed:
     )
     clear_away(seat, number)
     return rounds.Committed()
+
+
+def _check_first(seat: Seat, number: int) -> None:
+    """`RecordLost` where another owner has committed the round: Redis went back, and this one seems to own it again."""
+    written = recovery.optional(seat.edges.blobs, names.manifest_blob(seat.job, number))
+    if written is not None and written.get("fence") != seat.fence:
+        raise RecordLost(f"round {number} of {seat.job} is committed in the store, and Redis has lost it")
 
 
 def tell_round_end(seat: Seat, manifest: dict[str, Any]) -> None:
@@ -227,7 +235,8 @@ def evaluate(seat: Seat, number: int) -> None:
 def pause(seat: Seat, reason: str) -> None:
     """Lays the job down: nobody owns it until an operator resumes it."""
     seat.settle_clearing()
-    seat.edges.ledger.release(seat.job, seat.fence, "paused", reason)
+    if seat.edges.ledger.release(seat.job, seat.fence, "paused", reason) != "paused":
+        return  # resumed in this moment: it is claimed again
     seat.edges.bus.publish(JobStatus(job=seat.job, status="paused", detail=reason), required=False)
     seat.log.info("paused", reason=reason, committed=seat.committed)
 
@@ -236,6 +245,7 @@ def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
     """Writes the result, then says so."""
     ledger, blobs, tally = seat.edges.ledger, seat.edges.blobs, seat.tally
     seat.settle_clearing()
+    _check_first(seat, seat.committed + 1)
     ledger.check_owned(seat.job, seat.fence)
     if not seat.spec.keep_updates:
         blobs.delete(names.rounds_prefix(seat.job), holding="/updates/")  # what came too late to be counted

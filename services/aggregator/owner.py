@@ -170,9 +170,9 @@ class Owner:
     def _watch_redis(self) -> None:
         """Notices that Redis was emptied, or went back to an earlier state, since this replica last looked.
 
-        Every replica notices, as long as none has restored it: the first one may die, or Redis be away again.
+        Every replica notices for itself: the first one may die, or Redis be away again.
         """
-        before, now = self._edges.ledger.pulse(self._pulse)
+        before, now = self._edges.ledger.pulse(self.name, self._pulse)
         if before >= self._pulse:
             self._pulse = now
             return
@@ -180,7 +180,7 @@ class Owner:
             return
         if self._pulse < NEVER:
             log.error("Redis lost what it had; restoring from the object store")
-            self._edges.ledger.unseat()  # whoever owns a job by what is gone
+            self._edges.ledger.unseat(self._pulse)  # whoever owns a job by what is gone
             self._pulse = NEVER
             self._edges.ledger.note("record-lost", "Redis lost what it had")
         self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)
@@ -191,7 +191,7 @@ class Owner:
         while not self._stopping.is_set():
             try:
                 restored = recovery.restore(self._edges.blobs, self._edges.ledger)
-                _, self._pulse = self._edges.ledger.pulse(-1)
+                _, self._pulse = self._edges.ledger.pulse(self.name, -1)
                 if restored:
                     log.warning("restored from the object store", jobs=restored)
                     self._awake.set()

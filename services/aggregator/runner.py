@@ -27,7 +27,7 @@ from shared.failpoints import failpoint
 from shared.jobs import JobSpec
 from shared.ledger import JobRecord, Wanted
 from shared.link import Delivery, Subscription
-from shared.roster import busy
+from shared.roster import busy, groups
 
 __all__ = ["Edges", "Runner"]
 
@@ -91,7 +91,7 @@ class Runner:
     @property
     def deadline(self) -> float | None:
         """When time itself is news, by the clock of `Edges`."""
-        if self._state is None or self._state.phase != "open":
+        if self._state is None or self._state.phase not in ("open", "waiting"):
             return self._state.deadline if self._state else None
         look = self._edges.clock() + SILENCE
         return look if self._state.deadline is None else min(look, self._state.deadline)
@@ -152,15 +152,21 @@ class Runner:
     def look_for_lost_work(self) -> None:
         """After a silence: clients that nobody trains and that wait in no queue must be asked again.
 
-        A net below the events: a queue may be deleted with what is in it, and nobody is told.
+        A net below the events: a queue may be deleted with what is in it, and nobody is told; an earlier owner that
+        hung may have taken the word that a trainer has joined.
         """
         state, seat = self._state, self._seat
-        if state is None or seat is None or state.phase != "open":
+        if state is None or seat is None or state.phase not in ("open", "waiting"):
             return
         try:
-            at_work = busy(self._edges.roster.alive())
-            groups = effects.by_group(seat.spec, state.unanswered)
-            silent = [group for group in groups if at_work.get(group) == 0 and not self._queued(group)]
+            alive = self._edges.roster.alive()
+            if state.phase == "waiting":
+                if groups(alive) != seat.alive:
+                    self._news.append(rounds.Joined())
+                return
+            at_work = busy(alive)
+            asked = effects.by_group(seat.spec, state.unanswered)
+            silent = [group for group in asked if at_work.get(group) == 0 and not self._queued(group)]
         except Unavailable as error:
             self._log.debug("not looked", reason=str(error))
             return
@@ -268,8 +274,12 @@ class Runner:
         spec = JobSpec.model_validate(about["spec"])
         self._seat = Seat(self._edges, self.job, self.fence, spec, self._faults, self._subscription)
         step = take_over(self._seat, record)
-        wish = recovery.wanted(self._edges.blobs, self.job)
-        self.want(record.wanted if wish is None or record.wanted.status == "stopped" else wish)
+        wish = recovery.wanted(self._edges.blobs, self.job) or record.wanted
+        if wish != record.wanted and record.wanted.status != "stopped":
+            self._edges.ledger.want(self.job, wish)  # Redis may have come back from before it
+            self.want(wish)
+        else:
+            self.want(record.wanted)
         return step
 
     def _apply(self, effect: rounds.Effect) -> None:  # noqa: C901 - one line per case

@@ -114,7 +114,7 @@ def gather(servers: Servers, job: str, tell: Tell) -> Evidence:
             before=before,
             after=after,
             now=ledger.now(),
-            lease=int(servers.redis.hget(names.job_key(job), "lease") or 0) / 1000,
+            lease=after.lease,
             open=_open_round(servers, job, max((before.round, *manifests)) + 1),
             log=tuple(ledger.log(job)),
             faults=ledger.faults(),  # after the log: what is logged is counted

@@ -636,14 +636,16 @@ def test_every_owner_can_be_unseated(ledger: Ledger) -> None:
     ledger.create(new, 1)
     ledger.end(over, taken(ledger, over), "finished", "")
     before = [ledger.required(new), ledger.required(over)]
-    ledger.unseat()
+    ledger.unseat(owned)
     assert [ledger.required(new), ledger.required(over)] == before
     assert orphans(ledger) == [JOB]
     with pytest.raises(Fenced):
         ledger.renew(JOB, owned, 60)
 
-    unseated = ledger.required(JOB).fence
-    assert owned < unseated < ledger.claim(JOB, "next", 60)
+    unseated, fence = ledger.required(JOB).fence, ledger.claim(JOB, "next", 60)
+    assert owned < unseated < fence
+    ledger.unseat(owned)
+    ledger.check_owned(JOB, fence)  # claimed since
 
 
 def test_a_fence_is_given_once(ledger: Ledger) -> None:
@@ -868,19 +870,29 @@ def test_a_log_does_not_grow_for_ever(ledger: Ledger) -> None:
 
 def test_the_pulse_notices_that_redis_went_back(servers: Servers, ledger: Ledger) -> None:
     """Each look finds the one before; a flush leaves none to find, and a roll-back an older one, until it is healed."""
-    before, first = ledger.pulse(-1)
+    before, first = ledger.pulse("one", -1)
     assert before == -1
-    saved = raw(servers).dump(names.PULSE)
+    saved = raw(servers).dump(names.pulse_key("one"))
     pass_a_millisecond(ledger)
-    before, second = ledger.pulse(first)
+    before, second = ledger.pulse("one", first)
     assert before == first < second
 
-    raw(servers).restore(names.PULSE, 0, saved, replace=True)
-    for _ in range(2):  # whoever asks
-        before, third = ledger.pulse(second)
+    raw(servers).restore(names.pulse_key("one"), 0, saved, replace=True)
+    for _ in range(2):  # however often it looks
+        before, third = ledger.pulse("one", second)
         assert before == first < second < third
-    _, healed = ledger.pulse(-1)
-    assert ledger.pulse(healed)[0] == healed
+    _, healed = ledger.pulse("one", -1)
+    assert ledger.pulse("one", healed)[0] == healed
 
     servers.redis().flushdb()
-    assert [ledger.pulse(healed)[0] for _ in range(2)] == [-1, -1]
+    assert [ledger.pulse("one", healed)[0] for _ in range(2)] == [-1, -1]
+
+
+def test_no_replica_hides_from_another_that_redis_went_back(servers: Servers, ledger: Ledger) -> None:
+    """One that slept, or has just begun, knows of nothing that is gone, and looks first."""
+    _, known = ledger.pulse("one", -1)
+    servers.redis().flushdb()
+    ledger.pulse("two", -1)
+
+    assert ledger.pulse("one", known)[0] == -1
+    assert 0 < servers.redis().ttl(names.pulse_key("two")) <= 7 * 86400

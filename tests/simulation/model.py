@@ -90,10 +90,12 @@ def renew(data: Data, now: int, keys: Keys, fence: str, lease: str) -> list[str 
 
 def release(data: Data, now: int, keys: Keys, fence: str, status: str, detail: str) -> str:
     job = owned(data, keys, fence)
+    if status == "paused" and job.get("wanted") != "paused":
+        status, detail = "queued", "waiting for an aggregator"
     job.update(status=status, detail=detail, lease="0")
     if int(job.get("claims", 0)) > 0:
         job["claims"] = str(int(job["claims"]) - 1)
-    return "ok"
+    return status
 
 
 def orphans(data: Data, now: int, keys: Keys, prefix: str, announced: str) -> list[Any]:
@@ -113,10 +115,10 @@ def orphans(data: Data, now: int, keys: Keys, prefix: str, announced: str) -> li
     return [min(left, default=-1), *found]
 
 
-def unseat(data: Data, now: int, keys: Keys, prefix: str) -> str:
+def unseat(data: Data, now: int, keys: Keys, prefix: str, known: str) -> str:
     for name in data.scores.get(keys[0], {}):
         job = data.get(prefix + name)
-        if job.get("status") in CLAIMABLE and int(job["fence"]) > 0:
+        if job.get("status") in CLAIMABLE and 0 < int(job["fence"]) <= int(known):
             job.update(lease="0", fence=str(max(now, int(job["fence"]) + 1)))
     return "ok"
 
@@ -201,6 +203,7 @@ def pulse(data: Data, now: int, keys: Keys, known: str) -> list[str]:
     before = data.strings.get(keys[0], "-1")
     if int(before) >= int(known):
         data.strings[keys[0]] = str(now)
+        data.expiring.add(keys[0])
     return [before, str(now)]
 
 

@@ -59,6 +59,7 @@ client = st.sampled_from(["a", "b", "z"])
 few = st.integers(0, 2)
 text = st.sampled_from(["", "why", "ü"])
 seconds = st.sampled_from([0.0, 0.001, 10.0, 10.0, 20.0, 30.0, 3600.0])
+moment = st.sampled_from([-1, -1, START, START + 10_000, 2**62])
 wanted = st.builds(Wanted, st.sampled_from(["running", "paused", "stopped"]), text)
 
 CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
@@ -69,7 +70,7 @@ CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "check_owned": (job, fence),
     "release": (job, fence, st.sampled_from(["queued", "paused"]), text),
     "orphans": (),
-    "unseat": (),
+    "unseat": (moment,),
     "want": (job, wanted),
     "revive": (job, few),
     "restore": (st.builds(kept, job, number, st.sampled_from(["queued", "paused", "failed"])),),
@@ -83,7 +84,7 @@ CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "note": (st.sampled_from(["late", "lost"]), text, st.none() | job, number),
     "log": (job,),
     "faults": (),
-    "pulse": (st.sampled_from([-1, -1, START, START + 10_000, 2**62]),),
+    "pulse": (st.sampled_from(["one", "two"]), moment),
     "open_round": (job, fence, number, st.integers(1, 2), st.just(COHORT), seconds),
     "extend": (job, fence, number, seconds, seconds),
     "accept": (job, fence, number, client, st.fixed_dictionaries({"n": few})),

@@ -339,10 +339,10 @@ def hasty_pulse(patch: pytest.MonkeyPatch) -> None:
         return model.pulse(data, now, keys, "-1")
 
     def watch(owner: Owner) -> None:
-        before, now = owner._edges.ledger.pulse(owner._pulse)
+        before, now = owner._edges.ledger.pulse("all", owner._pulse)
         went_back, owner._pulse = before < owner._pulse < 2**62, now
         if went_back:
-            owner._edges.ledger.unseat()
+            owner._edges.ledger.unseat(now)
             recovery.restore(owner._edges.blobs, owner._edges.ledger)
 
     patch.setitem(model.RULES, model.steps.PULSE, pulse)

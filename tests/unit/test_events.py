@@ -19,6 +19,7 @@ from shared.events import (
     JobStatus,
     ModelEvaluated,
     ModelUpdate,
+    PauseTraining,
     RoundEnd,
     RoundStart,
     StartTraining,
@@ -56,14 +57,16 @@ of_job = {"job": ids}
 STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     StartTraining: st.builds(StartTraining, **of_job, spec=st.just(SPEC)),
     StopTraining: st.builds(StopTraining, **of_job, reason=texts),
+    PauseTraining: st.builds(PauseTraining, **of_job, reason=texts),
     RoundStart: st.builds(
         RoundStart, **of_job, group=words, round=rounds, attempt=attempts, base=st.none() | blobs,
         cohort=st.lists(words, max_size=20).map(tuple), spec=st.just(SPEC), deadline=floats,
+        fence=numbers, again=st.booleans(),
     ),
     ModelUpdate: st.builds(
         ModelUpdate, **of_job, round=rounds, attempt=attempts, client=words, trainer=words,
         base=st.none() | digests, update=st.none() | blobs, examples=numbers, metrics=figures, timings=figures,
-        downloaded=numbers, error=st.none() | texts,
+        downloaded=numbers, tries=attempts, error=st.none() | texts,
     ),
     EvaluateModel: st.builds(EvaluateModel, **of_job, group=words, round=rounds, model=blobs, spec=st.just(SPEC)),
     ModelEvaluated: st.builds(
@@ -73,12 +76,13 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     RoundEnd: st.builds(
         RoundEnd, **of_job, round=rounds, attempt=attempts, outcome=st.sampled_from(["committed", "failed", "stopped"]),
         reason=texts, accepted=numbers, rejected=numbers, metrics=figures, model=st.none() | blobs, seconds=floats,
+        fence=numbers,
     ),
     TrainingEnd: st.builds(
         TrainingEnd, **of_job, outcome=st.sampled_from(["finished", "stopped", "failed"]), reason=texts,
-        rounds=numbers, metrics=figures, model=st.none() | blobs, seconds=floats,
+        rounds=numbers, metrics=figures, model=st.none() | blobs, seconds=floats, fence=numbers,
     ),
-    JobStatus: st.builds(JobStatus, **of_job, status=st.sampled_from(["running", "waiting"]), detail=texts),
+    JobStatus: st.builds(JobStatus, **of_job, status=st.sampled_from(["running", "waiting", "paused"]), detail=texts),
     Heartbeat: st.builds(
         Heartbeat, trainer=words, pool=st.none() | words, client=st.none() | words, host=texts, pid=numbers,
         device=st.text(st.characters(codec="utf-8"), max_size=64), slots=attempts, busy=numbers,
@@ -114,6 +118,7 @@ def test_an_event_comes_out_as_it_went_in(kind: str, data: st.DataObject) -> Non
     [
         (StartTraining(job=JOB, spec=SPEC), "start-training"),
         (StopTraining(job=JOB, reason=""), f"stop-training.{JOB}"),
+        (PauseTraining(job=JOB, reason=""), f"pause-training.{JOB}"),
         (
             RoundStart(job=JOB, group="cpu", round=0, attempt=1, base=None, cohort=(), spec=SPEC, deadline=0),
             "round-start.cpu",
