@@ -211,7 +211,7 @@ PULSE = Script(
     _NOW
     + """
 local before = redis.call('GET', KEYS[1]) or '-1'
-if tonumber(before) >= tonumber(ARGV[1]) then redis.call('SET', KEYS[1], now, 'EX', 7 * 86400) end
+if tonumber(before) >= tonumber(ARGV[1]) then redis.call('SET', KEYS[1], now, 'EX', 600) end
 return {before, tostring(now)}
 """
 )
