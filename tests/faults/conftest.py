@@ -27,7 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     rows = [item for item in items if item.get_closest_marker("row")]
-    if config.getoption("--faults") == "all" or config.args != config.getini("testpaths"):
+    by_name = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if config.getoption("--faults") == "all" or by_name:
         return  # all of them, or the ones that were asked for by name
     fixed = [item for item in rows if item.get_closest_marker("row").kwargs.get("fixed")]  # type: ignore[union-attr]
     others = [item for item in rows if item not in fixed]

@@ -49,7 +49,7 @@ def test_a_whole_trainer_dies(federation: Federation, row: Row) -> None:
     federation.holds(job, digests)
 
 
-@pytest.mark.row("a client that kills its slot every time", "P5 P6", fixed=True)
+@pytest.mark.row("a client that kills its slot every time", "P5 P6")
 def test_poison_ends_in_dead_letters_and_its_client_is_left_out(federation: Federation, row: Row) -> None:
     """Five tries, then the round goes on with the others, and a person finds out why."""
     federation.aggregator()

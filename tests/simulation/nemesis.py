@@ -58,11 +58,11 @@ class Nemesis:
         self._fates = GOOD if fair else GOOD + BAD
         self._slow = random.choice((0.1, 1.0, 5.0))
         strikes: list[Callable[[World], None]] = [
-            kill, stop, flush, save, self.rollback, self.outage, disconnect, delete_queue, trainer_leaves, hand_over,
+            kill, stop, flush, save, rollback, self.outage, disconnect, delete_queue, trainer_leaves, hand_over,
         ]  # fmt: skip
-        self._strikes = random.sample(strikes, random.randint(1, len(strikes)))
+        self.strikes = random.sample(strikes, random.randint(1, len(strikes)))
         if not fair:
-            self._strikes += [lose_update, wish]
+            self.strikes += [lose_update, wish]
         self._shuffles = random.random() < 0.5
 
     # --- what the world asks --------------------------------------------------------------------
@@ -95,7 +95,7 @@ class Nemesis:
     def strike(self, world: "World") -> None:
         """Between two steps, something may befall the whole."""
         if self._active and self._random.random() < self.rates["strike"]:
-            blow = self._random.choice(self._strikes)
+            blow = self._random.choice(self.strikes)
             self.done[getattr(blow, "__name__", "?")] += 1
             blow(world)
         if self._active:
@@ -126,10 +126,6 @@ class Nemesis:
         self._active = False
 
     # --- what befalls the whole -----------------------------------------------------------------
-
-    def rollback(self, world: "World") -> None:
-        if world.snapshots:
-            world.rollback(self._random.choice(world.snapshots))
 
     def outage(self, world: "World") -> None:
         server = self._random.choice(SERVERS)
@@ -174,6 +170,11 @@ def flush(world: "World") -> None:
 
 def save(world: "World") -> None:
     world.snapshots.append(world.ledger.snapshot())
+
+
+def rollback(world: "World") -> None:
+    if world.snapshots:
+        world.rollback(world.random.choice(world.snapshots))
 
 
 def disconnect(world: "World") -> None:

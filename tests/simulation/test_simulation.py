@@ -27,7 +27,7 @@ from tests.simulation.nemesis import Nemesis
 from tests.simulation.world import World
 
 STEPS = 60_000  #: at least, over all seeds
-BUDGET = 400  #: seeds that must find a planted bug
+BUDGET = 300  #: seeds that must find a planted bug
 FIRST = 1  #: of the seeds that are always told
 
 
@@ -157,7 +157,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def roll_back(self) -> None:
-        self.nemesis.rollback(self.w)
+        nemesis.rollback(self.w)
 
     @rule()
     def fail_a_server(self) -> None:
@@ -400,26 +400,47 @@ def no_fences_at_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "owned", lambda data, keys, _: real(data, keys, data.get(keys[0]).get("fence", "")))
 
 
-PLANTED: dict[Plant, str] = {
-    no_bucket: "P1",
-    blind_close: "P1",
-    open_doors: "P2",
-    counted_twice: "P3",
-    folded_first: "P3",
-    unfrozen: "P3",
-    told_too_soon: "P3",
-    old_model: "P4",
-    no_deadline: "P5",
-    no_heirs: "P5",
-    no_pulse: "P5",
-    hasty_pulse: "P5",
-    no_end_of_trying: "P6",
-    no_checks: "P7",
-    any_base: "P7",
-    no_fence: "P7",
-    deaf_to_fences: "P7",
-    no_fences_at_all: "P",
+Focus = tuple[dict[str, float], tuple[Callable[[World], None], ...]]  #: rates of faults, and what may befall the whole
+ANY: Focus = ({}, ())
+CLUMSY: Focus = ({"training": 0.5}, ())
+DROWSY: Focus = ({"stop": 0.02}, ())
+DEADLY: Focus = ({"kill": 0.01}, ())
+FORGETFUL: Focus = ({"strike": 0.03, "fail": 0.03}, (nemesis.flush,))
+BACKWARD: Focus = ({"strike": 0.2, "kill": 0.0, "stop": 0.0}, (nemesis.save, nemesis.rollback))
+
+#: The promise that each breaks, how many of the jobs are fair, and the faults that bring it to light.
+PLANTED: dict[Plant, tuple[str, float, Focus]] = {
+    no_bucket: ("P1", 0.0, FORGETFUL),
+    blind_close: ("P1", 0.0, BACKWARD),
+    open_doors: ("P2", story.FAIR, CLUMSY),
+    counted_twice: ("P3", story.FAIR, ANY),
+    folded_first: ("P3", story.FAIR, ANY),
+    unfrozen: ("P3", story.FAIR, ANY),
+    told_too_soon: ("P3", story.FAIR, ANY),
+    old_model: ("P4", story.FAIR, DEADLY),
+    no_deadline: ("P5", story.FAIR, ANY),
+    no_heirs: ("P5", story.FAIR, DEADLY),
+    no_pulse: ("P5", story.FAIR, FORGETFUL),
+    hasty_pulse: ("P5", story.FAIR, FORGETFUL),
+    no_end_of_trying: ("P6", 0.0, CLUMSY),
+    no_checks: ("P7", story.FAIR, CLUMSY),
+    any_base: ("P7", story.FAIR, CLUMSY),
+    no_fence: ("P7", story.FAIR, DROWSY),
+    deaf_to_fences: ("P7", story.FAIR, DROWSY),
+    no_fences_at_all: ("P", story.FAIR, DROWSY),
 }
+
+
+def focus_on(patch: pytest.MonkeyPatch, fair: float, focus: Focus) -> None:
+    real, (rates, strikes) = Nemesis.__init__, focus
+
+    def init(own: Nemesis, *given: Any, **options: Any) -> None:
+        real(own, *given, **options)
+        own.rates |= rates
+        own.strikes = list(strikes) or own.strikes
+
+    patch.setattr(Nemesis, "__init__", init)
+    patch.setattr(story, "FAIR", fair)
 
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
@@ -427,13 +448,15 @@ def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -
     """Within the budget, and by the promise that it breaks."""
     story.undisturbed.cache_clear()
     plant(monkeypatch)
+    promise, fair, focus = PLANTED[plant]
+    focus_on(monkeypatch, fair, focus)
     began, found = time.monotonic(), Counter[str]()
     for seed in range(FIRST, FIRST + BUDGET):
         try:
             story.tell(seed)
         except AssertionError as error:
             found[str(error)] += 1
-            if str(error).startswith(PLANTED[plant]):
+            if str(error).startswith(promise):
                 print(f"{plant.__name__}: seed {seed}, {time.monotonic() - began:.1f} s: {error}")  # noqa: T201 - figures
                 return
     pytest.fail(f"{BUDGET} seeds did not find that {plant.__doc__} They found {found.most_common(3)}")
