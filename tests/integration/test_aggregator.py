@@ -13,7 +13,7 @@ import pytest
 
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Edges
-from shared import jobs, names, topology, weights
+from shared import jobs, names, receipts, topology, weights
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.errors import Unavailable
@@ -22,8 +22,10 @@ from shared.events import (
     BlobRef,
     EvaluateModel,
     Heartbeat,
+    JobStatus,
     ModelEvaluated,
     ModelUpdate,
+    PauseTraining,
     RoundEnd,
     RoundStart,
     StartTraining,
@@ -32,6 +34,7 @@ from shared.events import (
     TrainingEnd,
 )
 from shared.jobs import JobSpec
+from shared.ledger import Wanted
 from shared.link import Delivery
 from tests.conftest import Servers
 
@@ -517,6 +520,109 @@ def test_a_closed_round_is_finished_by_the_next_owner(servers, aggregators, trai
     assert sum(event.round == number for event in trainers.events if isinstance(event, ModelUpdate)) == (
         4 if number else 1
     )
+
+
+def test_an_open_round_is_taken_over_with_what_it_has(servers, aggregators, trainers) -> None:
+    """Two of four have answered when the owner leaves: the next one counts them, and asks the other two."""
+    first = aggregators("first", lease=1.0)
+    job = start(trainers, spec())
+    asked: list[tuple[str, ...]] = []
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round != 1:
+            trainers.answer(event, client)
+        elif client == event.cohort[0]:
+            asked.append(event.cohort)
+            for name in event.cohort[:2] if len(asked) == 1 else event.cohort:
+                trainers.answer(event, name)
+
+    while len(servers.ledger().round(job, 1).accepted if servers.ledger().round(job, 1) else ()) < 2:
+        trainers.until(ModelUpdate, answer)
+    first.stop(10)
+    aggregators("second", lease=1.0)
+    end = trainers.until(TrainingEnd, answer)
+
+    assert end.outcome == "finished"
+    assert asked == [spec().clients, spec().clients[2:]]
+    np.testing.assert_allclose(LAYOUT.flat(model_of(servers, end.model)), expected(2, spec().clients), atol=1e-6)
+    assert "takeover" in {line["fault"] for line in servers.ledger().log(job)}
+
+
+def test_an_update_whose_event_is_lost_counts_all_the_same(servers, aggregators, trainers) -> None:
+    """It lies in the bucket with its receipt: the next owner takes it in, and asks nobody for it."""
+    first = aggregators("first", lease=1.0)
+    job = start(trainers, spec())
+    asked: list[tuple[str, ...]] = []
+
+    def silently(event: RoundStart, client: str) -> None:
+        if event.round != 1:
+            trainers.answer(event, client)
+            return
+        if client == event.cohort[0]:
+            asked.append(event.cohort)
+        file = trainers.file(event, client)
+        digest = weights.digest_of(file)
+        update = ModelUpdate(
+            job=job, round=1, attempt=1, client=client, trainer="scripted", base=event.base.digest,
+            update=None, examples=weight(client), metrics={"train_loss": float(weight(client))},
+        )  # fmt: skip
+        key = names.update_blob(job, 1, client, digest)
+        trainers.blobs.put(key, file, digest=digest, metadata=receipts.receipt(update))
+
+    while not asked:
+        trainers.until(RoundStart, silently)
+    first.stop(10)
+    aggregators("second", lease=1.0)
+    end = trainers.until(TrainingEnd, silently)
+
+    assert end.outcome == "finished"
+    assert asked == [spec().clients]
+    np.testing.assert_allclose(LAYOUT.flat(model_of(servers, end.model)), expected(2, spec().clients), atol=1e-6)
+
+
+def test_an_emptied_redis_is_filled_from_the_bucket(servers, aggregators, trainers) -> None:
+    """In the middle of a round: jobs that ended are known again, and the round begins again with what is there."""
+    aggregators("first", lease=1.0)
+    before = run(trainers, spec())
+    job = start(trainers, spec())
+    flushed: list[bool] = []
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round == 2 and not flushed:
+            flushed.append(servers.redis().flushdb())
+            trainers.join()
+        trainers.answer(event, client)
+
+    end = trainers.until(TrainingEnd, answer)
+
+    assert flushed
+    assert end.outcome == "finished"
+    assert end.model.digest == before[-1]
+    assert [record.status for record in servers.ledger().jobs()] == ["finished", "finished"]
+    assert servers.ledger().required(job).round == 2
+
+
+def test_a_paused_job_waits_for_its_operator(servers, aggregators, trainers) -> None:
+    """The open round is finished, the next one is not opened, and nobody owns the job until it is resumed."""
+    aggregators("first", lease=1.0)
+    job_spec = spec()
+    ledger = servers.ledger()
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round == 1 and client == "client-0":
+            ledger.want(event.job, Wanted("paused", "lunch"))
+            trainers.bus.publish(PauseTraining(job=event.job, reason="lunch"))
+        trainers.answer(event, client)
+
+    job = start(trainers, job_spec)
+    while trainers.until(JobStatus, answer).status != "paused":
+        pass
+    record = ledger.required(job)
+    assert (record.status, record.round, record.lease) == ("paused", 1, 0.0)
+
+    assert ledger.revive(job, job_spec.rounds.count) == "ok"
+    trainers.bus.publish(StartTraining(job=job, spec=job_spec))
+    assert trainers.until(TrainingEnd).outcome == "finished"
 
 
 def test_metrics_may_have_any_name(servers, aggregators, trainers) -> None:
