@@ -33,6 +33,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except FedqError as error:
-        structlog.get_logger().debug("ended", exc_info=True)
+        if structlog.is_configured():  # or it would print all of it
+            structlog.get_logger().debug("ended", exc_info=True)
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the last word of a process that cannot start
         sys.exit(error.exit_code)
