@@ -3,9 +3,10 @@
 import time
 
 from services.aggregator import rounds
+from services.aggregator.intake import located
 from services.aggregator.seat import Seat
 from shared import names
-from shared.errors import Refused, Stale
+from shared.errors import RecordLost, Refused, Stale
 from shared.events import ModelEvaluated, ModelUpdate
 from shared.failpoints import failpoint
 
@@ -25,6 +26,8 @@ def on_model_update(seat: Seat, state: rounds.State, update: ModelUpdate) -> rou
         if update.error is not None:
             return _on_failure(seat, state, update)
         standing = ledger.standing(seat.job, number, update.client)
+        if standing == "ok" and update.client in seat.tally.counted:
+            raise RecordLost(f"Redis has lost that {update.client} was counted in round {number}")
         if standing == "ok":
             standing = _take_in(seat, update)
         return _judged(seat, update, standing)
@@ -53,7 +56,7 @@ def _take_in(seat: Seat, update: ModelUpdate) -> str:
     answer = seat.edges.ledger.accept(seat.job, seat.fence, update.round, update.client, entry)
     if answer == "ok":
         failpoint("aggregator.accepted")
-        seat.tally.count(update.client, update.examples)
+        seat.tally.count(update.client, update.examples, located(update).digest)
         seat.log.info(
             "accepted",
             round=update.round,

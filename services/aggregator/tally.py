@@ -25,7 +25,7 @@ class Tally:
         self._job = job
         self._spec = spec
         self.model: Model | None = None
-        self.counted: set[str] = set()  #: clients whose updates are in the fold
+        self.counted: dict[str, str] = {}  #: clients whose updates are in the fold, and the digests of these
         self._intake: Intake | None = None
         self._fold: Fold | None = None
         self._in_hand: Flat | Model | None = None  # what was received last, and is not counted
@@ -72,14 +72,14 @@ class Tally:
         self._in_hand, measures = self._intake.receive(update, self.model.blob.digest, self._fold.grid)
         return entry | {"max_abs": measures.max_abs, "norm": measures.norm}
 
-    def count(self, client: str, examples: int) -> None:
+    def count(self, client: str, examples: int, digest: str) -> None:
         """Folds what was received last: the ledger has accepted it."""
         if isinstance(self._in_hand, Model):
             self.adopt(self._in_hand)
         elif self._fold is not None and self._in_hand is not None:
             self._fold.add(self._in_hand, examples)
         self._in_hand = None
-        self.counted.add(client)
+        self.counted[client] = digest
 
     def count_again(self, client: str, entry: Mapping[str, Any]) -> None:
         """Folds what the ledger accepted under an earlier owner; `NotFound` or `Refused` where it cannot be had."""
@@ -88,13 +88,15 @@ class Tally:
             self.load(blob)
         else:
             self._fold.add(self._intake.receive_again(blob, entry["examples"], self._fold.grid), entry["examples"])
-        self.counted.add(client)
+        self.counted[client] = blob.digest
 
     def advance(self, number: int, cohort: int, accepted: Mapping[str, Any]) -> BlobRef:
         """Takes the server step with the frozen updates; once, however often it is asked. Returns the model's place."""
         if self._advanced is not None:
             return self._advanced
-        if self.counted != accepted.keys():
+        if self.counted != {client: entry["blob"]["digest"] for client, entry in accepted.items()}:
+            if number == 0:
+                self.model = None
             self.begin(cohort)
             for client in sorted(accepted):
                 self.count_again(client, accepted[client])

@@ -24,7 +24,7 @@ from shared.fold import Measures
 from shared.ledger import Ledger
 from tests.simulation import model, nemesis, story
 from tests.simulation.nemesis import Nemesis
-from tests.simulation.world import World
+from tests.simulation.world import JOB, World
 
 STEPS = 60_000  #: at least, over all seeds
 BUDGET = 300  #: seeds that must find a planted bug
@@ -202,6 +202,29 @@ def test_the_machine_finds_a_planted_bug(monkeypatch: pytest.MonkeyPatch) -> Non
         run_state_machine_as_test(Machine, settings=brief)
 
 
+# --- what a seed found once ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_update_that_redis_forgot_is_not_folded_twice(seed: int) -> None:
+    """It was counted, Redis went back to before that, and its message comes again."""
+    nemesis = Scripted()
+    nemesis.copies = lambda _: 2  # type: ignore[method-assign]
+    world = World(story.job(Random(seed), fair=True), Random(seed), nemesis)  # noqa: S311 - no secret
+    with world.installed():
+        world.begin()
+        before = world.ledger.snapshot()
+        while not ((found := world.ledger.round(JOB, 1)) and found.accepted):
+            before = world.ledger.snapshot()
+            world.step()
+        world.rollback(before)
+        for _ in range(20):
+            world.step()
+        world.calm_down()
+
+    assert story.final_digest(world) == story.undisturbed(world.spec.model_dump_json())
+
+
 # --- planted bugs: does anybody look? -----------------------------------------------------------
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -254,7 +277,7 @@ def folded_first(patch: pytest.MonkeyPatch) -> None:
         if seat.tally.model is not None and update.round:
             seat.tally.receive(update)
             seat.tally._fold.add(seat.tally._in_hand, update.examples)  # type: ignore[union-attr, arg-type]
-            seat.tally.count = lambda client, _: seat.tally.counted.add(client)  # type: ignore[method-assign]
+            seat.tally.count = lambda client, _, digest: seat.tally.counted.update({client: digest})  # type: ignore[method-assign]
         return real(seat, update)
 
     patch.setattr(hearing, "_take_in", take_in)
@@ -265,7 +288,7 @@ def unfrozen(patch: pytest.MonkeyPatch) -> None:
 
     def advance(tally: Tally, number: int, cohort: int, accepted: Any) -> Any:
         if number and tally._fold is not None and tally._fold.weight and tally._advanced is None:
-            tally.counted = set(accepted)
+            tally.counted = {client: entry["blob"]["digest"] for client, entry in accepted.items()}
         return real(tally, number, cohort, accepted)
 
     real = Tally.advance
@@ -279,7 +302,7 @@ def _accept_alone(seat: Seat, update: Any) -> str:
         return seat.edges.ledger.accept(seat.job, seat.fence, update.round, update.client, entry)
     answer = seat.edges.ledger.accept(seat.job, seat.fence, update.round, update.client, entry)
     if answer == "ok":
-        seat.tally.count(update.client, update.examples)
+        seat.tally.count(update.client, update.examples, update.update.digest)
     return answer
 
 
