@@ -383,8 +383,8 @@ class ModelRedis:
         self.data.delete(*keys)
 
     def time(self) -> tuple[int, int]:
-        seconds = self._clock()
-        return int(seconds), int(seconds % 1 * 1e6)
+        milliseconds = round(self._clock() * 1000)
+        return milliseconds // 1000, milliseconds % 1000 * 1000
 
 
 class ModelLedger(Ledger):
