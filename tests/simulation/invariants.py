@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
+JOB = "sim-abc234"
+
 
 class Violation(BaseException):
     """A promise is broken; no handler of the code under test may catch this."""
@@ -44,8 +46,12 @@ class Witness:
         self.round = -1  # the last committed one that Redis showed since it went back
 
     def went_back(self) -> None:
-        """Redis was flushed or thrown back."""
+        """Redis was flushed or thrown back. A round that it has as closed, it has as closed with what it has."""
         self.round = -1
+        for number in self.accepted:
+            record = self._world.ledger.round(JOB, number)
+            if record is not None and record.state == "closed":
+                self.accepted[number] = {client: entry["blob"]["key"] for client, entry in record.accepted.items()}
 
     def surprise(self, who: str, error: Exception) -> None:
         if self.lost and isinstance(error, Refused | NotFound):

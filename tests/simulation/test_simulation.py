@@ -23,8 +23,9 @@ from shared.errors import Fenced
 from shared.fold import Measures
 from shared.ledger import Ledger
 from tests.simulation import model, nemesis, story
+from tests.simulation.invariants import JOB
 from tests.simulation.nemesis import Nemesis
-from tests.simulation.world import JOB, World
+from tests.simulation.world import World
 
 STEPS = 60_000  #: at least, over all seeds
 BUDGET = 300  #: seeds that must find a planted bug

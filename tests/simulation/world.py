@@ -29,12 +29,11 @@ from shared.events import PauseTraining, StartTraining, StopTraining
 from shared.jobs import JobSpec
 from shared.ledger import ENDED, JobRecord, Wanted
 from tests.simulation.fakes import Broker, Delivery, FakeBlobs, FakeBus, FakeRoster, Inline, Subscription
-from tests.simulation.invariants import Violation, Witness
+from tests.simulation.invariants import JOB, Violation, Witness
 from tests.simulation.model import ModelLedger
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.trainers import Trainers
 
-JOB = "sim-abc234"
 LEASE = 15.0
 START = 1.7e9  #: seconds since the epoch
 DEPTH = 3  #: replicas that are held up in the middle of a step at once
