@@ -6,6 +6,7 @@ Redis keys and blobs beyond those that an ended job keeps. The first aggregator 
 
 import argparse
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import structlog
 
 from deploy.native.rabbitmq import VHOST
 from deploy.native.stack import Stack
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # ours, not the services'
     directory = Path(tempfile.mkdtemp(prefix="fedq-soak-"))
     try:
         with Stack(directory / "stack") as stack:
