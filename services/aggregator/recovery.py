@@ -91,6 +91,8 @@ def _ended(job: str, rounds: int, result: dict[str, Any]) -> JobRecord:
 
 def _live(blobs: Blobs, job: str, rounds: int, wish: Wanted) -> JobRecord:
     paused = wish.status == "paused"
+    first = optional(blobs, names.manifest_blob(job, 0))
+    began = float(first["opened"]) if first else 0.0
     return JobRecord(
         id=job,
         status="paused" if paused else "queued",
@@ -99,8 +101,8 @@ def _live(blobs: Blobs, job: str, rounds: int, wish: Wanted) -> JobRecord:
         rounds=rounds,
         owner="",
         fence=0,
-        created=0.0,
-        started=0.0,
+        created=began,
+        started=began,
         ended=0.0,
         wanted=wish,
     )
