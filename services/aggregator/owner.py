@@ -112,7 +112,8 @@ class Owner:
                 runner.run()
             finally:
                 with self._lock:
-                    self._running.pop(job, None)
+                    if self._running.get(job, (None, None))[0] is runner:  # it may be here again, resumed
+                        del self._running[job]
                     self._lock.notify_all()
                 self._awake.set()  # it may have left a job to be adopted
 
