@@ -28,6 +28,7 @@ from shared.events import (
 )
 from shared.fold import Fold, Grid
 from shared.jobs import JobSpec
+from shared.ledger import Wanted
 from shared.strategies import fedavg
 from tests.conftest import Servers
 
@@ -190,6 +191,7 @@ class Scripted:
 
     def lay_down(self, reason: str) -> None:
         """What a pause comes to, once the open round is committed."""
+        self.servers.ledger().want(self.job, Wanted("paused", reason))
         self.servers.ledger().release(self.job, self.fence, "paused", reason)
         self.publish(JobStatus(job=self.job, status="paused", detail=reason))
 

@@ -191,8 +191,12 @@ class Owner:
         """On a thread of its own: leases are renewed while the object store is read."""
         while not self._stopping.is_set():
             try:
+                _, known = self._edges.ledger.pulse(self.name, -1)
                 restored = recovery.restore(self._edges.blobs, self._edges.ledger)
-                _, self._pulse = self._edges.ledger.pulse(self.name, -1)
+                before, now = self._edges.ledger.pulse(self.name, known)
+                if before < known:
+                    continue  # lost again while it was restored
+                self._pulse = now
                 if restored:
                     log.warning("restored from the object store", jobs=restored)
                     self._awake.set()

@@ -25,7 +25,7 @@ from shared.events import (
 )
 from shared.failpoints import failpoint
 from shared.jobs import JobSpec
-from shared.ledger import JobRecord, Wanted
+from shared.ledger import ENDED, JobRecord, Wanted
 from shared.link import Delivery, Subscription
 from shared.roster import busy, groups
 
@@ -108,6 +108,7 @@ class Runner:
         except Fenced as error:
             self._log.warning("fenced", reason=str(error))
             self._faults.note("record-lost" if isinstance(error, RecordLost) else "fenced", str(error))
+            self._tidy()
         except Unavailable as error:
             # Not the job's fault: its lease runs out, and another replica, or this one, takes it as it is.
             self._log.warning("left as it is", reason=str(error))
@@ -117,6 +118,17 @@ class Runner:
         finally:
             if self._subscription is not None:
                 self._edges.bus.cancel(self._subscription)
+
+    def _tidy(self) -> None:
+        """A queue that this replica declared again, when its connection came back, after the job had ended."""
+        try:
+            if self._subscription is not None:
+                self._edges.bus.cancel(self._subscription)
+            record = self._edges.ledger.job(self.job)
+            if record is not None and record.status in ENDED:
+                self._edges.bus.delete(names.updates_queue(self.job))
+        except Unavailable as error:
+            self._log.debug("not tidied", reason=str(error))
 
     def begin(self) -> None:
         """Listens, reads the record, and goes on from it."""
