@@ -29,6 +29,9 @@ from pydantic import (
 from shared.errors import BadInput
 
 CLIENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+EXTENDED = 3  #: a round that is held up may last this many times its deadline, and no longer
+CLAIMS = 20  #: owners that a job may lose without committing a round between them; then it fails
+
 JOB_ID = r"^[a-z0-9][a-z0-9-]{0,38}-[a-z0-9]{6}$"
 ATTRIBUTE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 

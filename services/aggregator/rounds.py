@@ -14,7 +14,6 @@ Phase = Literal["looking", "waiting", "open", "closing", "evaluating", "ended"]
 Outcome = Literal["finished", "stopped", "failed"]
 
 RINGS = 10  #: times that an attempt's unanswered clients are asked again; then its deadline ends it
-EXTENDED = 3  #: a round that is held up may last this many times its deadline, and no longer
 
 
 @dataclass(frozen=True)

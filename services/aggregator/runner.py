@@ -24,7 +24,7 @@ from shared.events import (
     TrainerJoined,
 )
 from shared.failpoints import failpoint
-from shared.jobs import JobSpec
+from shared.jobs import EXTENDED, JobSpec
 from shared.ledger import ENDED, JobRecord, Wanted
 from shared.link import Delivery, Subscription
 from shared.roster import busy, groups
@@ -322,7 +322,7 @@ class Runner:
         """Takes in what the store holds of the open round: an event may be lost, its blob is not."""
         assert self._state is not None  # noqa: S101 - effects follow from a state
         seconds = self._seated.spec.rounds.deadline
-        left = self._edges.ledger.extend(self.job, self.fence, effect.round, seconds, rounds.EXTENDED * seconds)
+        left = self._edges.ledger.extend(self.job, self.fence, effect.round, seconds, EXTENDED * seconds)
         for update in recovery.updates(self._edges.blobs, self.job, effect.round, self._state.unanswered):
             try:
                 self._take_in(update)

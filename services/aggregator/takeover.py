@@ -8,10 +8,9 @@ from shared import names
 from shared.blobs import NotFound
 from shared.errors import Refused
 from shared.events import BlobRef
+from shared.jobs import CLAIMS
 from shared.ledger import JobRecord, RoundRecord
 from shared.roster import groups
-
-CLAIMS = 20  #: owners that a job may lose without a commit between them, before it is given up
 
 
 def take_over(seat: Seat, record: JobRecord) -> rounds.Step:

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 from services.cli.evidence import Evidence, OpenRound, Redis, Round
 from services.cli.manifest import Counted, Fault, Grid
 from shared import names
+from shared.jobs import CLAIMS, EXTENDED
 from shared.ledger import ENDED
 
-EXTENDED = 3  #: a round that is held up may last this many times its deadline
 GRACE = 60.0  #: seconds more, for closing a round and for another aggregator to take a job over
-CLAIMS = 20  #: owners that a job may lose without committing a round; then it fails
 SKEW = 5.0  #: seconds that the clocks of two Redis servers, one after the other, may differ
 
 NOT_PROMISED = (

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.aggregator.rounds import RINGS
-from services.aggregator.takeover import CLAIMS
 from shared import names, weights
 from shared.blobs import NotFound
 from shared.errors import Fenced, Refused
 from shared.events import BlobRef, RoundEnd, RoundStart, TrainingEnd
+from shared.jobs import CLAIMS
 from shared.ledger import ENDED, JobRecord
 
 if TYPE_CHECKING:
