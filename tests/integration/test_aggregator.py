@@ -12,7 +12,7 @@ import pika
 import pytest
 
 from services.aggregator.owner import Owner
-from services.aggregator.runner import Edges
+from services.aggregator.runner import Edges, Runner
 from shared import jobs, names, receipts, topology, weights
 from shared.blobs import Blobs
 from shared.bus import Bus
@@ -623,6 +623,22 @@ def test_a_paused_job_waits_for_its_operator(servers, aggregators, trainers) -> 
     assert ledger.revive(job, job_spec.rounds.count) == "ok"
     trainers.bus.publish(StartTraining(job=job, spec=job_spec))
     assert trainers.until(TrainingEnd).outcome == "finished"
+
+
+def test_an_owner_that_slept_through_the_jobs_end_leaves_no_queue(servers) -> None:
+    """Its connection declares the queue again; finding itself fenced, it removes it."""
+    ledger, blobs, bus = servers.ledger(), servers.blobs(), servers.bus("sleeper")
+    job, job_spec = jobs.new_job_id("t"), spec()
+    blobs.put_json(names.job_blob(job), {"job": job, "spec": job_spec.model_dump(mode="json")})
+    ledger.create(job, job_spec.rounds.count)
+    slept = ledger.claim(job, "sleeper", 60)
+    ledger.release(job, slept)
+    ledger.end(job, ledger.claim(job, "other", 60), "stopped", "enough")
+    with ThreadPoolExecutor(1) as later:
+        Runner(Edges(bus, blobs, ledger, servers.roster(), later), job, slept).run()
+
+    assert bus.depth(names.updates_queue(job)) is None
+    assert ledger.required(job).status == "stopped"
 
 
 def test_metrics_may_have_any_name(servers, aggregators, trainers) -> None:
