@@ -11,11 +11,13 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import BadMessage
-from shared.jobs import CLIENT_NAME, JOB_ID, JobSpec
+from shared.jobs import JobSpec
+from shared.names import CLIENT_NAME, JOB_ID
 
 SCHEMA = 1
 MAX_BODY = 64 * 1024  #: bytes; what is longer belongs in the object store
 COHORT_SLICE = 500  #: clients in one round-start: 500 names of 63 characters stay under 64 KiB
+STATEFUL_SLICE = 200  #: where their states are named beside them
 
 JobId = Annotated[str, Field(pattern=JOB_ID)]
 Name = Annotated[str, Field(pattern=CLIENT_NAME)]
@@ -28,6 +30,21 @@ Figures = dict[Annotated[str, Field(max_length=64)], float]
 
 class Value(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StateRef(Value):
+    """A client's state, as it is stored under the client's name and its own digest; see `names.state_blob`."""
+
+    size: Annotated[int, Field(ge=0)]
+    digest: Digest
+
+
+class Member(Value):
+    """One client of those that an update was folded from."""
+
+    client: Name
+    examples: Annotated[int, Field(ge=1)]
+    metrics: Figures = {}
 
 
 class BlobRef(Value):
@@ -93,6 +110,11 @@ class RoundStart(Event):
     deadline: float  # seconds since the epoch, by Redis's clock
     fence: Fence = 0
     again: bool = False
+    cohort_size: Annotated[int, Field(ge=0)] = 0  # of the whole round: the grid of partial folds follows from it
+    states: tuple[StateRef | None, ...] = ()  # of each of the cohort, as it was when last an update of it counted
+    server: BlobRef | None = None  # the server state, where clients need it to train
+    previous: Digest | None = None  # of the model before the base
+    delta: BlobRef | None = None  # what makes the base of it, compressed
 
     @property
     def routing_key(self) -> str:
@@ -110,6 +132,9 @@ class ModelUpdate(Event):
     base: Digest | None  # of the model the update was trained on
     update: BlobRef | None
     examples: Annotated[int, Field(ge=0)]
+    members: tuple[Member, ...] = ()  # whose partial fold it is, `client` the first; none: of one alone
+    failures: dict[Name, Sentence] = {}  # of those that were to be folded into it: why they are not
+    state: StateRef | None = None  # the client's, once this update counts
     metrics: Figures = {}
     timings: Figures = {}  # seconds
     downloaded: Annotated[int, Field(ge=0)] = 0  # bytes; 0 where the node had the base already
@@ -129,6 +154,8 @@ class EvaluateModel(Event):
     round: Round
     model: BlobRef
     spec: JobSpec
+    clients: tuple[Name, ...] = ()  # whose own held-out examples it is evaluated on; none: the server's test set
+    states: tuple[StateRef | None, ...] = ()  # of each of them
 
     @property
     def routing_key(self) -> str:
@@ -144,6 +171,7 @@ class ModelEvaluated(Event):
     trainer: Name
     examples: Annotated[int, Field(ge=0)]
     metrics: Figures = {}
+    members: tuple[Member, ...] = ()  # each client's own figures, where clients were asked
     error: Sentence | None = None
 
 
@@ -161,6 +189,7 @@ class RoundEnd(Event):
     metrics: Figures = {}
     model: BlobRef | None = None
     seconds: float = 0.0
+    lag: Annotated[int, Field(ge=0)] = 0  # rounds before this one whose updates are still wanted
 
 
 class TrainingEnd(Event):
@@ -273,10 +302,12 @@ def decode(kind: str | None, body: bytes) -> AnyEvent:
         raise BadMessage(f"{kind}.{where}: {first['msg']}") from error
 
 
-def slices(cohort: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """`cohort` in pieces that each fit one round-start."""
-    for start in range(0, len(cohort), COHORT_SLICE):
-        yield cohort[start : start + COHORT_SLICE]
+def slices(cohort: tuple[str, ...], *, stateful: bool = False, batch: int = 1) -> Iterator[tuple[str, ...]]:
+    """`cohort` in pieces that each fit one round-start, cut between batches."""
+    most = STATEFUL_SLICE if stateful else COHORT_SLICE
+    most -= most % batch
+    for start in range(0, len(cohort), most):
+        yield cohort[start : start + most]
 
 
 def _unpack(kind: str | None, body: bytes) -> dict[str, Any]:

@@ -7,18 +7,21 @@ the set of updates is fixed. The idea of a (weighted sum, weight) pair is that o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import Refused
+from shared.jobs import JobSpec
 from shared.weights import Flat
 
 TILE = 32 * 1024  #: parameters worked on at once: a tile and its buffers stay in the L2 cache
 
-ServerStep = Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+Tile = npt.NDArray[np.float64]
+#: (model, mean, state) → model: a tile of each, the state's to be changed in place; see `shared.strategies`.
+ServerStep = Callable[[Tile, Tile, Mapping[str, Tile]], Tile]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Grid:
     def shift(self) -> int:
         """The largest s with max_abs · Σw · 2^s < 2^62: half of int64 is left for rounding."""
         return 62 - math.ceil(math.log2(self.max_abs)) - math.ceil(math.log2(self.max_weight * self.updates))
+
+
+def grid_of(spec: JobSpec, cohort: int) -> Grid:
+    """The fixed-point grid of a round: a function of the job and of how many clients it asks."""
+    return Grid(max_abs=spec.limits.max_abs, max_weight=spec.limits.max_examples, updates=cohort)
 
 
 @dataclass(frozen=True)
@@ -75,13 +83,13 @@ class Fold:
         self._products = np.empty(min(size, TILE), np.float64)
         self._rounded = np.empty(min(size, TILE), np.int64)
 
-    def add(self, update: Flat, weight: int) -> None:
-        """Adds a checked update of shape (P,), exactly."""
-        scale = math.ldexp(weight, self.grid.shift)  # exact in float64: weight has at most 29 bits
+    def add(self, update: Flat, weight: int, scale: float = 1.0) -> None:
+        """Adds a checked update of shape (P,), times `scale` in (0, 1], exactly as it is rounded to the grid."""
+        unit = math.ldexp(weight, self.grid.shift) * scale  # exact in float64 for a scale of 1: a weight has 29 bits
         for start in range(0, update.size, TILE):
             tile = update[start : start + TILE]
             products, rounded = self._products[: tile.size], self._rounded[: tile.size]
-            np.multiply(tile, scale, out=products, dtype=np.float64)
+            np.multiply(tile, unit, out=products, dtype=np.float64)
             np.rint(products, out=products)
             np.copyto(rounded, products, casting="unsafe")
             self.sums[start : start + TILE] += rounded
@@ -99,12 +107,27 @@ class Fold:
         self.sums.fill(0)
         self.weight = self.count = 0
 
-    def apply(self, model: Flat, step: ServerStep) -> None:
-        """Takes the server step in place: `model = step(model, mean)`, tile by tile in float64."""
+    def apply(
+        self,
+        model: Flat,
+        step: ServerStep,
+        state: Mapping[str, Flat] | None = None,
+        *,
+        factor: float = 1.0,
+        channels: int = 1,
+    ) -> None:
+        """Takes the server step in place: `model = step(model, mean · factor, state)`, tile by tile in float64.
+
+        `model` and each vector of `state` have shape (P,), the fold has `channels` · P values.
+        """
         if self.weight == 0:
             raise ValueError("nothing was folded")
-        unit = math.ldexp(1.0, -self.grid.shift) / self.weight
+        unit = math.ldexp(1.0, -self.grid.shift) / self.weight * factor
+        sums = self.sums.reshape(channels, model.size)
         for start in range(0, model.size, TILE):
-            sums = self.sums[start : start + TILE]
-            mean = np.multiply(sums, unit, out=self._products[: sums.size])
-            model[start : start + TILE] = step(model[start : start + TILE].astype(np.float64), mean)
+            tile = slice(start, start + TILE)
+            mean: Tile = np.multiply(sums[0, tile] if channels == 1 else sums[:, tile], unit, dtype=np.float64)
+            kept: dict[str, Tile] = {name: vector[tile].astype(np.float64) for name, vector in (state or {}).items()}
+            model[tile] = step(model[tile].astype(np.float64), mean, kept)
+            for name, vector in kept.items():
+                state[name][tile] = vector  # type: ignore[index]

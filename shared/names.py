@@ -1,5 +1,15 @@
 """Every exchange, queue, routing key, Redis key and object key, and nobody else spells one."""
 
+from typing import Annotated
+
+from pydantic import Field
+
+CLIENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+JOB_NAME = r"^[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?$"
+JOB_ID = r"^[a-z0-9][a-z0-9-]{0,38}-[a-z0-9]{6}$"
+
+ClientName = Annotated[str, Field(pattern=CLIENT_NAME)]
+
 # --- RabbitMQ -------------------------------------------------------------------------------
 
 EVENTS = "fedq.events"  #: topic exchange that carries every event
@@ -76,6 +86,20 @@ def job_blob(job: str) -> str:
     return f"jobs/{job}/job.json"
 
 
+def start_blob(job: str) -> str:
+    """The tensors that the job's model begins with, where it was given any."""
+    return f"jobs/{job}/start.safetensors"
+
+
+def states_prefix(job: str) -> str:
+    return f"jobs/{job}/clients/"
+
+
+def state_blob(job: str, client: str, digest: str) -> str:
+    """What a client of a pool keeps from round to round: control variates, what compression left out, own layers."""
+    return f"{states_prefix(job)}{client}/state-{digest[:12]}.safetensors"
+
+
 def wanted_blob(job: str) -> str:
     """What an operator wants of a job: that it runs, pauses or stops."""
     return f"jobs/{job}/wanted.json"
@@ -99,6 +123,21 @@ def update_blob(job: str, number: int, client: str, digest: str) -> str:
 
 def model_blob(job: str, number: int, digest: str) -> str:
     return f"{round_prefix(job, number)}model-{digest[:12]}.safetensors"
+
+
+def server_blob(job: str, number: int, digest: str) -> str:
+    """What the strategy keeps from round to round."""
+    return f"{round_prefix(job, number)}server-{digest[:12]}.safetensors"
+
+
+def delta_blob(job: str, number: int, digest: str) -> str:
+    """What makes a round's model of the one before, compressed."""
+    return f"{round_prefix(job, number)}delta-{digest[:12]}.safetensors"
+
+
+def history_blob(job: str, number: int, digest: str) -> str:
+    """What selection knows of the clients after a round."""
+    return f"{round_prefix(job, number)}history-{digest[:12]}.json"
 
 
 def manifest_blob(job: str, number: int) -> str:

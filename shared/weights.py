@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,9 +78,16 @@ class Layout:
         """Bytes of a whole file."""
         return len(self.header) + self.data_size
 
-    def of_updates(self) -> "Layout":
-        """The layout of this model's updates: its float32 tensors alone."""
-        return layout_of({tensor.name: ("F32", tensor.shape) for tensor in self.trained})
+    def of_updates(self, channels: Sequence[str] = ("delta",)) -> "Layout":
+        """The layout of this model's updates: its float32 tensors alone, for each channel under its name.
+
+        Of several channels, which are in alphabetical order, each lies in one piece: (channels, P) values in all.
+        """
+        if len(channels) == 1:
+            return layout_of({tensor.name: ("F32", tensor.shape) for tensor in self.trained})
+        return layout_of(
+            {f"{channel}.{tensor.name}": ("F32", tensor.shape) for channel in channels for tensor in self.trained}
+        )
 
     def flat(self, file: "npt.NDArray[np.uint8]") -> Flat:
         """The float32 parameters inside a whole file, shape (P,), as a view."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from shared import fold, names, topology, weights
 from shared.bus import Bus
+from shared.catalog.strategies import FedAvg
 from shared.events import (
     AnyEvent,
     BlobRef,
@@ -29,8 +30,10 @@ from shared.events import (
 from shared.fold import Fold, Grid
 from shared.jobs import JobSpec
 from shared.ledger import Wanted
-from shared.strategies import fedavg
+from shared.strategies.averaging import Averaged
 from tests.conftest import Servers
+
+fedavg = Averaged(FedAvg()).step
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "examples/digits.yaml")

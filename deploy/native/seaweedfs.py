@@ -16,7 +16,12 @@ BUCKET = "fedq"
 #: What each key may do. A trainer reads the bucket, and writes updates only.
 ACTIONS = {
     "operator": ["Admin"],
-    "trainer": [f"Read:{BUCKET}", f"List:{BUCKET}", f"Write:{BUCKET}/jobs/*/rounds/*/updates/*"],
+    "trainer": [
+        f"Read:{BUCKET}",
+        f"List:{BUCKET}",
+        f"Write:{BUCKET}/jobs/*/rounds/*/updates/*",
+        f"Write:{BUCKET}/jobs/*/clients/*",  # what pool clients keep from round to round
+    ],
 }
 
 

@@ -12,7 +12,7 @@ from shared.events import BlobRef
 from shared.fold import Fold, Grid
 from shared.jobs import JobSpec
 from shared.ledger import RoundRecord
-from shared.strategies import server_step
+from shared.strategies.choose import strategy_of
 from shared.weights import Flat, Layout
 
 
@@ -29,14 +29,9 @@ class Model:
         return self.layout.flat(self.file)
 
 
-def grid_of(spec: JobSpec, cohort: int) -> Grid:
-    """The fixed-point grid of a round: a function of the job and of how many clients it asks."""
-    return Grid(max_abs=spec.limits.max_abs, max_weight=spec.limits.max_examples, updates=cohort)
-
-
 def advance(model: Model, running: Fold, spec: JobSpec, job: str, number: int) -> BlobRef:
     """Takes the server step on the model in place; returns where the new one belongs."""
-    running.apply(model.flat, server_step(spec.strategy))
+    running.apply(model.flat, strategy_of(spec.strategy, spec.population).step)
     digest = weights.digest_of(model.file)
     return BlobRef(key=names.model_blob(job, number, digest), size=model.file.nbytes, digest=digest)
 

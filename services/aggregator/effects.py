@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from services.aggregator import closing, recovery, rounds
 from services.aggregator.seat import Seat
-from shared import names, topology
+from shared import fold, names, topology
 from shared.errors import RecordLost, Unavailable
 from shared.events import EvaluateModel, JobStatus, RoundEnd, RoundStart, TrainingEnd, slices
 from shared.failpoints import failpoint
@@ -109,7 +109,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
     record = record_of(seat, number)
     base, grid = None, None
     if number and tally.model is not None:
-        base, grid = tally.model.blob, closing.grid_of(seat.spec, len(record.cohort))
+        base, grid = tally.model.blob, fold.grid_of(seat.spec, len(record.cohort))
     model = tally.advance(number, len(record.cohort), accepted)
     failpoint("aggregator.stepped")
     blobs.put(model.key, tally.file, digest=model.digest, metadata={"job": seat.job, "round": number})

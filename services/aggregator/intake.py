@@ -5,10 +5,10 @@ import numpy.typing as npt
 
 from shared import fold, names, weights
 from shared.blobs import Blobs, NotFound
+from shared.catalog.rounds import LimitsSpec
 from shared.errors import Refused
 from shared.events import BlobRef, ModelUpdate
 from shared.fold import Grid, Measures
-from shared.jobs import LimitsSpec
 from shared.weights import Flat, Layout
 
 

@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Mapping
 
-from shared.jobs import JobSpec, SelectRandom
+from shared.catalog.selection import SelectAll
+from shared.jobs import JobSpec
 
 
 def population(spec: JobSpec, alive: Mapping[str, int]) -> tuple[str, ...]:
@@ -26,7 +27,7 @@ def select(spec: JobSpec, alive: Mapping[str, int], number: int, attempt: int) -
     needed, size = (1, 1) if number == 0 else (spec.minimum, spec.cohort_size)
     if len(candidates) < needed:
         return ()
-    if number > 0 and not isinstance(spec.select, SelectRandom):
+    if number > 0 and isinstance(spec.select, SelectAll):
         return candidates
 
     def lot(client: str) -> bytes:

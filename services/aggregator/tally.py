@@ -8,7 +8,7 @@ import numpy as np
 from services.aggregator import closing, intake
 from services.aggregator.closing import Model
 from services.aggregator.intake import Intake
-from shared import names, weights
+from shared import fold, names, weights
 from shared.blobs import Blobs
 from shared.errors import Stale
 from shared.events import BlobRef, ModelUpdate
@@ -48,7 +48,7 @@ class Tally:
         self._advanced = None
         if self.model is None:
             return
-        grid = closing.grid_of(self._spec, cohort)
+        grid = fold.grid_of(self._spec, cohort)
         if self._fold is None or self._fold.grid != grid:
             self._fold = None  # its memory goes before the next one's comes
             self._fold = Fold(self.model.layout.size, grid)

@@ -5,9 +5,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared import fold
+from shared.catalog.strategies import StrategySpec
 from shared.errors import Refused
 from shared.events import BlobRef
-from shared.jobs import FedAvg
 
 
 class Record(BaseModel):
@@ -55,7 +55,7 @@ class Manifest(Record):
     attempt: int
     base: BlobRef | None
     model: BlobRef
-    strategy: FedAvg
+    strategy: StrategySpec
     grid: Grid | None
     weight: int
     updates: tuple[Counted, ...]

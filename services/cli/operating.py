@@ -12,8 +12,9 @@ from services.cli.watching import Watch
 from shared import names, topology
 from shared.errors import BadInput, BadMessage, FedqError, Unavailable
 from shared.events import StartTraining, encode
-from shared.jobs import JOB_ID, JobSpec
+from shared.jobs import JobSpec
 from shared.ledger import ENDED, JobRecord, Wanted
+from shared.names import JOB_ID
 
 FROZEN = ("name", "seed", "model", "data", "silos")  #: what the committed rounds of a job were made with
 

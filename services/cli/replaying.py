@@ -13,7 +13,7 @@ from shared import fold, weights
 from shared.blobs import Blobs, NotFound
 from shared.errors import BadInput, Refused
 from shared.fold import Fold
-from shared.strategies import server_step
+from shared.strategies.choose import strategy_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Replay:
         """The digest of the model that the updates make."""
         if self._fold.weight != self._manifest.weight:
             raise Refused(f"the updates weigh {self._fold.weight}; the manifest says {self._manifest.weight}")
-        self._fold.apply(self._layout.flat(self._model), server_step(self._manifest.strategy))
+        self._fold.apply(self._layout.flat(self._model), strategy_of(self._manifest.strategy, 1).step)
         return weights.digest_of(self._model)
 
 

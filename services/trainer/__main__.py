@@ -18,7 +18,7 @@ from services.trainer.worker import Worker, make_app
 from shared import events, failpoints, logs, service, settings, topology
 from shared.bus import Bus
 from shared.errors import Unavailable
-from shared.jobs import CLIENT_NAME
+from shared.names import CLIENT_NAME
 
 PATIENCE = 30.0  #: seconds that RabbitMQ may be away at the start
 RETRY = 1.0  #: seconds until a trainer that could not listen tries again

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.sgd import sgd
 
-from services.trainer import user_code
+from shared import user_code
+from shared.catalog.training import CustomTrain, Sgd, TrainSpec
 from shared.errors import BadInput, Stale
-from shared.jobs import CustomTrain, Sgd, TrainSpec
 
 METRICS = 64  #: that a client may report: they travel in an event
 EVALUATED = 2048  #: examples looked at in one batch
@@ -43,6 +43,7 @@ def train(
     Cross-entropy and SGD, whose momentum starts anew in each round. Returns `train_loss`, the mean over the last
     epoch; raises `Stale` between two batches once `stopped()`.
     """
+    assert isinstance(spec.optimizer, Sgd)  # noqa: S101
     optimizer = _SGD(model, spec.optimizer)
     model.train()
     total = torch.zeros((), device=x.device)

@@ -24,10 +24,11 @@ from services.trainer.orders import HandedBack, Order, task_id
 from shared import fold, logs, names, receipts, settings, weights
 from shared.blobs import Blobs, NotFound
 from shared.bus import Bus
+from shared.catalog.training import CustomTrain, TrainSpec
 from shared.errors import BadInput, Refused, Stale, Unavailable
 from shared.events import AnyEvent, BlobRef, EvaluateModel, ModelEvaluated, ModelUpdate
 from shared.failpoints import failpoint
-from shared.jobs import CustomTrain, JobSpec, TrainSpec
+from shared.jobs import JobSpec
 
 log = structlog.get_logger()
 

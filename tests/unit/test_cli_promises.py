@@ -12,8 +12,8 @@ from services.cli import promises
 from services.cli.evidence import DeadLetter, Evidence, OpenRound, Redis, Round
 from services.cli.manifest import Counted, Fault, Grid, Manifest
 from shared import jobs, names
+from shared.catalog.strategies import FedAvg
 from shared.events import BlobRef
-from shared.jobs import FedAvg
 from shared.ledger import JobRecord, RoundRecord
 
 JOB = "digits-aaaaaa"

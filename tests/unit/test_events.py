@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared import events, jobs
+from shared import events, jobs, names
 from shared.errors import BadMessage
 from shared.events import (
     EVENTS,
@@ -42,8 +42,8 @@ SPEC = jobs.parse(
 )
 JOB = "t-abc234"
 
-words = st.from_regex(jobs.CLIENT_NAME.replace("$", r"\Z"))
-ids = st.from_regex(jobs.JOB_ID.replace("$", r"\Z"))
+words = st.from_regex(names.CLIENT_NAME.replace("$", r"\Z"))
+ids = st.from_regex(names.JOB_ID.replace("$", r"\Z"))
 texts = st.text(st.characters(codec="utf-8"), max_size=200)
 numbers = st.integers(0, 2**40)
 floats = st.floats(allow_nan=False)

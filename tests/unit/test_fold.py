@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import fold
+from shared.catalog.strategies import FedAvg
 from shared.errors import Refused
 from shared.fold import Fold, Grid
-from shared.strategies import fedavg
+from shared.strategies.averaging import Averaged
+
+fedavg = Averaged(FedAvg()).step
 
 GRID = Grid(max_abs=16.0, max_weight=2**20, updates=8)
 SIZE = 7

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import jobs
+from shared import jobs, names
 from shared.errors import BadInput
 from shared.jobs import JobSpec
 
@@ -341,7 +341,7 @@ def test_job_ids_are_names_with_an_ending() -> None:
     found = {jobs.new_job_id("n" * 39) for _ in range(100)}
 
     assert len(found) == 100
-    assert all(re.fullmatch(jobs.JOB_ID, job) for job in found)
+    assert all(re.fullmatch(names.JOB_ID, job) for job in found)
 
 
 # --- to and from others -------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from torch.nn import functional
 from services.trainer import learning
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
+from shared.catalog.models import LeNet
+from shared.catalog.training import CustomTrain, Sgd, TrainSpec
 from shared.errors import BadInput, Stale
-from shared.jobs import CustomTrain, LeNet, Sgd, TrainSpec
 
 SPEC = TrainSpec(epochs=2, batch_size=7, optimizer=Sgd(lr=0.05, momentum=0.9, weight_decay=1e-4))
 

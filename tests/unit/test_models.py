@@ -8,8 +8,9 @@ from torch import nn
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel, layout_of
 from shared import weights
+from shared.catalog.choice import Custom
+from shared.catalog.models import LeNet, Mlp, ModelSpec, Softmax
 from shared.errors import BadInput, Refused
-from shared.jobs import Custom, LeNet, Mlp, ModelSpec, Softmax
 
 CATALOG: list[ModelSpec] = [Softmax(), Mlp(hidden=(16, 8)), LeNet()]
 

@@ -6,11 +6,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from services.trainer import user_code
 from services.trainer.data.digits import Digits
+from shared import user_code
+from shared.catalog.choice import Custom
+from shared.catalog.data import Digits as DigitsSpec
 from shared.errors import BadInput
-from shared.jobs import Custom, JobSpec
-from shared.jobs import Digits as DigitsSpec
+from shared.jobs import JobSpec
 
 Examples = tuple[Tensor, Tensor]
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from services.trainer.data import partitions
+from shared.catalog.data import Digits as DigitsSpec
+from shared.catalog.data import Dirichlet
 from shared.errors import BadInput
-from shared.jobs import Digits as DigitsSpec
-from shared.jobs import Dirichlet
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

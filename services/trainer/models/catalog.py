@@ -5,9 +5,9 @@ import math
 import torch
 from torch import nn
 
-from services.trainer import user_code
+from shared import user_code
+from shared.catalog.models import CustomModel, LeNet, Mlp, ModelSpec, Softmax
 from shared.errors import BadInput
-from shared.jobs import Custom, LeNet, Mlp, ModelSpec, Softmax
 
 Shape = tuple[int, ...]
 
@@ -23,8 +23,9 @@ def build(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:
                 return mlp(shape, classes, hidden)
             case LeNet():
                 return lenet(shape, classes)
-            case Custom():
+            case CustomModel():
                 return _own(spec, shape, classes, seed)
+    raise NotImplementedError(spec.name)
 
 
 def softmax(shape: Shape, classes: int) -> nn.Module:
@@ -68,7 +69,7 @@ def lenet(shape: Shape, classes: int) -> nn.Module:
     )
 
 
-def _own(spec: Custom, shape: Shape, classes: int, seed: int) -> nn.Module:
+def _own(spec: CustomModel, shape: Shape, classes: int, seed: int) -> nn.Module:
     function = user_code.find(spec.name, "model")
     model = user_code.call(function, spec.args, {"shape": shape, "classes": classes, "seed": seed})
     if not isinstance(model, nn.Module):

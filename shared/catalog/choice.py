@@ -1,0 +1,75 @@
+"""How a section of the job file is chosen by `name`: a catalog entry, or the user's own by `module:attribute`."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, WithJsonSchema
+from pydantic_core import CoreSchema, core_schema
+
+ATTRIBUTE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+CUSTOM = "custom"  #: the tag of the user's own
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*", value)
+        if not match:
+            raise ValueError("must be a duration such as 500ms, 60s, 5m or 2h")
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(gt=0, le=7 * 86400),
+    # Ours, because pydantic's own has `gt` and `le` here, which no editor knows.
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 604800}, {"type": "string"}]}),
+]
+
+
+class Strict(BaseModel):
+    """A value that refuses what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Custom(Strict):
+    """The user's own, by `module:attribute`, called with `args`."""
+
+    name: str = Field(pattern=ATTRIBUTE)
+    args: dict[str, Any] = {}
+
+
+def tag_of(entry: type[BaseModel]) -> str:
+    """The name that chooses an entry; `custom` for the user's own."""
+    return CUSTOM if issubclass(entry, Custom) else str(entry.model_fields["name"].default)
+
+
+class Choice:
+    """Marks a union of entries as chosen by `name`; `default` is the entry of a section that gives no name."""
+
+    def __init__(self, section: str, default: str | None = None) -> None:
+        self.section = section
+        self.default = default
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        entries = {tag_of(entry): entry for entry in get_args(source)}
+        known = [tag for tag in entries if tag != CUSTOM]
+        allowed = ", ".join(known) + (", or your own as module:attribute" if CUSTOM in entries else "")
+
+        def choose(value: object) -> str | None:
+            name = value.get("name", self.default) if isinstance(value, Mapping) else getattr(value, "name", None)
+            if isinstance(name, str):
+                return CUSTOM if ":" in name and CUSTOM in entries else name if name in known else None
+            return None
+
+        return core_schema.tagged_union_schema(
+            {tag: handler.generate_schema(entry) for tag, entry in entries.items()},
+            discriminator=choose,
+            custom_error_type="unknown_name",
+            custom_error_message=f"allowed for {self.section}.name: {allowed}",
+        )

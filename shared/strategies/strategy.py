@@ -1,0 +1,79 @@
+"""What a strategy is: how updates are weighed, what is made of their mean, and what is kept from round to round."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Tile = npt.NDArray[np.float64]
+State = Mapping[str, Tile]  #: the server state's vectors, or one tile of each
+
+DELTA = "delta"  #: the channel of an update that holds what training changed
+CONTROL = "control"  #: the channel of control variates
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a strategy knows of an accepted update before it sees a value of it."""
+
+    client: str
+    examples: int
+    norm: float = 0.0  # L2, as it was received
+    staleness: int = 0  # rounds between the model it began with and the one that it is folded into
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Strategy:
+    """Folds on arrival: the mean of the updates, Σ wᵢ·sᵢ·uᵢ / Σ wᵢ, times `factor`, is what `step` gets.
+
+    A subclass overrides what differs. All of it is a pure function of its arguments, in float64.
+    """
+
+    #: What an update holds, in the order in which it lies there; each channel has the model's P values.
+    channels: tuple[str, ...] = (DELTA,)
+    #: Vectors (P,) that are kept from round to round, float32 in the store; zeros before the first round.
+    state: tuple[str, ...] = ()
+    #: Of these, the one that clients need to train.
+    broadcast: bool = False
+
+    def weight(self, update: Counted) -> int:
+        """wᵢ, at least 1: how much an update weighs in the mean."""
+        return update.examples
+
+    def scale(self, update: Counted) -> float:
+        """sᵢ in (0, 1]: what an update is multiplied by before it is folded."""
+        return 1.0
+
+    def factor(self, updates: Sequence[Counted]) -> float:
+        """What the mean is multiplied by, once all updates are known; they are in client order."""
+        return 1.0
+
+    def step(self, model: Tile, mean: Tile, state: State) -> Tile:
+        """The next model: a tile (n,) of the model and of the mean, or (channels, n) of it, in, the tile (n,) out.
+
+        `state` holds the same tile of each vector, to be changed in place.
+        """
+        raise NotImplementedError
+
+
+class Slices(Protocol):
+    """The accepted updates of a round in client order, of which only a slice is ever in memory."""
+
+    count: int  # K, how many
+    size: int  # P, values of each
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Their values from `start` to `stop`, shape (K, stop − start), valid until the next call."""
+
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """How to cut (0, P) so that a slice fits into the memory that is granted."""
+
+
+class Robust(Strategy):
+    """A strategy that compares single updates: they are not folded on arrival, but read from the store in slices."""
+
+    def combine(self, updates: Sequence[Counted], slices: Slices) -> npt.NDArray[np.float32]:
+        """What stands for the mean, shape (P,). `Refused` where there are too few updates."""
+        raise NotImplementedError
