@@ -4,6 +4,7 @@ Pure.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from shared.names import CLIENT_NAME, JOB_NAME
 BUILTIN = "builtin"  #: the tag of the local step that has no name
 
 _PATTERNS = {
+    r"^[a-z][a-z0-9_]{1,60}$": "the name of one of torchvision's models, such as mobilenet_v3_small",
     CLIENT_NAME: "letters, digits, - and _, at most 63, starting with a letter or digit",
     ATTRIBUTE: "your own is given as module:attribute, such as mypkg.nets:make",
     JOB_NAME: "lower-case letters, digits and -, at most 39",
@@ -34,24 +36,47 @@ def _sentence(mistake: dict[str, Any], root: Model) -> str:
     path, models = _follow(mistake["loc"], root)
     where = ".".join(str(part) for part in path) or "job"
     kind, found, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
-    reason = mistake["msg"][:1].lower() + mistake["msg"][1:]
     match kind:
         case "missing":
             return f"{where}: is missing"
         case "extra_forbidden":
             allowed = sorted({key for model in models for key in model.model_fields})
-            close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            return f"{where}: unknown key{hint}; allowed here: {', '.join(allowed)}"
+            return f"{where}: unknown key{_hint(path[-1], allowed)}; allowed here: {', '.join(allowed)}"
         case "value_error":
             reason = str(context["error"])
             return f"{where}: {_show(found)} is not allowed: {reason}" if path else reason
         case "unknown_name":
-            name = found.get("name") if isinstance(found, Mapping) else found
-            return f"{where}.name: {_show(name)} is not known; {mistake['msg']}"
-        case "string_pattern_mismatch":
-            reason = _PATTERNS.get(context["pattern"], reason)
-    return f"{where}: {_show(found)} is not allowed: {reason.replace('input should', 'it should')}"
+            return _unknown(where, found, mistake["msg"])
+    return f"{where}: {_show(found)} is not allowed: {_reason(kind, context, mistake['msg'])}"
+
+
+def _unknown(where: str, found: object, allowed: str) -> str:
+    """A section whose `name` chooses nothing."""
+    known = re.findall(r"\w+", allowed.partition(":")[2].partition(", or ")[0])
+    if not isinstance(found, Mapping):
+        such = found if found in known else known[0]
+        return f"{where}: {_show(found)} is not allowed: it should be a mapping, such as {{name: {such}}}; {allowed}"
+    if "name" not in found:
+        return f"{where}.name: is missing; {allowed}"
+    return f"{where}.name: {_show(found['name'])} is not known{_hint(found['name'], known)}; {allowed}"
+
+
+def _reason(kind: str, context: Mapping[str, Any], message: str) -> str:
+    match kind:
+        case "string_pattern_mismatch" if context["pattern"] in _PATTERNS:
+            return _PATTERNS[context["pattern"]]
+        case "model_type" | "dict_type":
+            return "it should be a mapping, of keys to values"
+        case "tuple_type" | "list_type":
+            return "it should be a list"
+    plain = re.sub(r" after validation, not \d+$", "", message)
+    plain = re.sub(r"^(Input|Tuple|List|String) should", "it should", plain)
+    return plain[:1].lower() + plain[1:]
+
+
+def _hint(given: object, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(given), known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _follow(location: Sequence[int | str], root: Model) -> tuple[list[int | str], list[Model]]:

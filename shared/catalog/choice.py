@@ -4,7 +4,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 ATTRIBUTE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
@@ -59,7 +68,7 @@ class Choice:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         entries = {tag_of(entry): entry for entry in get_args(source)}
         known = [tag for tag in entries if tag != CUSTOM]
-        allowed = ", ".join(known) + (", or your own as module:attribute" if CUSTOM in entries else "")
+        own = ", or your own as module:attribute" if CUSTOM in entries else ""
 
         def choose(value: object) -> str | None:
             name = value.get("name", self.default) if isinstance(value, Mapping) else getattr(value, "name", None)
@@ -71,5 +80,14 @@ class Choice:
             {tag: handler.generate_schema(entry) for tag, entry in entries.items()},
             discriminator=choose,
             custom_error_type="unknown_name",
-            custom_error_message=f"allowed for {self.section}.name: {allowed}",
+            custom_error_message=f"allowed: {', '.join(known)}{own}",
         )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        found = handler(schema)
+        for part in found["oneOf"]:
+            entry = handler.resolve_ref_schema(part)
+            # An entry whose name could be left out would be any of them to an editor.
+            if entry["properties"]["name"].get("const") != self.default:
+                entry["required"] = ["name", *(key for key in entry.get("required", ()) if key != "name")]
+        return found

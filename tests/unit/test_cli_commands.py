@@ -45,7 +45,7 @@ def test_a_mistake_in_a_file_is_exit_code_2() -> None:
 
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "'lenett' is not known; allowed for model.name: softmax, mlp, lenet" in result.stderr
+    assert "'lenett' is not known (did you mean lenet?); allowed: softmax, mlp, lenet" in result.stderr
 
 
 def test_schema_is_a_json_schema() -> None:

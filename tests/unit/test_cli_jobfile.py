@@ -38,7 +38,7 @@ def test_assignments_override_the_file_with_values_of_yaml() -> None:
 
     assert spec.rounds.count == 3
     assert spec.train.model_dump()["optimizer"]["lr"] == 0.001
-    assert spec.model.model_dump() == {"name": "mlp", "hidden": (8,)}
+    assert spec.model.model_dump(exclude_unset=True) == {"name": "mlp", "hidden": (8,)}
     assert spec.rounds.minimum is None
 
 

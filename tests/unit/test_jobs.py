@@ -16,7 +16,10 @@ from shared.errors import BadInput
 from shared.jobs import JobSpec
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
-TOP = "data, evaluate, keep_updates, limits, model, name, pool, rounds, seed, select, silos, strategy, train"
+TOP = (
+    "compress, data, evaluate, keep_updates, limits, model, name, pool, rounds, seed, select, silos, simulate, "
+    "strategy, train"
+)
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -46,7 +49,22 @@ def in_rounds(**changes: Any) -> dict[str, Any]:
 EITHER = "give either pool (trainers that share the data's clients) or silos (the clients that own their data)"
 NAMES = "letters, digits, - and _, at most 63, starting with a letter or digit"
 DURATION = "must be a duration such as 500ms, 60s, 5m or 2h"
-MODELS = "allowed for model.name: softmax, mlp, lenet, or your own as module:attribute"
+MODELS = (
+    "allowed: softmax, mlp, lenet, cnn, resnet, vgg9, vgg11, torchvision, char_lstm, transformer, "
+    "or your own as module:attribute"
+)
+DATA = (
+    "allowed: digits, mnist, fashion_mnist, cifar10, cifar100, femnist, shakespeare, csv, npz, images, "
+    "or your own as module:attribute"
+)
+PARTITIONS = "allowed: iid, dirichlet, classes, shards, quantity, q_sampler, natural"
+SELECTIONS = "allowed: all, random, round_robin, power_of_choice, oort, tifl"
+STRATEGIES = (
+    "allowed: fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fednova, qfedavg, scaffold, fedbuff, "
+    "median, trimmed_mean, krum, multikrum, bulyan, norm_clip, or your own as module:attribute"
+)
+ENCODINGS = "bf16, int8, int4, topk"
+TRAINING = "batch_size, buffers, clip_norm, epochs, fedprox, optimizer, personal, precision, schedule, steps"
 
 YOUR_OWN = "your own is given as module:attribute, such as mypkg.nets:make"
 AT_LEAST = "it should be greater than or equal to"
@@ -65,44 +83,89 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"mlp": {"hidden": [3]}}, f"mlp: unknown key; allowed here: {TOP}"),
     ({"all": 1}, f"all: unknown key; allowed here: {TOP}"),
     ({"model": ...}, "model: is missing"),
-    ({"model": {}}, f"model.name: None is not known; {MODELS}"),
-    ({"model": "lenet"}, f"model.name: 'lenet' is not known; {MODELS}"),
-    ({"model": {"name": "lenett"}}, f"model.name: 'lenett' is not known; {MODELS}"),
+    ({"model": {}}, f"model.name: is missing; {MODELS}"),
+    ({"model": "lenet"}, f"model: 'lenet' is not allowed: it should be a mapping, such as {{name: lenet}}; {MODELS}"),
+    ({"model": {"name": "lenett"}}, f"model.name: 'lenett' is not known (did you mean lenet?); {MODELS}"),
     (
         {"model": {"name": "mlp", "hiden": [3]}},
-        "model.hiden: unknown key (did you mean hidden?); allowed here: hidden, name",
+        "model.hiden: unknown key (did you mean hidden?); allowed here: adapters, hidden, name, start",
     ),
     ({"model": {"name": "mlp", "hidden": [0]}}, f"model.hidden.0: 0 is not allowed: {AT_LEAST} 1"),
     ({"model": {"name": "mlp", "hidden": [True]}}, "model.hidden.0: True is not allowed: it should be a valid integer"),
     ({"model": {"name": "a b:c"}}, f"model.name: 'a b:c' is not allowed: {YOUR_OWN}"),
-    ({"model": {"name": "m:f", "arg": {}}}, "model.arg: unknown key (did you mean args?); allowed here: args, name"),
-    ({"model": {"name": "m:f", "args": [1]}}, "model.args: [1] is not allowed: it should be a valid dictionary"),
-    ({"data": {"name": "digits"}}, "data.clients: is missing"),
     (
-        {"data": {"name": "mnist"}},
-        "data.name: 'mnist' is not known; allowed for data.name: digits, or your own as module:attribute",
+        {"model": {"name": "m:f", "arg": {}}},
+        "model.arg: unknown key (did you mean args?); allowed here: adapters, args, name, start",
     ),
+    ({"model": {"name": "cnn", "channels": []}}, "model.channels: [] is not allowed: it should have at least 1 item"),
+    (
+        {"model": {"name": "resnet", "depth": 19}},
+        "model.depth: 19 is not allowed: it should be 18, 20, 32, 44, 50 or 56",
+    ),
+    ({"model": {"name": "torchvision"}}, "model.arch: is missing"),
+    (
+        {"model": {"name": "torchvision", "arch": "ResNet"}},
+        "model.arch: 'ResNet' is not allowed: the name of one of torchvision's models, such as mobilenet_v3_small",
+    ),
+    ({"model": {"name": "lenet", "adapters": {"rank": 0}}}, f"model.adapters.rank: 0 is not allowed: {AT_LEAST} 1"),
+    (
+        {"model": {"name": "lenet", "adapters": {"name": "qlora"}}},
+        "model.adapters.name: 'qlora' is not allowed: it should be 'lora'",
+    ),
+    (
+        {"model": {"name": "lenet", "adapters": {"rnk": 4}}},
+        "model.adapters.rnk: unknown key (did you mean rank?); allowed here: alpha, dropout, name, rank, targets",
+    ),
+    (
+        {"model": {"name": "m:f", "args": [1]}},
+        "model.args: [1] is not allowed: it should be a mapping, of keys to values",
+    ),
+    ({"data": {"name": "digits"}}, "data.clients: is missing"),
+    ({"data": {"name": "mnis"}}, f"data.name: 'mnis' is not known (did you mean mnist?); {DATA}"),
+    ({"data": {"name": "csv", "clients": 4}}, "data.path: is missing"),
     (digits(clients=0), f"data.clients: 0 is not allowed: {AT_LEAST} 1"),
-    (digits(clients=1001), "data.clients: 1001 is not allowed: it should be less than or equal to 1000"),
+    (digits(clients=10**6 + 1), "data.clients: 1000001 is not allowed: it should be less than or equal to 1000000"),
     (digits(clients="4"), "data.clients: '4' is not allowed: it should be a valid integer"),
     (digits(clients=True), "data.clients: True is not allowed: it should be a valid integer"),
     (digits(test_fraction=1), "data.test_fraction: 1 is not allowed: it should be less than 1"),
     (
         digits(partition={"name": "dirichlt"}),
-        "data.partition.name: 'dirichlt' is not known; allowed: 'iid', 'dirichlet'",
+        f"data.partition.name: 'dirichlt' is not known (did you mean dirichlet?); {PARTITIONS}",
     ),
     (
         digits(partition={"name": "dirichlet", "alpha": 0}),
         "data.partition.alpha: 0 is not allowed: it should be greater than 0",
     ),
-    (digits(partition={"name": "iid", "alpha": 1}), "data.partition.alpha: unknown key; allowed here: name"),
+    (digits(partition={"name": "iid", "alpha": 1}), "data.partition.alpha: unknown key; allowed here: name, size"),
     ({"data": {"name": "m:d"}}, "a pool needs data.clients: into how many clients the data is split"),
     (
         {"train": {"epoch": 1}},
-        "train.epoch: unknown key (did you mean epochs?); allowed here: batch_size, epochs, optimizer",
+        f"train.epoch: unknown key (did you mean epochs?); allowed here: {TRAINING}",
     ),
     ({"train": {"name": "sgd"}}, f"train.name: 'sgd' is not allowed: {YOUR_OWN}"),
-    ({"train": {"optimizer": {"name": "adam"}}}, "train.optimizer.name: 'adam' is not allowed: it should be 'sgd'"),
+    (
+        {"train": {"optimizer": {"name": "adm"}}},
+        "train.optimizer.name: 'adm' is not known (did you mean adam?); allowed: sgd, adam, adamw",
+    ),
+    (
+        {"train": {"optimizer": {"name": "adam", "momentum": 0.9}}},
+        "train.optimizer.momentum: unknown key; allowed here: beta_1, beta_2, eps, lr, name, weight_decay",
+    ),
+    (
+        {"train": {"schedule": {"name": "linear"}}},
+        "train.schedule.name: 'linear' is not known; allowed: constant, step, exponential, cosine",
+    ),
+    ({"train": {"fedprox": {"mu": 0}}}, "train.fedprox.mu: 0 is not allowed: it should be greater than 0"),
+    ({"train": {"steps": 0}}, f"train.steps: 0 is not allowed: {AT_LEAST} 1"),
+    (
+        {"train": {"buffers": "none"}},
+        "train.buffers: 'none' is not allowed: it should be 'averaged', 'local' or 'left_out'",
+    ),
+    ({"train": {"personal": "head.*"}}, "train.personal: 'head.*' is not allowed: it should be a list"),
+    (
+        {"train": {"name": "m:f", "epochs": 2}},
+        "train.epochs: unknown key; allowed here: args, buffers, name, personal",
+    ),
     ({"train": {"optimizer": {"lr": 0}}}, "train.optimizer.lr: 0 is not allowed: it should be greater than 0"),
     (
         {"train": {"optimizer": {"lr": math.nan}}},
@@ -113,7 +176,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "train.optimizer.lr: inf is not allowed: it should be a finite number",
     ),
     ({"train": {"optimizer": {"momentum": 1}}}, "train.optimizer.momentum: 1 is not allowed: it should be less than 1"),
-    ({"select": {"name": "randm"}}, "select.name: 'randm' is not known; allowed: 'all', 'random'"),
+    ({"select": {"name": "randm"}}, f"select.name: 'randm' is not known (did you mean random?); {SELECTIONS}"),
     ({"select": {"name": "random"}}, "select.clients: is missing"),
     ({"select": {"name": "all", "all": 1}}, "select.all: unknown key; allowed here: name"),
     ({"select": {"name": "random", "clients": 5}}, "select.clients is 5, but there are 4 clients"),
@@ -122,7 +185,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         f"select.over_select: 0.5 is not allowed: {AT_LEAST} 1",
     ),
     ({"rounds": ...}, "rounds: is missing"),
-    ({"rounds": 3}, "rounds: 3 is not allowed: it should be a valid dictionary or instance of RoundsSpec"),
+    ({"rounds": 3}, "rounds: 3 is not allowed: it should be a mapping, of keys to values"),
     (in_rounds(count=0), f"rounds.count: 0 is not allowed: {AT_LEAST} 1"),
     (in_rounds(deadline="60"), f"rounds.deadline: '60' is not allowed: {DURATION}"),
     (in_rounds(deadline="-1s"), f"rounds.deadline: '-1s' is not allowed: {DURATION}"),
@@ -137,9 +200,68 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         in_rounds(below_minimum="ignore"),
         "rounds.below_minimum: 'ignore' is not allowed: it should be 'fail' or 'retry'",
     ),
-    ({"strategy": {"name": "fedprox"}}, "strategy.name: 'fedprox' is not allowed: it should be 'fedavg'"),
+    ({"strategy": {"name": "fedprox"}}, f"strategy.name: 'fedprox' is not known; {STRATEGIES}"),
+    ({"strategy": {"name": "fedadam", "beta_2": 1}}, "strategy.beta_2: 1 is not allowed: it should be less than 1"),
+    ({"strategy": {"name": "fedavg", "lr": 0}}, "strategy.lr: 0 is not allowed: it should be greater than 0"),
+    (
+        {"strategy": {"name": "trimmed_mean", "beta": 0.5}},
+        "strategy.beta: 0.5 is not allowed: it should be less than 0.5",
+    ),
+    ({"strategy": {"name": "m f:g"}}, f"strategy.name: 'm f:g' is not allowed: {YOUR_OWN}"),
+    (
+        {"compress": {"update": {"name": "int2"}}},
+        f"compress.update.name: 'int2' is not known (did you mean int8?); allowed: {ENCODINGS}",
+    ),
+    (
+        {"compress": {"model": "int8"}},
+        f"compress.model: 'int8' is not allowed: it should be a mapping, such as {{name: int8}}; allowed: {ENCODINGS}",
+    ),
+    (
+        {"compress": {"update": {"name": "int8", "block": 12}}},
+        "compress.update.block: 12 is not allowed: it should be a multiple of 8",
+    ),
+    (
+        {"compress": {"up": {"name": "int8"}}},
+        "compress.up: unknown key; allowed here: model, update",
+    ),
+    (
+        {"simulate": {"speed": {"name": "profile"}}},
+        "simulate.speed.name: 'profile' is not known (did you mean profiles?); allowed: profiles, phones, lognormal, "
+        "ratios",
+    ),
+    (
+        {"simulate": {"speed": {"name": "ratios", "ratios": {"client-0": 0.5}}}},
+        f"simulate.speed.ratios.client-0: 0.5 is not allowed: {AT_LEAST} 1",
+    ),
+    (
+        {"simulate": {"network": {"latency": "1 s", "down": 1}}},
+        "simulate.network.down: unknown key (did you mean down_mbps?); "
+        "allowed here: down_mbps, latency, sigma, up_mbps",
+    ),
+    ({"simulate": {"availability": {"name": "cycle", "on": "1m"}}}, "simulate.availability.off: is missing"),
+    (
+        {"simulate": {"availability": {"name": "trace", "spans": {"client-0": [[0]]}}}},
+        "simulate.availability.spans.client-0.0.1: is missing",
+    ),
+    (
+        {"simulate": {"dropout": {"how": "loud"}}},
+        "simulate.dropout.how: 'loud' is not allowed: it should be 'silent' or 'error'",
+    ),
+    (
+        {"simulate": {"attack": {"name": "label_flip", "fraction": 2}}},
+        "simulate.attack.fraction: 2 is not allowed: it should be less than or equal to 1",
+    ),
     ({"limits": {"max_abs": 0}}, "limits.max_abs: 0 is not allowed: it should be greater than 0"),
     ({"evaluate": {"every": -1}}, f"evaluate.every: -1 is not allowed: {AT_LEAST} 0"),
+    ({"evaluate": {"on": "me"}}, "evaluate.on: 'me' is not allowed: it should be 'server', 'clients' or 'both'"),
+    (
+        {"evaluate": {"stop": {"target": 1, "mode": "up"}}},
+        "evaluate.stop.mode: 'up' is not allowed: it should be 'max' or 'min'",
+    ),
+    (
+        {"evaluate": {"stop": {"metric": "m" * 65, "target": 1}}},
+        f"evaluate.stop.metric: '{'m' * 56}... is not allowed: it should have at most 64 characters",
+    ),
     ({"keep_updates": "yes"}, "keep_updates: 'yes' is not allowed: it should be a valid boolean"),
     ({"pool": ...}, EITHER),
     ({"silos": ["a", "b"]}, EITHER),
@@ -385,9 +507,10 @@ def test_a_job_survives_the_way_to_others(found: dict[str, Any]) -> None:
 def test_arguments_of_ones_own_survive_too(args: dict[str, Any]) -> None:
     """Whatever JSON can say reaches the trainer's function as it stands in the file."""
     custom = {"name": "m:f", "args": args}
-    parsed = spec(model=custom, data=custom | {"clients": 3}, train=custom)
+    parsed = spec(model=custom, data=custom | {"clients": 3}, train=custom, strategy=custom)
 
-    assert parsed.model.model_dump() == custom
+    for section in (parsed.model, parsed.data, parsed.train, parsed.strategy):
+        assert section.model_dump(include={"name", "args"}) == custom
     assert jobs.parse(parsed.model_dump(mode="json")) == parsed
 
 
@@ -408,8 +531,12 @@ WORDS: dict[str, Callable[[Any, Any], bool]] = {
     "maximum": lambda value, limit: not isinstance(value, int | float) or value <= limit,
     "exclusiveMinimum": lambda value, limit: not isinstance(value, int | float) or value > limit,
     "exclusiveMaximum": lambda value, limit: not isinstance(value, int | float) or value < limit,
+    "multipleOf": lambda value, part: not isinstance(value, int | float) or value % part == 0,
+    "maxLength": lambda value, most: not isinstance(value, str) or len(value) <= most,
+    "maxItems": lambda value, most: not isinstance(value, list) or len(value) <= most,
     "minItems": lambda value, least: not isinstance(value, list) or len(value) >= least,
     "items": lambda value, part: not isinstance(value, list) or all(conforms(item, part) for item in value),
+    "prefixItems": lambda value, parts: not isinstance(value, list) or all(map(conforms, value, parts)),
     "required": lambda value, keys: not isinstance(value, dict) or set(keys) <= set(value),
     "properties": lambda value, parts: (
         not isinstance(value, dict) or all(conforms(value[key], part) for key, part in parts.items() if key in value)
@@ -420,10 +547,11 @@ REMARKS = {"$defs", "additionalProperties", "default", "description", "discrimin
 
 def conforms(value: Any, schema: dict[str, Any]) -> bool:
     """Whether `value` is what `schema` describes."""
-    known = schema.get("properties", {})
-    closed = schema.get("additionalProperties") is False
-    if closed and isinstance(value, dict) and not set(value) <= set(known):
-        return False
+    others = schema.get("additionalProperties", True)
+    if isinstance(value, dict) and others is not True:
+        strangers = [inner for key, inner in value.items() if key not in schema.get("properties", {})]
+        if strangers and (others is False or not all(conforms(inner, others) for inner in strangers)):
+            return False
     return all(check(value, schema[word]) for word, check in WORDS.items() if word in schema)
 
 
@@ -444,7 +572,7 @@ def test_the_schema_accepts_the_examples(file: Path) -> None:
     [
         {"name": ...}, {"name": "Big"}, {"colour": 1}, {"model": {"name": "lenett"}}, {"model": "lenet"},
         {"rounds": {"count": 0}}, {"rounds": {"count": 1, "dead": 1}}, {"data": {"name": "digits"}}, {"seed": -1},
-        {"train": {"optimizer": {"name": "adam"}}}, {"select": {"name": "randm"}}, {"keep_updates": "yes"},
+        {"train": {"optimizer": {"name": "adm"}}}, {"select": {"name": "randm"}}, {"keep_updates": "yes"},
         {"pool": "a b"}, {"silos": []}, digits(partition={"name": "dirichlet", "alpha": 0}),
     ],
 )  # fmt: skip
@@ -459,7 +587,8 @@ def test_the_schema_is_made_of_words_of_json_schema() -> None:
 
     def words(schema: dict[str, Any]) -> set[str]:
         inner = [*schema.get("properties", {}).values(), *schema.get("$defs", {}).values()]
-        inner += [*schema.get("oneOf", []), *schema.get("anyOf", []), *([schema["items"]] if "items" in schema else [])]
+        inner += [part for word in ("oneOf", "anyOf", "prefixItems") for part in schema.get(word, [])]
+        inner += [schema[word] for word in ("items", "additionalProperties") if isinstance(schema.get(word), dict)]
         return set(schema).union(*map(words, inner))
 
     assert words(SCHEMA) <= WORDS.keys() | REMARKS
