@@ -9,17 +9,17 @@ the set of updates is fixed. The idea of a (weighted sum, weight) pair is that o
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import Refused
 from shared.jobs import JobSpec
-from shared.weights import Flat
-
-TILE = 32 * 1024  #: parameters worked on at once: a tile and its buffers stay in the L2 cache
+from shared.weights import TILE, Flat, Tiles, tiles_of
 
 Tile = npt.NDArray[np.float64]
+Sums = npt.NDArray[np.int64]
 #: (model, mean, state) → model: a tile of each, the state's to be changed in place; see `shared.strategies`.
 ServerStep = Callable[[Tile, Tile, Mapping[str, Tile]], Tile]
 
@@ -51,13 +51,12 @@ class Measures:
     norm: float  # L2
 
 
-def check(update: Flat, weight: int, grid: Grid, max_norm: float | None = None) -> Measures:
-    """Measures an update of shape (P,), or raises `Refused` where it must not be folded."""
+def check(update: Flat | Tiles, weight: int, grid: Grid, max_norm: float | None = None) -> Measures:
+    """Measures an update, shape (P,) or its tiles as they are decoded; `Refused` where it must not be folded."""
     if not 1 <= weight <= grid.max_weight:
         raise Refused(f"examples is {weight}; allowed: 1 to {grid.max_weight} (limits.max_examples)")
     largest, squares = 0.0, 0.0
-    for start in range(0, update.size, TILE):
-        tile = update[start : start + TILE]
+    for _, tile in _tiles(update):
         # NaN passes through max and min, so one pass over the tile serves both checks.
         high, low = float(tile.max()), float(tile.min())
         if not (math.isfinite(high) and math.isfinite(low)):
@@ -72,6 +71,31 @@ def check(update: Flat, weight: int, grid: Grid, max_norm: float | None = None) 
     return Measures(max_abs=largest, norm=norm)
 
 
+def check_partial(sums: Sums, weight: int, count: int, grid: Grid) -> Measures:
+    """Measures the sum of `count` updates that were folded elsewhere, shape (P,), or raises `Refused`.
+
+    It is what `Fold.add` could have made of as many allowed updates: |sum| ≤ max_abs · weight · 2^s, and half a unit
+    for each of them, which it was rounded by. What is measured is their weighted mean.
+    """
+    if not 1 <= count <= grid.updates:
+        raise Refused(f"is the sum of {count} updates; allowed: 1 to {grid.updates}, which the round asks")
+    if not count <= weight <= count * grid.max_weight:
+        raise Refused(
+            f"examples is {weight} for {count} updates; allowed: {count} to {count * grid.max_weight} "
+            "(limits.max_examples)"
+        )
+    unit = Fraction(2) ** grid.shift * weight  # what a mean of 1 adds up to
+    largest, squares = 0, 0.0
+    for start in range(0, sums.size, TILE):
+        tile = sums[start : start + TILE]
+        largest = max(largest, int(tile.max()), -int(tile.min()))  # Python's integers: int64 has no |-2^63|
+        mean = np.multiply(tile, float(1 / unit), dtype=np.float64)
+        squares += float(np.dot(mean, mean))
+    if largest > Fraction(grid.max_abs) * unit + Fraction(count, 2):
+        raise Refused(f"a mean value of {float(largest / unit):.4g} exceeds limits.max_abs, {grid.max_abs:g}")
+    return Measures(max_abs=float(largest / unit), norm=math.sqrt(squares))
+
+
 class Fold:
     """The running (weighted sum, weight) of a round; 8 bytes a parameter, however many updates."""
 
@@ -83,18 +107,32 @@ class Fold:
         self._products = np.empty(min(size, TILE), np.float64)
         self._rounded = np.empty(min(size, TILE), np.int64)
 
-    def add(self, update: Flat, weight: int, scale: float = 1.0) -> None:
-        """Adds a checked update of shape (P,), times `scale` in (0, 1], exactly as it is rounded to the grid."""
+    def add(self, update: Flat | Tiles, weight: int, scale: float = 1.0) -> None:
+        """Adds a checked update, times `scale` in (0, 1], exactly as it is rounded to the grid.
+
+        Its shape is (P,), or it comes in tiles, as an encoding gives them; what these leave out is 0.
+        """
         unit = math.ldexp(weight, self.grid.shift) * scale  # exact in float64 for a scale of 1: a weight has 29 bits
-        for start in range(0, update.size, TILE):
-            tile = update[start : start + TILE]
+        for place, tile in _tiles(update):
             products, rounded = self._products[: tile.size], self._rounded[: tile.size]
             np.multiply(tile, unit, out=products, dtype=np.float64)
             np.rint(products, out=products)
             np.copyto(rounded, products, casting="unsafe")
-            self.sums[start : start + TILE] += rounded
+            self.sums[place] += rounded
         self.weight += weight
         self.count += 1
+
+    def add_partial(self, sums: Sums, weight: int, count: int) -> None:
+        """Adds what another fold of this grid made of `count` updates, shape (P,); `Refused` as by `check_partial`."""
+        check_partial(sums, weight, count, self.grid)
+        if self.count + count > self.grid.updates:
+            raise Refused(
+                f"is the sum of {count} updates; with the {self.count} that are folded that is more than the "
+                f"{self.grid.updates} which the round asks"
+            )
+        self.sums += sums
+        self.weight += weight
+        self.count += count
 
     def merge(self, other: "Fold") -> None:
         """Adds another partial sum of the same round."""
@@ -131,3 +169,7 @@ class Fold:
             model[tile] = step(model[tile].astype(np.float64), mean, kept)
             for name, vector in kept.items():
                 state[name][tile] = vector  # type: ignore[index]
+
+
+def _tiles(update: Flat | Tiles) -> Tiles:
+    return tiles_of(update) if isinstance(update, np.ndarray) else update

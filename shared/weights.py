@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,10 +21,16 @@ import numpy.typing as npt
 from shared.errors import Refused
 
 Flat = npt.NDArray[np.float32]
+File = npt.NDArray[np.uint8]  #: a whole file, shape (bytes,)
+
+Place = slice | npt.NDArray[np.intp]  #: where in (P,) some values belong: a run of them, or ascending indices
+Tiles = Iterable[tuple[Place, Flat]]  #: a vector in pieces of at most TILE values, each valid until the next
+TILE = 32 * 1024  #: parameters worked on at once: a tile and its buffers stay in the L2 cache
 
 MAX_HEADER = 8 * 1024 * 1024  #: bytes; some ten thousand tensors
 _ALIGN = 64  #: bytes; the data begins on a cache line
-_SIZES = {"F32": 4, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_SIZES = {"F32": 4, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "BF16": 2}
+_COMPRESSED = "BF16"  #: lies in compressed files only: a model's parameters are float32
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,14 @@ class Layout:
             {f"{channel}.{tensor.name}": ("F32", tensor.shape) for channel in channels for tensor in self.trained}
         )
 
-    def flat(self, file: "npt.NDArray[np.uint8]") -> Flat:
+    def flat(self, file: File) -> Flat:
         """The float32 parameters inside a whole file, shape (P,), as a view."""
         if not self.trained:
             return np.empty(0, np.float32)
         start = len(self.header) + self.trained[0].start
         return file[start : start + 4 * self.size].view(np.float32)
 
-    def views(self, file: "npt.NDArray[np.uint8]") -> dict[str, npt.NDArray[Any]]:
+    def views(self, file: File) -> dict[str, npt.NDArray[Any]]:
         """Each tensor inside a whole file, as a view of its shape."""
         begin = len(self.header)
         return {
@@ -106,11 +112,17 @@ class Layout:
             for tensor in self.tensors
         }
 
-    def empty_file(self) -> npt.NDArray[np.uint8]:
+    def empty_file(self) -> File:
         """A buffer of a whole file with its header in place and its data yet to be written."""
         file = np.empty(self.file_size, np.uint8)
         file[: len(self.header)] = np.frombuffer(self.header, np.uint8)
         return file
+
+
+def tiles_of(flat: Flat) -> Iterator[tuple[slice, Flat]]:
+    """The tiles of a whole vector, shape (P,), as views."""
+    for start in range(0, flat.size, TILE):
+        yield slice(start, start + TILE), flat[start : start + TILE]
 
 
 def layout_of(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Layout:
@@ -128,7 +140,7 @@ def layout_of(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Layout:
     return Layout(tuple(placed))
 
 
-def read_layout(file: npt.NDArray[np.uint8]) -> Layout:
+def read_layout(file: File) -> Layout:
     """The layout of a model file that fedq itself would have written, or `Refused`."""
     if file.nbytes < 8:
         raise Refused(f"not a safetensors file: {file.nbytes} bytes")
@@ -145,8 +157,8 @@ def read_layout(file: npt.NDArray[np.uint8]) -> Layout:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Refused(f"not a safetensors file: {error}") from error
     for name, (dtype, shape) in tensors.items():
-        if dtype not in _SIZES:
-            raise Refused(f"tensor {name} is {dtype}; a model has {', '.join(_SIZES)}")
+        if dtype not in DTYPES.values():
+            raise Refused(f"tensor {name} is {dtype}; a model has {', '.join(DTYPES.values())}")
         if any(side < 0 for side in shape):
             raise Refused(f"tensor {name} has the shape {list(shape)}")
     layout = layout_of(tensors)
@@ -155,7 +167,7 @@ def read_layout(file: npt.NDArray[np.uint8]) -> Layout:
     return layout
 
 
-def check_header(file: npt.NDArray[np.uint8], expected: Layout) -> None:
+def check_header(file: File, expected: Layout) -> None:
     """Raises `Refused` unless the file's names, dtypes and shapes are exactly `expected`."""
     if file[: len(expected.header)].tobytes() == expected.header:
         if file.nbytes != expected.file_size:
@@ -175,7 +187,7 @@ def check_header(file: npt.NDArray[np.uint8], expected: Layout) -> None:
     raise Refused("its header is not the model's")
 
 
-def digest_of(file: npt.NDArray[np.uint8]) -> str:
+def digest_of(file: File) -> str:
     """SHA-256 of a whole file, as 64 hexadecimal digits."""
     return hashlib.sha256(file.data).hexdigest()
 
@@ -188,5 +200,6 @@ _NUMPY: dict[str, Any] = {
     "I8": np.int8,
     "U8": np.uint8,
     "BOOL": np.bool_,
+    "BF16": np.uint16,  # NumPy has no bfloat16: the bits
 }
-DTYPES = {np.dtype(numpy): name for name, numpy in _NUMPY.items()}
+DTYPES = {np.dtype(numpy): name for name, numpy in _NUMPY.items() if name != _COMPRESSED}  #: what a model may hold

@@ -6,7 +6,7 @@ from pydantic import Field, StrictBool, StrictInt
 
 from shared.catalog.choice import Choice, Strict
 
-Block = Annotated[StrictInt, Field(ge=8, le=65536, multiple_of=8)]
+Block = Annotated[StrictInt, Field(ge=8, le=32768, multiple_of=8)]  # at most a tile: `shared.weights.TILE`
 
 
 class Lossy(Strict):

@@ -1,0 +1,23 @@
+"""The encoding that a job file names."""
+
+from shared.catalog.compression import Bf16, EncodingSpec, Int4, Int8, TopK
+from shared.compression.bf16 import Bfloat16
+from shared.compression.blocks import EightBits, FourBits
+from shared.compression.encoding import Encoding, Plain
+from shared.compression.topk import Largest
+from shared.weights import Layout
+
+
+def encoding_of(spec: EncodingSpec | None, plain: Layout) -> Encoding:
+    """How vectors travel that, uncompressed, would be the float32 tensors of `plain`: as those where spec is None."""
+    match spec:
+        case None:
+            return Plain(plain)
+        case Bf16():
+            return Bfloat16(plain.size)
+        case Int8():
+            return EightBits(plain.size, spec.block)
+        case Int4():
+            return FourBits(plain.size, spec.block)
+        case TopK():
+            return Largest(plain.size, spec.ratio)

@@ -1,0 +1,28 @@
+"""A model as the difference to the one before it: what a round sends down where `compress.model` is given.
+
+The committed model is what a receiver can build, old + decoded, and not what the server step gave: so both have the
+same bits, each new difference refers to a model that everybody has, and no error adds up unseen. What a difference
+left out is in the server's residual.
+"""
+
+from shared.compression.encoding import Encoding, check_encodable
+from shared.compression.feedback import encode_with_feedback
+from shared.weights import File, Flat
+
+
+def shrink(old: Flat, new: Flat, encoding: Encoding, residual: Flat | None, file: File) -> None:
+    """Encodes new − old, each of shape (P,), into `file`, and replaces `new` by what `rebuild` makes of it.
+
+    In place but for what `encoding.encode` needs. `Refused` where `new` holds NaN or Inf; nothing is changed then.
+    """
+    check_encodable(new)
+    new -= old
+    encode_with_feedback(encoding, new, residual, file)
+    new[:] = old
+    rebuild(new, file, encoding)
+
+
+def rebuild(model: Flat, file: File, encoding: Encoding) -> None:
+    """Makes the new model of the old one, shape (P,), in place: one float32 addition at each place of the file."""
+    for place, values in encoding.tiles(file):
+        model[place] += values
