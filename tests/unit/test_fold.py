@@ -129,3 +129,124 @@ def test_a_good_update_is_measured() -> None:
     found = fold.check(np.array([3, -4], np.float32), 1, GRID)
 
     assert (found.max_abs, found.norm) == (4.0, 5.0)
+
+
+# --- updates in tiles -----------------------------------------------------------------------
+
+
+@given(updates, st.integers(1, SIZE))
+def test_tiles_are_folded_where_they_belong(pairs, cut) -> None:
+    """An update in runs, or in single places, is the same as in one piece."""
+    whole, runs, places = folded(pairs), Fold(SIZE, GRID), Fold(SIZE, GRID)
+    for update, weight in pairs:
+        runs.add([(slice(0, cut), update[:cut]), (slice(cut, SIZE), update[cut:])], weight)
+        kept = np.flatnonzero(update)  # what is left out is 0
+        places.add([(kept[:cut], update[kept[:cut]]), (kept[cut:], update[kept[cut:]])], weight)
+
+    for tiled in (runs, places):
+        assert model_of(tiled) == model_of(whole)
+        assert (tiled.weight, tiled.count) == (whole.weight, whole.count)
+
+
+@given(updates, st.floats(0.001, 1))
+def test_a_scale_shrinks_what_is_added_and_not_its_weight(pairs, scale) -> None:
+    """Each product is rounded to the grid once, whether it comes whole or in tiles."""
+    whole, tiled = Fold(SIZE, GRID), Fold(SIZE, GRID)
+    expected = np.zeros(SIZE)
+    for update, weight in pairs:
+        whole.add(update, weight, scale)
+        tiled.add([(slice(0, SIZE), update)], weight, scale)
+        expected += np.rint(update.astype(np.float64) * (math.ldexp(weight, GRID.shift) * scale))
+
+    np.testing.assert_array_equal(tiled.sums, whole.sums)
+    np.testing.assert_allclose(whole.sums, expected, rtol=1e-12)
+    assert whole.weight == sum(weight for _, weight in pairs)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -17.0])
+def test_every_tile_is_checked(bad: float) -> None:
+    """The last one as the first."""
+    with pytest.raises(Refused):
+        fold.check([(np.array([0]), np.ones(1, np.float32)), (np.array([4]), np.full(1, bad, np.float32))], 1, GRID)
+
+
+def test_tiles_are_measured_together() -> None:
+    """The largest value and the L2 norm are those of all tiles."""
+    tiles = [(slice(0, 1), np.array([3], np.float32)), (np.array([5]), np.array([-4], np.float32))]
+    found = fold.check(tiles, 1, GRID)
+
+    assert (found.max_abs, found.norm) == (4.0, 5.0)
+
+
+# --- partial sums from elsewhere ------------------------------------------------------------
+
+
+@given(updates, st.integers(0, 8))
+def test_a_batch_that_was_folded_elsewhere_counts_exactly(pairs, cut) -> None:
+    """Whatever allowed updates a trainer folds, its sum is accepted, and commits the same model."""
+    running = folded(pairs[:cut])
+    if pairs[cut:]:
+        batch = folded(pairs[cut:])
+        running.add_partial(batch.sums, batch.weight, batch.count)
+
+    assert model_of(running) == model_of(folded(pairs))
+    assert running.count == len(pairs)
+
+
+def test_the_largest_batch_is_accepted_and_one_unit_more_is_not() -> None:
+    """The bound is max_abs · weight · 2^s, and half a unit for each update, on either side."""
+    for sign in (1, -1):
+        batch = folded([(np.full(SIZE, sign * 16.0, np.float32), 2**20)] * 3)
+        fold.check_partial(batch.sums, batch.weight, batch.count, GRID)
+        batch.sums[SIZE - 1] += sign * 1
+        fold.check_partial(batch.sums, batch.weight, batch.count, GRID)
+        batch.sums[SIZE - 1] += sign * 1
+        with pytest.raises(Refused, match=r"limits\.max_abs"):
+            Fold(SIZE, GRID).add_partial(batch.sums, batch.weight, batch.count)
+
+
+@pytest.mark.parametrize("place", [0, fold.TILE, 2 * fold.TILE + 4])
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63)])
+def test_no_sum_overflows_the_fold(place: int, value: int) -> None:
+    """The largest integers there are, wherever they stand; the fold is as it was."""
+    running = Fold(2 * fold.TILE + 5, GRID)
+    sums = np.zeros(2 * fold.TILE + 5, np.int64)
+    sums[place] = value
+    with pytest.raises(Refused, match=r"limits\.max_abs"):
+        running.add_partial(sums, 2**20, 1)
+
+    assert (running.sums.any(), running.weight, running.count) == (False, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "count", "reason"),
+    [
+        (1, 0, "the sum of 0 updates"),
+        (9, 9, "the sum of 9 updates"),
+        (1, 2, r"limits\.max_examples"),
+        (2 * 2**20 + 1, 2, r"limits\.max_examples"),
+        (-1, 1, r"limits\.max_examples"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused(weight: int, count: int, reason: str) -> None:
+    """Its count is held to the round's, its weight to what as many clients may have."""
+    with pytest.raises(Refused, match=reason):
+        fold.check_partial(np.zeros(SIZE, np.int64), weight, count, GRID)
+
+
+def test_batches_together_stay_within_the_round() -> None:
+    """The grid has room for as many updates as the round asks."""
+    running = Fold(SIZE, GRID)
+    running.add_partial(np.zeros(SIZE, np.int64), 5, 5)
+    with pytest.raises(Refused, match="more than the 8"):
+        running.add_partial(np.zeros(SIZE, np.int64), 4, 4)
+
+    assert (running.weight, running.count) == (5, 5)
+
+
+def test_a_good_batch_is_measured() -> None:
+    """By its weighted mean."""
+    batch = folded([(np.array([3, 0, 0, 0, 0, 0, -4], np.float32), weight) for weight in (1, 6)])
+    found = fold.check_partial(batch.sums, batch.weight, batch.count, GRID)
+
+    assert (found.max_abs, found.norm) == (4.0, 5.0)

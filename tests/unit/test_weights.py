@@ -74,6 +74,7 @@ def test_no_bytes_crash_the_reader(data: bytes) -> None:
         ([], "not a safetensors file"),
         ({"a": 1}, "not a safetensors file"),
         ({"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}}, "F64"),
+        ({"a": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}, "a model has F32"),
         ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "shape"),
         ({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, "laid out"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "laid out"),
@@ -105,3 +106,23 @@ def test_a_truncated_update_is_refused() -> None:
     updates = LAYOUT.of_updates()
     with pytest.raises(Refused, match="bytes instead of"):
         weights.check_header(updates.empty_file()[:-4], updates)
+
+
+def test_half_floats_lie_among_the_integers_of_their_width() -> None:
+    """Compressed files hold bfloat16, as its bits; each array begins where its width asks."""
+    layout = layout_of({"scales": ("F32", (3,)), "codes": ("U8", (5,)), "values": ("BF16", (7,))})
+    views = layout.views(layout.empty_file())
+
+    assert [tensor.name for tensor in layout.tensors] == ["scales", "values", "codes"]
+    assert views["values"].dtype == np.uint16
+    assert all(view.ctypes.data % view.itemsize == 0 for view in views.values())
+
+
+def test_a_vectors_tiles_are_views_of_all_of_it() -> None:
+    """Side by side, none larger than a tile."""
+    flat = np.zeros(2 * weights.TILE + 5, np.float32)
+    for place, tile in weights.tiles_of(flat):
+        assert flat[place].size == tile.size <= weights.TILE
+        np.add(tile, 1, out=tile)
+
+    assert (flat == 1).all()
