@@ -7,7 +7,7 @@ the set of updates is fixed. The idea of a (weighted sum, weight) pair is that o
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -151,20 +151,23 @@ class Fold:
         step: ServerStep,
         state: Mapping[str, Flat] | None = None,
         *,
-        factor: float = 1.0,
+        factor: float | Sequence[float] = 1.0,
         channels: int = 1,
     ) -> None:
         """Takes the server step in place: `model = step(model, mean · factor, state)`, tile by tile in float64.
 
-        `model` and each vector of `state` have shape (P,), the fold has `channels` · P values.
+        `model` and each vector of `state` have shape (P,), the fold has `channels` · P values; `factor` may be one
+        for each channel.
         """
         if self.weight == 0:
             raise ValueError("nothing was folded")
-        unit = math.ldexp(1.0, -self.grid.shift) / self.weight * factor
+        # One for each channel, or one for all: shape (channels, 1) or (1, 1).
+        units = math.ldexp(1.0, -self.grid.shift) / self.weight * np.reshape(np.asarray(factor, np.float64), (-1, 1))
         sums = self.sums.reshape(channels, model.size)
         for start in range(0, model.size, TILE):
             tile = slice(start, start + TILE)
-            mean: Tile = np.multiply(sums[0, tile] if channels == 1 else sums[:, tile], unit, dtype=np.float64)
+            means: Tile = np.multiply(sums[:, tile], units, dtype=np.float64)
+            mean = means[0] if channels == 1 else means
             kept: dict[str, Tile] = {name: vector[tile].astype(np.float64) for name, vector in (state or {}).items()}
             model[tile] = step(model[tile].astype(np.float64), mean, kept)
             for name, vector in kept.items():

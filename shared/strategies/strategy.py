@@ -2,16 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from shared.weights import TILE, Flat
 
 Tile = npt.NDArray[np.float64]
 State = Mapping[str, Tile]  #: the server state's vectors, or one tile of each
 
 DELTA = "delta"  #: the channel of an update that holds what training changed
 CONTROL = "control"  #: the channel of control variates
+
+_NONE: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,13 @@ class Strategy:
 
     #: What an update holds, in the order in which it lies there; each channel has the model's P values.
     channels: tuple[str, ...] = (DELTA,)
-    #: Vectors (P,) that are kept from round to round, float32 in the store; zeros before the first round.
-    state: tuple[str, ...] = ()
-    #: Of these, the one that clients need to train.
+    #: Vectors (P,) that are kept from round to round, float32 in the store, and what each is filled with at first.
+    state: Mapping[str, float] = _NONE
+    #: Whether clients need the state to train; it is one vector then.
     broadcast: bool = False
+
+    def check(self, update: Counted) -> None:
+        """`Refused` where an update lacks what the strategy needs of it; asked before it is accepted."""
 
     def weight(self, update: Counted) -> int:
         """wᵢ, at least 1: how much an update weighs in the mean."""
@@ -46,8 +54,8 @@ class Strategy:
         """sᵢ in (0, 1]: what an update is multiplied by before it is folded."""
         return 1.0
 
-    def factor(self, updates: Sequence[Counted]) -> float:
-        """What the mean is multiplied by, once all updates are known; they are in client order."""
+    def factor(self, updates: Sequence[Counted]) -> float | tuple[float, ...]:
+        """What the mean is multiplied by, or each channel's; all updates are known by then, in client order."""
         return 1.0
 
     def step(self, model: Tile, mean: Tile, state: State) -> Tile:
@@ -64,16 +72,37 @@ class Slices(Protocol):
     count: int  # K, how many
     size: int  # P, values of each
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Their values from `start` to `stop`, shape (K, stop − start), valid until the next call."""
+    def read(self, start: int, stop: int, rows: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+        """Values `start` to `stop` of all updates, or of those in `rows`: (K or len(rows), stop − start).
+
+        Valid until the next call, and not to be written to.
+        """
 
     def spans(self) -> Sequence[tuple[int, int]]:
-        """How to cut (0, P) so that a slice fits into the memory that is granted."""
+        """How to cut (0, P) so that a slice of all updates fits into the memory that is granted; see `slices.cut`."""
 
 
 class Robust(Strategy):
-    """A strategy that compares single updates: they are not folded on arrival, but read from the store in slices."""
+    """A strategy that compares single updates: they are not folded on arrival, but read from the store in slices.
+
+    What it gives does not depend on how they are cut, to the bit, so that another process may do it again.
+    """
+
+    def __init__(self, lr: float) -> None:
+        self._lr = lr
+
+    def weight(self, update: Counted) -> int:
+        return 1
 
     def combine(self, updates: Sequence[Counted], slices: Slices) -> npt.NDArray[np.float32]:
         """What stands for the mean, shape (P,). `Refused` where there are too few updates."""
         raise NotImplementedError
+
+    def step(self, model: Tile, mean: Tile, state: State) -> Tile:
+        return model + self._lr * mean
+
+    def advance(self, model: Flat, combined: Flat) -> None:
+        """Takes the server step in place with what `combine` gave, both (P,), as `Fold.apply` does with a mean."""
+        for start in range(0, model.size, TILE):
+            tile = slice(start, start + TILE)
+            model[tile] = self.step(model[tile].astype(np.float64), combined[tile].astype(np.float64), {})
