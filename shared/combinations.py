@@ -3,12 +3,27 @@
 Pure.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from shared.catalog.data import Natural, Quantity, Shared
-from shared.catalog.models import CharLstm, CustomModel, Mlp, Softmax, Torchvision
+from shared.catalog.data import Csv, CustomData, Digits, Images, Natural, Npz, Quantity, Shared
+from shared.catalog.models import (
+    CharLstm,
+    Cnn,
+    CustomModel,
+    LeNet,
+    Mlp,
+    ResNet,
+    Softmax,
+    Torchvision,
+    Transformer,
+    Vgg9,
+    Vgg11,
+)
+from shared.catalog.rounds import StopSpec
 from shared.catalog.selection import PowerOfChoice, Tifl
+from shared.catalog.simulation import Profiles, Ratios, Trace
 from shared.catalog.strategies import (
     ROBUST,
     Bulyan,
@@ -26,11 +41,14 @@ if TYPE_CHECKING:
     from shared.jobs import JobSpec
 
 KEYED = ("csv", "npz")  #: data sets whose natural partition needs a key
+FEWEST_BITS = 8  #: after the point of a value that is folded, beside those of its weight
+PIXELS = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "femnist": 28, "cifar10": 32, "cifar100": 32}  #: of a side
+NO_BATCH_NORM = (Softmax, Mlp, LeNet, Cnn, CharLstm, Transformer)
 
 
 def problems(spec: "JobSpec") -> Iterator[str]:
     """Why a job could not do what its file says, one sentence each."""
-    for check in (_strategy, _robust, _asynchronous, _adapters, _personal, _batches, _data, _selection, _evaluation):
+    for check in _CHECKS:
         yield from check(spec)
 
 
@@ -49,6 +67,16 @@ def _strategy(spec: "JobSpec") -> Iterator[str]:
             )
         if isinstance(train, TrainSpec) and (train.personal or train.buffers != "averaged"):
             yield "strategy scaffold needs all of the model on the server: leave train.personal and train.buffers out"
+
+
+def _grid(spec: "JobSpec") -> Iterator[str]:
+    limits, asked = spec.limits, spec.cohort_size
+    bits = 62 - sum(math.ceil(math.log2(bound)) for bound in (limits.max_abs, limits.max_examples * asked))
+    if bits < FEWEST_BITS:
+        yield (
+            f"limits.max_abs {limits.max_abs:g}, limits.max_examples {limits.max_examples} and the {asked} clients of "
+            f"a round leave {max(bits, 0)} of the {FEWEST_BITS} binary places that the fold needs: lower the limits"
+        )
 
 
 def _robust(spec: "JobSpec") -> Iterator[str]:
@@ -95,8 +123,30 @@ def _adapters(spec: "JobSpec") -> Iterator[str]:
         )
 
 
+def _model(spec: "JobSpec") -> Iterator[str]:
+    model, data = spec.model, spec.data
+    if isinstance(model, Transformer) and model.width % model.heads:
+        yield f"model.heads is {model.heads}, which does not divide model.width, {model.width}"
+    if isinstance(model, CharLstm) and data.name in (*PIXELS, "images", "csv"):
+        yield f"model char_lstm reads sequences of characters, which {data.name} has none of: shakespeare has"
+    if isinstance(model, LeNet | Cnn | ResNet | Vgg9 | Vgg11 | Torchvision) and data.name in ("shakespeare", "csv"):
+        yield f"model {model.name} sees images, and {data.name} has none"
+    if isinstance(model, Transformer) and data.name == "csv":
+        yield "model transformer reads sequences or images, and csv has neither: mlp and softmax take rows of numbers"
+    side = data.size if isinstance(data, Images) else PIXELS.get(data.name)
+    if isinstance(model, Vgg11) and side is not None and side < 32:
+        yield f"model vgg11 needs images of 32×32 pixels or more, and those of {data.name} have {side}×{side}"
+    if isinstance(model, Transformer) and side is not None and model.patch > side:
+        yield f"model.patch is {model.patch}, and the images of {data.name} have {side}×{side} pixels"
+
+
 def _personal(spec: "JobSpec") -> Iterator[str]:
-    train = spec.train
+    train, model = spec.train, spec.model
+    if "*" in train.personal:
+        yield "train.personal keeps all of the model on the clients: nothing is left to train together"
+    without = isinstance(model, NO_BATCH_NORM) or (isinstance(model, ResNet) and model.norm != "batch")
+    if "batch_norm" in train.personal and without:
+        yield f"train.personal keeps batch_norm on the clients, and model {model.name} has none"
     stays = "train.personal" if train.personal else "train.buffers: local" if train.buffers == "local" else ""
     if stays and spec.evaluate.every and spec.evaluate.on != "clients":
         yield (
@@ -123,6 +173,8 @@ def _batches(spec: "JobSpec") -> Iterator[str]:
 
 def _data(spec: "JobSpec") -> Iterator[str]:
     data = spec.data
+    if isinstance(data, CustomData) and spec.silos is not None and data.clients is not None:
+        yield "data.clients is how many clients a pool plays, and the silos are the clients: leave it out"
     if not isinstance(data, Shared):
         return
     if spec.silos is not None:
@@ -144,6 +196,8 @@ def _selection(spec: "JobSpec") -> Iterator[str]:
     select = spec.select
     if isinstance(select, PowerOfChoice) and select.candidates is not None and select.candidates < select.size:
         yield f"select.candidates is {select.candidates}, fewer than the {select.size} clients that a round asks"
+    if isinstance(select, PowerOfChoice) and (select.candidates or 0) > spec.population:
+        yield f"select.candidates is {select.candidates}, but there are {spec.population} clients"
     if isinstance(select, Tifl) and select.tiers * select.size > spec.population:
         yield (
             f"select.tiers is {select.tiers}: {spec.population} clients make tiers of "
@@ -151,14 +205,78 @@ def _selection(spec: "JobSpec") -> Iterator[str]:
         )
 
 
+def _simulation(spec: "JobSpec") -> Iterator[str]:
+    found = spec.simulate
+    if found is None:
+        return
+    if spec.silos is not None:
+        yield "simulate is for the clients that a pool plays, and silos are real: leave simulate out, or use a pool"
+        return
+    if isinstance(found.speed, Profiles) and found.speed.slow + found.speed.medium > 1:
+        yield "simulate.speed: slow and medium are shares of all clients, and together more than all of them"
+    if (
+        found.network is not None
+        and (found.network.latency, found.network.down_mbps, found.network.up_mbps) == (None,) * 3
+    ):
+        yield "simulate.network: give a latency, down_mbps or up_mbps"
+    if found.dropout is not None and found.dropout.rate == 1:
+        yield "simulate.dropout.rate is 1: no client would ever answer"
+    known = set(spec.clients)
+    named: dict[str, Mapping[str, object]] = {
+        "simulate.speed.ratios": found.speed.ratios if isinstance(found.speed, Ratios) else {},
+        "simulate.availability.spans": found.availability.spans if isinstance(found.availability, Trace) else {},
+    }
+    for where, clients in named.items():
+        for client in sorted(clients.keys() - known)[:1]:
+            yield f"{where} names {client}; the clients are {spec.clients[0]} to {spec.clients[-1]}"
+    if isinstance(found.availability, Trace):
+        yield from _spans(found.availability)
+
+
+def _spans(trace: Trace) -> Iterator[str]:
+    for client, spans in trace.spans.items():
+        where, before = f"simulate.availability.spans.{client}", 0.0
+        for pair in spans:
+            if not before <= pair[0] < pair[1]:
+                yield f"{where}: {list(pair)} does not follow on the span before it: order them, from 0 on"
+                break
+            before = pair[1]
+        else:
+            if trace.period is not None and before > trace.period:
+                yield f"{where}: a span ends at {before:g} s, after simulate.availability.period, {trace.period:g} s"
+
+
 def _evaluation(spec: "JobSpec") -> Iterator[str]:
-    evaluate = spec.evaluate
+    evaluate, data = spec.evaluate, spec.data
     if evaluate.clients is not None and evaluate.clients > spec.population:
         yield f"evaluate.clients is {evaluate.clients}, but there are {spec.population} clients"
-    stop = evaluate.stop
-    if stop is None:
-        return
-    if not evaluate.every:
+    if evaluate.clients is not None and evaluate.on == "server":
+        yield "evaluate.clients is how many clients evaluate, and evaluate.on is server: set that to clients or both"
+    if evaluate.every and evaluate.on != "server" and not data.local_test:
+        yield (
+            f"evaluate.on is {evaluate.on}, and the clients hold out no examples for it: "
+            "set data.local_test, such as to 0.2"
+        )
+    alone = isinstance(data, Digits | Csv | Npz | Images)  # LEAF's files may have a test set of their own
+    if evaluate.every and evaluate.on != "clients" and alone and not data.test_fraction:
+        yield (
+            "data.test_fraction is 0, so that the server has nothing to evaluate on: "
+            "set evaluate.every to 0, or evaluate.on to clients"
+        )
+    if evaluate.stop is not None:
+        yield from _stop(evaluate.every, evaluate.stop)
+
+
+def _stop(every: int, stop: StopSpec) -> Iterator[str]:
+    if not every:
         yield "evaluate.stop needs evaluations: evaluate.every is 0"
     if stop.target is None and stop.patience is None:
         yield "evaluate.stop: give a target, or a patience, or both"
+    if stop.metric == "loss" and stop.mode == "max":
+        yield "evaluate.stop: of a loss, less is better: set evaluate.stop.mode to min"
+
+
+_CHECKS = (
+    _strategy, _grid, _robust, _asynchronous, _model, _adapters, _personal, _batches, _data, _selection, _simulation,
+    _evaluation,
+)  # fmt: skip

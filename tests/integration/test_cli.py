@@ -427,7 +427,10 @@ def test_a_job_that_redis_forgot_is_continued(fedq: Fedq, aggregator: Aggregator
             ["--resume", "digits-aaaaaa", "--set", "seed=8", "--set", "model.hidden=[8]"],
             "job digits-aaaaaa cannot be resumed with another seed, model: its committed rounds",
         ),
-        (["--resume", "digits-aaaaaa", "--set", "pool=null", "--set", "silos=[a]"], "with another silos, pool"),
+        (
+            ["--resume", "digits-aaaaaa", "--set", "pool=null", "--set", "silos=[a]", "--set", "data={name: 'm:d'}"],
+            "with another data, silos, pool",
+        ),
         (["--resume", "digits-aaaaaa", "--set", "rounds.cuont=8"], "job digits-aaaaaa: rounds.cuont: unknown key"),
     ],
 )
