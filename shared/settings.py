@@ -66,11 +66,16 @@ class Aggregator(Console, Record, Store):
     max_jobs: int = Field(default=8, ge=1, le=256)
 
 
-class Trainer(Broker, Store):
+class Data(Common):
+    data_dir: Path = Path("data")  # below which a job's data sets are looked for
+
+
+class Trainer(Broker, Store, Data):
     heartbeat_s: float = Field(default=2.0, ge=0.1, le=300)
     grace_s: float = Field(default=25.0, ge=0, le=86400)  # to finish in when asked to stop; then work is handed back
     cache_dir: Path = Path(tempfile.gettempdir()) / f"fedq-cache-{os.getuid()}"
     cache_mb: int = Field(default=4096, ge=1)
+    state_dir: Path = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "fedq"  # of a silo
     device: str = "auto"
     threads: int | None = Field(default=None, ge=1)  # of torch, in each slot
 

@@ -41,7 +41,7 @@ class Shards(Strict):
 
 
 class Quantity(Strict):
-    """Shuffled, then cut into unequal shares: by given `weights`, or lognormal ones of deviation `sigma`."""
+    """Shuffled, then cut into unequal shares: by given `weights`, or by lognormal ones, exp(N(0, sigma²))."""
 
     name: Literal["quantity"] = "quantity"
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # one for each client
@@ -50,7 +50,10 @@ class Quantity(Strict):
 
 
 class QSampler(Strict):
-    """An example goes with probability `q` to a client whose main class it is, else to any (FLTK's q sampler)."""
+    """Clients have a main class each; an example goes to those of its class with probability `q`, else to others.
+
+    Fang et al. 2020; FLTK's q sampler.
+    """
 
     name: Literal["q_sampler"] = "q_sampler"
     q: float = Field(default=0.5, ge=0, le=1)
@@ -58,7 +61,10 @@ class QSampler(Strict):
 
 
 class Natural(Strict):
-    """By who the examples are of: a writer, a speaker, or the values of the column or array `key`."""
+    """By whose the examples are: a writer's, a speaker's, or the values of the column or array `key`.
+
+    Sorted by name; with more of these than clients, the first ones are used.
+    """
 
     name: Literal["natural"] = "natural"
     key: str | None = None
@@ -83,7 +89,7 @@ class Shared(Strict):
 class Held(Shared):
     """A data set without a test set of its own."""
 
-    test_fraction: Fraction = 0.2  # of all examples, held out on the server's side
+    test_fraction: Fraction = 0.2  # of all examples, held out for the server; unused where the files have a test set
 
 
 class Downloaded(Shared):
@@ -151,7 +157,10 @@ class Csv(Held):
 
 
 class Npz(Held):
-    """A NumPy archive of arrays x (n, …) and y (n,); `path` is a file below FEDQ_DATA_DIR."""
+    """A NumPy archive of arrays x (n, …) and y (n,); `path` is a file below FEDQ_DATA_DIR.
+
+    Bytes are taken for pixels and divided by 255; other numbers stay as they are.
+    """
 
     name: Literal["npz"] = "npz"
     path: str

@@ -95,7 +95,7 @@ def test_one_client_with_all_data_equals_central_training(services: Services, tm
 
     spec = jobs.parse(document)
     loaded = dataset.load(spec)
-    x, y = dataset.of_client(loaded, "client-0", 0)
+    x, y = dataset.of_client(loaded, spec, "client-0")
     model = catalog.build(spec.model, loaded.shape, loaded.classes, spec.seed)
     model.train()
     for number in (1, 2, 3):

@@ -1,15 +1,21 @@
 """The seam between training and data: whatever has these four members can be trained on."""
 
+import hashlib
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from services.trainer.data.digits import Digits
-from shared import user_code
+from services.trainer.data import arrays, digits, images, leaf, pictures, tables
+from services.trainer.data.sharing import SharedOut
+from services.trainer.data.source import Source
+from shared import settings, user_code
 from shared.catalog.choice import Custom
-from shared.catalog.data import Digits as DigitsSpec
+from shared.catalog.data import Csv, Digits, Downloaded, Femnist, Images, Natural, Npz, Shakespeare, Shared
 from shared.errors import BadInput
 from shared.jobs import JobSpec
 
@@ -32,14 +38,15 @@ class Dataset(Protocol):
 
 
 _loaded: OrderedDict[str, Dataset] = OrderedDict()
+_sources: WeakValueDictionary[str, Source] = WeakValueDictionary()  # of those loaded, whatever split they are in
 
 
 def load(spec: JobSpec) -> Dataset:
-    """The data set of a job, kept loaded for its next rounds; `BadInput` where the user's own lacks a member."""
+    """The data set of a job, kept loaded for its next rounds; `BadInput` where it is not there, or lacks a member."""
     key = f"{spec.seed} {spec.data.model_dump_json()}"
     dataset = _loaded.pop(key, None)
     if dataset is None:
-        dataset = _make(spec)
+        dataset = SharedOut(spec.data, spec.seed, _source(spec.data)) if isinstance(spec.data, Shared) else _own(spec)
         while len(_loaded) >= KEPT:
             _loaded.popitem(last=False)
     _loaded[key] = dataset
@@ -52,18 +59,32 @@ def index_of(spec: JobSpec, client: str) -> int:
         if client in spec.silos:
             return spec.silos.index(client)
     else:
-        _, _, digits = client.rpartition("-")
-        if digits.isdecimal() and int(digits) < spec.population:
-            return int(digits)
+        _, _, number = client.rpartition("-")
+        if number.isdecimal() and int(number) < spec.population:
+            return int(number)
     raise BadInput(f"{client} is none of the job's {spec.population} clients")
 
 
-def of_client(dataset: Dataset, name: str, index: int) -> Examples:
-    """One client's examples, checked: x (n, *shape) float32, y (n,) int64."""
-    x, y = _checked(dataset, dataset.client(name, index), f"client({name!r}, {index})")
-    if not len(y):
-        raise BadInput(f"the data has no examples for {name}")
-    return x, y
+def of_client(dataset: Dataset, spec: JobSpec, client: str) -> Examples:
+    """The examples that a client trains on, without those it holds out: x (n, *shape) float32, y (n,) int64.
+
+    `BadInput` where the client has none, or the user's own data gave something else.
+    """
+    x, y = _of_client(dataset, spec, client)
+    kept, held = _parted(spec, client, len(y))
+    return (x[kept], y[kept]) if len(held) else (x, y)
+
+
+def held_by(dataset: Dataset, spec: JobSpec, client: str) -> Examples | None:
+    """The examples that a client holds out for evaluation (`data.local_test` of its own), or None where it has none.
+
+    At least one is held out and one is left, so that a client of one example holds out nothing.
+    """
+    if not spec.data.local_test:
+        return None
+    x, y = _of_client(dataset, spec, client)
+    _, held = _parted(spec, client, len(y))
+    return (x[held], y[held]) if len(held) else None
 
 
 def of_test(dataset: Dataset) -> Examples | None:
@@ -75,9 +96,57 @@ def of_test(dataset: Dataset) -> Examples | None:
     return (x, y) if len(y) else None
 
 
-def _make(spec: JobSpec) -> Dataset:
-    if isinstance(spec.data, DigitsSpec):
-        return Digits(spec.data, spec.seed)
+def _of_client(dataset: Dataset, spec: JobSpec, client: str) -> Examples:
+    index = index_of(spec, client)
+    x, y = _checked(dataset, dataset.client(client, index), f"client({client!r}, {index})")
+    if not len(y):
+        raise BadInput(f"the data has no examples for {client}")
+    return x, y
+
+
+def _parted(spec: JobSpec, client: str, size: int) -> tuple[Tensor, Tensor]:
+    """Which of a client's examples it trains on and which it holds out: the same in every round and process."""
+    fraction = spec.data.local_test
+    count = min(max(1, round(fraction * size)), size - 1) if fraction else 0
+    digest = hashlib.sha256(f"{spec.seed}/{client}/local_test".encode()).digest()
+    order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(size)
+    return torch.from_numpy(np.sort(order[count:])), torch.from_numpy(np.sort(order[:count]))
+
+
+def _source(data: Shared) -> Source:
+    """What a data set of the catalog holds: the same arrays for all jobs that share it out, each in its way."""
+    base = settings.load(settings.Data).data_dir.expanduser()
+    key = data.partition.key if isinstance(data, Csv | Npz) and isinstance(data.partition, Natural) else None
+    how = {"clients", "partition", "local_test", "test_fraction", "fraction", "download"}  # it is used, not what it is
+    identity = f"{base.absolute()} {key!r} {data.model_dump_json(exclude=how)}"
+    source = _sources.get(identity)
+    if source is None:
+        source = _sources[identity] = _read(data, base, key)
+    return source
+
+
+def _read(data: Shared, base: Path, key: str | None) -> Source:
+    match data:
+        case Digits():
+            source = digits.read()
+        case Downloaded(name=name):  # type: ignore[misc] # each of them has one
+            source = pictures.read(name, base / (data.folder or name), data.download)
+        case Femnist():
+            source = leaf.femnist(base / (data.folder or data.name))
+        case Shakespeare():
+            source = leaf.shakespeare(base / (data.folder or data.name))
+        case Csv():
+            source = tables.read(base / data.path, data, key)
+        case Npz():
+            source = arrays.read(base / data.path, data, key)
+        case Images():
+            source = images.read(base / data.path, data)
+        case _:
+            raise NotImplementedError(type(data).__name__)
+    return source
+
+
+def _own(spec: JobSpec) -> Dataset:
     assert isinstance(spec.data, Custom)  # noqa: S101 - for the type checker
     function = user_code.find(spec.data.name, "data")
     dataset = user_code.call(function, spec.data.args, {"seed": spec.seed, "clients": spec.data.clients})

@@ -1,0 +1,112 @@
+"""FEMNIST and Shakespeare in the JSON files of LEAF, which name the writer or the speaking role of each example.
+
+Caldas et al. 2018, "LEAF: A benchmark for federated settings". A folder holds what its scripts write: `train/*.json`,
+with or without `test/*.json`, or `all_data*.json`, or `all_data/*.json`. A file is an object of `users` and
+`user_data`, where `user_data[user]` is `{"x": […], "y": […]}`.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from services.trainer.data.source import Floats, Labels, Source, Stored, as_floats, existing, pixels
+from shared.errors import BadInput
+
+SIDE = 28  #: pixels
+CHARACTERS = 80  #: in an example of Shakespeare
+
+#: Shakespeare's characters, in LEAF's order.
+VOCABULARY = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
+UNKNOWN = VOCABULARY.index(" ")  #: what any other character is taken for
+
+#: FEMNIST's classes, in LEAF's order.
+SIGNS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+Reader = Callable[[Any, Any], tuple[Stored, Labels]]  # of one user's x and y
+
+
+def femnist(folder: Path) -> Source:
+    """Images (1, 28, 28) with values in [0, 1], dark on white, and 62 classes: digits, capitals, small letters.
+
+    LEAF writes a byte over 255 for each pixel, and the byte is what is kept.
+    """
+    return _source(folder, "femnist", _images, (1, SIDE, SIDE), SIGNS, pixels)
+
+
+def shakespeare(folder: Path) -> Source:
+    """Eighty characters as float32 (80,) of their places in `VOCABULARY`, and the place of the one that follows."""
+    return _source(folder, "shakespeare", _lines, (CHARACTERS,), VOCABULARY, as_floats)
+
+
+def _source(
+    folder: Path, name: str, read: Reader, shape: tuple[int, ...], names: str, prepare: Callable[[Stored], Floats]
+) -> Source:
+    existing(folder, name, "LEAF's JSON files")
+    training = sorted(folder.glob("train/*.json")) or sorted(folder.glob("all_data*.json"))
+    training = training or sorted(folder.glob("all_data/*.json"))
+    if not training:
+        raise BadInput(
+            f"data.name is {name}: {folder.absolute()} holds none of LEAF's files: train/*.json, or all_data*.json"
+        )
+    x, y, owners = _examples(training, read)
+    tested = sorted(folder.glob("test/*.json")) if training[0].parent.name == "train" else []
+    test = _examples(tested, read)[:2] if tested else None
+    for labels in (y, y if test is None else test[1]):
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise BadInput(
+                f"data.name is {name}: {folder.absolute()} has labels from {labels.min()} to {labels.max()}; there are "
+                f"{len(names)} classes"
+            )
+    return Source(x, y, shape, tuple(names), prepare, owners, test)
+
+
+def _examples(files: list[Path], read: Reader) -> tuple[Stored, Labels, npt.NDArray[np.str_]]:
+    """The examples of some files, one file after the other: a whole one, as Python's floats, may take gigabytes."""
+    xs, ys, owners, sizes = [], [], [], []
+    for file in files:
+        try:
+            content = json.loads(file.read_bytes())
+            for user in content["users"]:
+                data = content["user_data"][user]
+                x, y = read(data["x"], data["y"])
+                if len(x) != len(y):
+                    raise ValueError(f"user {user} has {len(x)} x and {len(y)} y")
+                xs.append(x)
+                ys.append(y)
+                owners.append(str(user))
+                sizes.append(len(y))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise BadInput(f"{file.absolute()} is no file of LEAF's: {type(error).__name__}: {error}") from error
+    if not sum(sizes):
+        raise BadInput(f"{files[0].parent.absolute()}: LEAF's files have no examples in them")
+    return np.concatenate(xs), np.concatenate(ys), np.repeat(np.array(owners), sizes)
+
+
+def _images(x: Any, y: Any) -> tuple[Stored, Labels]:
+    values = np.asarray(x, dtype=np.float32).reshape(-1, 1, SIDE, SIDE)
+    if len(values) and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError("pixels are numbers from 0 to 1")
+    labels = np.asarray(y)
+    if len(labels) and labels.dtype.kind not in "iu":
+        raise ValueError("y are whole numbers")
+    return np.rint(values * 255).astype(np.uint8), labels.astype(np.int64)
+
+
+def _lines(x: Any, y: Any) -> tuple[Stored, Labels]:
+    if any(len(line) != CHARACTERS for line in x) or any(len(following) != 1 for following in y):
+        raise ValueError(f"x are strings of {CHARACTERS} characters and y of one")
+    return _tokens(x).reshape(-1, CHARACTERS), _tokens(y).astype(np.int64)
+
+
+_TOKENS = np.full(129, UNKNOWN, dtype=np.uint8)
+_TOKENS[[ord(character) for character in VOCABULARY]] = range(len(VOCABULARY))
+
+
+def _tokens(text: list[str]) -> npt.NDArray[np.uint8]:
+    points = np.frombuffer("".join(text).encode("utf-32-le", "replace"), dtype="<u4")
+    tokens: npt.NDArray[np.uint8] = _TOKENS[np.minimum(points, 128)]
+    return tokens

@@ -1,0 +1,66 @@
+"""A data set of the catalog, shared out among a job's clients after a test set was held out."""
+
+import numpy as np
+import numpy.typing as npt
+
+from services.trainer.data import partitions
+from services.trainer.data.source import Floats, Labels, Source
+from shared.catalog.data import Downloaded, Held, Shared
+
+Indices = npt.NDArray[np.int64]
+
+
+class SharedOut:
+    """A `Source` in shares, one for each client: places in its arrays, which all splits of it have in common."""
+
+    def __init__(self, spec: Shared, seed: int, source: Source) -> None:
+        self._source = source
+        self.shape = source.shape
+        self.names = source.names
+        self.classes = len(source.names)
+        size, owners = source.y.size, source.owners
+        self._test: Indices = np.arange(0)
+        training = np.arange(size)
+        if source.test is None and isinstance(spec, Held):
+            self._test, training = held_out(size, owners, spec.test_fraction, seed)
+        elif isinstance(spec, Downloaded) and spec.fraction < 1:
+            kept = max(1, round(spec.fraction * size))
+            training = np.sort(np.random.default_rng([seed, 2]).permutation(size)[:kept])
+        self._training = training
+        groups = None if owners is None else owners[training]
+        self._shares = partitions.shares(spec.partition, source.y[training], groups, spec.clients, seed)
+
+    def client(self, name: str, index: int) -> tuple[Floats, Labels]:  # noqa: ARG002 - a share goes by its number
+        """One client's examples: x (n, *shape) and y (n,)."""
+        return self._source.examples(self._training[self._shares[index]])
+
+    def test(self) -> tuple[Floats, Labels] | None:
+        """The test set of the data, or what was held out; None where that is nothing."""
+        if self._source.test is not None:
+            return self._source.of_test()
+        return self._source.examples(self._test) if self._test.size else None
+
+    def labels(self, index: int) -> Labels:
+        """One client's labels alone, without making floats of its examples."""
+        return self._source.y[self._training[self._shares[index]]]
+
+    def test_labels(self) -> Labels | None:
+        """The test set's labels alone."""
+        if self._source.test is not None:
+            return self._source.test[1]
+        return self._source.y[self._test] if self._test.size else None
+
+
+def held_out(size: int, owners: npt.NDArray[np.generic] | None, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """The places of the test set and of all others, drawn from a stream of their own: no partition changes them.
+
+    Where `owners` (n,) says whose the examples are, the fraction is taken of each owner's, who keeps one at least.
+    """
+    owner = np.zeros(size, dtype=np.int64) if owners is None else np.unique(owners, return_inverse=True)[1]
+    order = np.random.default_rng([seed, 1]).permutation(size)
+    order = order[np.argsort(owner[order], kind="stable")]
+    counts = np.bincount(owner)
+    rank = np.arange(size) - np.repeat(np.cumsum(counts) - counts, counts)
+    wanted = np.minimum(np.rint(fraction * counts), counts - 1)
+    held = rank < np.repeat(wanted, counts)
+    return np.sort(order[held]), np.sort(order[~held])
