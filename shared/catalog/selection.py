@@ -45,24 +45,24 @@ class PowerOfChoice(Some):
     """Draws `candidates` in proportion to their examples, asks those of the highest last loss (Cho et al. 2020)."""
 
     name: Literal["power_of_choice"] = "power_of_choice"
-    candidates: Count | None = None  # twice the clients where left out
+    candidates: Count | None = None  # twice those that are asked where left out
 
 
 class Oort(Some):
     """By statistical utility and speed, exploring as it goes (Lai et al. 2021, OSDI); FedScale's names and defaults."""
 
     name: Literal["oort"] = "oort"
-    exploration_factor: Share = 0.9  # of a cohort that is drawn among clients never asked, at first
+    exploration_factor: Share = 0.9  # of a cohort that is drawn among clients that never delivered, at first
     exploration_decay: Share = 0.98  # × each round
     exploration_min: Share = 0.3
-    exploration_alpha: float = Field(default=0.1, ge=0)  # weight of √(alpha · ln(round) / last round asked), staleness
+    exploration_alpha: float = Field(default=0.1, ge=0)  # of √(alpha · ln(round) / last round it delivered in)
     round_threshold: float = Field(default=30.0, gt=0, le=100)  # percentile of durations that is the preferred one
     round_penalty: float = Field(default=2.0, ge=0)  # exponent of (preferred / own duration) where that is slower
-    pacer_delta: float = Field(default=5.0, ge=0)  # percentile points by which the preferred duration is relaxed
+    pacer_delta: float = Field(default=5.0, ge=0, le=100)  # percentile points by which the threshold is moved
     pacer_step: Count = 20  # rounds that are compared with as many before them
     clip_bound: Share = 0.9  # quantile of utilities above which they are clipped
-    cut_off_util: Share = 0.05  # clients below this much less than the marginal utility are not exploited
-    sample_window: float = Field(default=5.0, gt=0)  # exploration draws among the fastest so many times the wanted
+    cut_off_util: Share = 0.05  # of the last score that would be taken by score: draws among those that have as much
+    sample_window: float = Field(default=5.0, ge=1, le=1000)  # exploration draws among so many times the wanted
     blacklist_rounds: StrictInt = Field(default=-1, ge=-1)  # times asked after which a client rests; -1: never
     blacklist_max_len: Share = 0.3  # of all clients, at most
 

@@ -1,0 +1,50 @@
+"""The clients of the highest loss among a few that are drawn by their examples (Cho et al. 2020, π_rpow-d).
+
+The loss is the last that a client reported; asking for a fresh one would cost a round trip to each candidate.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from services.aggregator.selection import lottery
+from services.aggregator.selection.known import STRANGER
+from services.aggregator.selection.lottery import Vector
+from shared.catalog.selection import PowerOfChoice
+from shared.jobs import JobSpec
+
+if TYPE_CHECKING:
+    from services.aggregator.selection.history import History
+
+
+def choose(
+    spec: JobSpec,
+    policy: PowerOfChoice,
+    candidates: tuple[str, ...],
+    history: "History",
+    number: int,
+    attempt: int,
+    wanted: int,
+) -> list[str]:
+    """Draws d candidates in proportion to their examples and takes those of the highest loss.
+
+    Of equal ones it takes the first drawn. Who was never asked has an infinite loss, as in the paper, so that everybody
+    is asked once. Who was asked and never delivered has the mean one, or it would be asked for ever; the examples of
+    either are taken to be average.
+    """
+    known = [history.clients.get(client, STRANGER) for client in candidates]
+    weights = _filled([client.examples or None for client in known])
+    lots = lottery.lots(spec, candidates, number, attempt)
+    drawn = lottery.weighted(weights, lots, policy.candidates or 2 * wanted)
+    losses = np.where([client.asked > 0 for client in known], _filled([client.loss for client in known]), np.inf)
+    highest = drawn[np.argsort(-losses[drawn], kind="stable")]
+    return [candidates[place] for place in highest[:wanted]]
+
+
+def _filled(values: Sequence[float | None]) -> Vector:
+    """The values, and their mean where there is none; 1 where there is none at all."""
+    found = np.array(values, np.float64)  # NaN where there is none
+    missing = np.isnan(found)
+    found[missing] = 1.0 if missing.all() else found[~missing].mean()
+    return found
