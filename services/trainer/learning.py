@@ -1,23 +1,24 @@
 """Local training: a model, a client's examples and a seed in, the same bits out on any process like this one.
 
-Pure but for `step`, which runs the user's own code. Bit for bit holds for one version of torch, one device and one
-number of threads.
+Pure. Bit for bit holds for one version of torch, one device and one number of threads.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.sgd import sgd
 
-from shared import user_code
-from shared.catalog.training import CustomTrain, Sgd, TrainSpec
-from shared.errors import BadInput, Stale
+from services.trainer import precision
+from services.trainer.gradients import changes_of, corrections
+from services.trainer.optimizers import Gradients, optimizer_of
+from services.trainer.own_step import step as step  # noqa: PLC0414 - given on
+from services.trainer.schedules import rate
+from shared.catalog.training import TrainSpec
+from shared.errors import Stale
 
-METRICS = 64  #: that a client may report: they travel in an event
 EVALUATED = 2048  #: examples looked at in one batch
 
 
@@ -36,61 +37,85 @@ def train(
     seed: int,
     client: str,
     number: int,
+    rounds: int = 1,
+    correction: Mapping[str, Tensor] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Trains `model` in place on x (n, …) and y (n,): the local epochs of FedAvg (McMahan et al. 2017, ClientUpdate).
 
-    Cross-entropy and SGD, whose momentum starts anew in each round. Returns `train_loss`, the mean over the last
-    epoch; raises `Stale` between two batches once `stopped()`.
+    Cross-entropy, in round `number` of `rounds`, by which a schedule knows the learning rate. `correction` is added to
+    the gradient of each batch, by the names of the parameters (see `control.correction`). An epoch is a pass over the
+    examples in a new order, its last batch what is left; `spec.steps` ends in the middle of one.
+
+    Returns `train_loss`, the mean over the last pass, whole or not, and `steps`, how many batches there were; raises
+    `Stale` between two batches once `stopped()`.
     """
-    assert isinstance(spec.optimizer, Sgd)  # noqa: S101
-    optimizer = _SGD(model, spec.optimizer)
+    take = _Step(model, spec, rate(spec.schedule, spec.optimizer.lr, number, rounds), x.device, correction)
     model.train()
     total = torch.zeros((), device=x.device)
+    done, steps = 0, spec.steps or spec.epochs * -(-len(y) // spec.batch_size)
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        for epoch in range(spec.epochs):
+        for epoch in itertools.count():
             epoch_seed = shuffle_seed(seed, client, number, epoch)
-            torch.manual_seed(epoch_seed)  # for layers that draw, such as dropout
+            _seed_layers(epoch_seed, x.device)
             order = torch.randperm(len(y), generator=torch.Generator().manual_seed(epoch_seed)).to(x.device)
             total.zero_()
-            for batch in torch.split(order, spec.batch_size):
+            batches = torch.split(order, spec.batch_size)[: steps - done]
+            for batch in batches:
                 if stopped():
                     raise Stale(f"round {number} is over")
-                loss = functional.cross_entropy(model(x[batch]), y[batch])
-                optimizer.step(loss)
-                total += loss.detach() * len(batch)
-    return {"train_loss": float(total) / len(y)}
+                total += take(x[batch], y[batch]) * len(batch)
+            done += len(batches)
+            if done == steps:
+                break
+    return {"train_loss": float(total) / sum(map(len, batches)), "steps": float(steps)}
 
 
-class _SGD:
-    """What `torch.optim.SGD` does, by torch's own function for it.
+class _Step:
+    """One step on a batch: its loss, the gradient, what the job does to that, and the optimizer."""
 
-    The class would load torch's compiler, which nobody uses here: 150 MB and more than a second, in every slot.
-    """
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: TrainSpec,
+        lr: float,
+        device: torch.device,
+        correction: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._model = model
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._parameters = list(named.values())
+        self._changes = changes_of(
+            spec, self._parameters, None if correction is None else corrections(named, correction)
+        )
+        self._optimizer = optimizer_of(spec.optimizer, lr, self._parameters)
+        dtype = precision.lower(spec, device)
+        self._autocast = precision.autocast(dtype, device)
+        self._scaled = precision.Scaled(self._parameters, device) if dtype == torch.float16 else None
 
-    def __init__(self, model: nn.Module, spec: Sgd) -> None:
-        self._spec = spec
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._momenta: list[Tensor | None] = [None] * len(self._parameters)
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of the batch, shape (), before the step."""
+        with self._autocast:
+            loss = functional.cross_entropy(self._model(x), y)
+        if self._scaled is not None:
+            self._scaled(loss, self._take)
+        else:
+            self._take(torch.autograd.grad(loss, self._parameters, allow_unused=True))
+        return loss.detach()
 
-    def step(self, loss: Tensor) -> None:
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        used = [place for place, gradient in enumerate(found) if gradient is not None]
-        momenta = [self._momenta[place] for place in used]
-        with torch.no_grad():
-            sgd(
-                [self._parameters[place] for place in used],
-                [gradient for gradient in found if gradient is not None],
-                momenta,
-                lr=self._spec.lr,
-                momentum=self._spec.momentum,
-                weight_decay=self._spec.weight_decay,
-                dampening=0,
-                nesterov=False,
-                maximize=False,
-            )
-        for place, momentum in zip(used, momenta, strict=True):
-            self._momenta[place] = momentum
+    @torch.no_grad()
+    def _take(self, gradients: Gradients) -> None:
+        for change in self._changes:
+            gradients = change(gradients)
+        self._optimizer.step(gradients)
+
+
+def _seed_layers(seed: int, device: torch.device) -> None:
+    """For layers that draw, such as dropout."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # the same stream; seeding all devices takes as long as a batch
+    else:
+        torch.manual_seed(seed)
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -104,38 +129,3 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())
     return {"loss": loss / len(y), "accuracy": correct / len(y)}
-
-
-def step(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    spec: CustomTrain,
-    *,
-    seed: int,
-    client: str,
-    number: int,
-    stopped: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    """The user's own local step, `step(model, x, y, *, client, round, seed, **args) -> dict[str, float]`.
-
-    It trains `model` in place and returns its metrics. Where its signature names `stopped`, it gets a function that
-    says whether the round is over, to be asked now and then.
-    """
-    function = user_code.find(spec.name, "train")
-    given: dict[str, Any] = {"client": client, "round": number, "seed": seed}
-    if user_code.takes(function, "stopped"):
-        given["stopped"] = stopped
-    model.train()
-    metrics = function(model, x, y, **given, **spec.args)
-    if stopped():
-        raise Stale(f"round {number} is over")
-    if not isinstance(metrics, Mapping):
-        raise BadInput(f"train.name: {spec.name} gave a {type(metrics).__name__}; it gives its metrics as a dict")
-    try:
-        found = {str(name): float(value) for name, value in metrics.items()}
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"train.name: {spec.name} gave a metric that is no number: {error}") from error
-    if len(found) > METRICS or any(len(name) > 64 for name in found):
-        raise BadInput(f"train.name: {spec.name} gave {len(found)} metrics; at most {METRICS}, of 64 characters each")
-    return found

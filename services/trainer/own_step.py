@@ -1,0 +1,47 @@
+"""The user's own local step, in place of the built-in training."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from shared import user_code
+from shared.catalog.training import CustomTrain
+from shared.errors import BadInput, Stale
+
+METRICS = 64  #: that a client may report: they travel in an event
+
+
+def step(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    spec: CustomTrain,
+    *,
+    seed: int,
+    client: str,
+    number: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """The user's own local step, `step(model, x, y, *, client, round, seed, **args) -> dict[str, float]`.
+
+    It trains `model` in place and returns its metrics. Where its signature names `stopped`, it gets a function that
+    says whether the round is over, to be asked now and then.
+    """
+    function = user_code.find(spec.name, "train")
+    given: dict[str, Any] = {"client": client, "round": number, "seed": seed}
+    if user_code.takes(function, "stopped"):
+        given["stopped"] = stopped
+    model.train()
+    metrics = function(model, x, y, **given, **spec.args)
+    if stopped():
+        raise Stale(f"round {number} is over")
+    if not isinstance(metrics, Mapping):
+        raise BadInput(f"train.name: {spec.name} gave a {type(metrics).__name__}; it gives its metrics as a dict")
+    try:
+        found = {str(name): float(value) for name, value in metrics.items()}
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"train.name: {spec.name} gave a metric that is no number: {error}") from error
+    if len(found) > METRICS or any(len(name) > 64 for name in found):
+        raise BadInput(f"train.name: {spec.name} gave {len(found)} metrics; at most {METRICS}, of 64 characters each")
+    return found
