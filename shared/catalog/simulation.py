@@ -13,7 +13,7 @@ Factor = Annotated[float, Field(ge=1, le=1000)]
 
 
 class Profiles(Strict):
-    """Slow, medium and default clients, as with 0.5, 0.75 and 1.25 processors (FLTK)."""
+    """Exact shares of slow and medium clients among default ones, as with 0.5, 0.75 and 1.25 processors (FLTK)."""
 
     name: Literal["profiles"] = "profiles"
     slow: Share = 0.1
@@ -22,7 +22,7 @@ class Profiles(Strict):
 
 
 class Phones(Strict):
-    """The speeds of phones: a table of how many times as long each of them takes (EasyFL)."""
+    """The speeds of phones, old and new, cheap and dear: from 1 to 16 times as long (after EasyFL)."""
 
     name: Literal["phones"] = "phones"
 
@@ -47,7 +47,7 @@ SpeedSpec = Annotated[Profiles | Phones | LogNormal | Ratios, Choice("simulate.s
 
 
 class NetworkSpec(Strict):
-    """How long models and updates travel: latency + bytes / rate, the rates drawn around these by exp(N(0, sigma))."""
+    """How long models and updates travel: latency + bytes / rate; a client has the rates times exp(N(0, sigma))."""
 
     latency: Seconds | None = None
     down_mbps: float | None = Field(default=None, gt=0)  # 10^6 bits a second
@@ -87,14 +87,14 @@ class DropoutSpec(Strict):
 
 
 class LabelFlip(Strict):
-    """A share of the clients train on labels y → classes − 1 − y."""
+    """A share of the clients, exact but for rounding, train on labels y → classes − 1 − y."""
 
     name: Literal["label_flip"] = "label_flip"
     fraction: Share = 0.2
 
 
 class ScaledUpdate(Strict):
-    """A share of the clients send their update times `factor`; a negative one goes against the others."""
+    """A share of the clients, as above, send their update times `factor`; a negative one goes against the others."""
 
     name: Literal["scaled_update"] = "scaled_update"
     fraction: Share = 0.2
