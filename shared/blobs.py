@@ -127,6 +127,10 @@ class Blobs:
             raise ValueError(f"{ref.key}: a buffer of {buffer.nbytes} bytes for {ref.size}")
         self._patiently(lambda: self._receive(ref, buffer), ref.size)
 
+    def get_span(self, ref: BlobRef, start: int, buffer: npt.NDArray[np.uint8]) -> None:
+        """Fills `buffer` with the bytes of a blob from `start` on; not checked, because no digest covers a part."""
+        self._patiently(partial(self._receive_span, ref, start, buffer), buffer.nbytes)
+
     def get(self, ref: BlobRef) -> npt.NDArray[np.uint8]:
         """A whole blob in a new buffer."""
         buffer = np.empty(ref.size, np.uint8)
@@ -164,6 +168,11 @@ class Blobs:
         keys = [key for key in self.list(prefix) if holding in key]
         self._patiently(lambda: self._remove(keys))
         return len(keys)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Removes blobs by their keys; one that is not there is as good as removed."""
+        if keys:
+            self._patiently(lambda: self._remove(keys))
 
     def probe(self) -> str:
         """Checks that this bucket can be listed, written, read and cleared; returns the server's name."""
@@ -302,6 +311,16 @@ class Blobs:
                 raise Faltered(f"{self.place} sent {position} of the {ref.size} bytes of {ref.key}")
         _compare(ref.key, digest.hexdigest(), ref.digest)
 
+    def _receive_span(self, ref: BlobRef, start: int, buffer: npt.NDArray[np.uint8]) -> None:
+        position = 0
+        with self._open(ref.key, start, buffer.nbytes) as response:
+            for chunk in self._http.body(response):
+                if position + len(chunk) <= buffer.nbytes:
+                    buffer[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
+                position += len(chunk)
+        if position != buffer.nbytes:
+            raise Faltered(f"{self.place} sent {position} of {buffer.nbytes} bytes of {ref.key}")
+
     def _read(self, key: str) -> dict[str, Any]:
         body = bytearray()
         with self._open(key) as response:
@@ -327,8 +346,8 @@ class Blobs:
             raise kind(f"{self.place} did not remove {errors[0].name}: {errors[0].message}")
 
     @contextmanager
-    def _open(self, key: str) -> Iterator[urllib3.BaseHTTPResponse]:
-        response = self._client.get_object(self.bucket, key)
+    def _open(self, key: str, start: int = 0, length: int = 0) -> Iterator[urllib3.BaseHTTPResponse]:
+        response = self._client.get_object(self.bucket, key, offset=start, length=length)
         try:
             yield response
         finally:

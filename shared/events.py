@@ -156,6 +156,7 @@ class EvaluateModel(Event):
     spec: JobSpec
     clients: tuple[Name, ...] = ()  # whose own held-out examples it is evaluated on; none: the server's test set
     states: tuple[StateRef | None, ...] = ()  # of each of them
+    part: Annotated[int, Field(ge=0)] = 0  # of the round's evaluation
 
     @property
     def routing_key(self) -> str:
@@ -172,6 +173,7 @@ class ModelEvaluated(Event):
     examples: Annotated[int, Field(ge=0)]
     metrics: Figures = {}
     members: tuple[Member, ...] = ()  # each client's own figures, where clients were asked
+    part: Annotated[int, Field(ge=0)] = 0  # of the round's evaluation, as it was asked for
     error: Sentence | None = None
 
 
@@ -302,9 +304,11 @@ def decode(kind: str | None, body: bytes) -> AnyEvent:
         raise BadMessage(f"{kind}.{where}: {first['msg']}") from error
 
 
-def slices(cohort: tuple[str, ...], *, stateful: bool = False, batch: int = 1) -> Iterator[tuple[str, ...]]:
-    """`cohort` in pieces that each fit one round-start, cut between batches."""
-    most = STATEFUL_SLICE if stateful else COHORT_SLICE
+def slices(
+    cohort: tuple[str, ...], *, stateful: bool = False, batch: int = 1, most: int = COHORT_SLICE
+) -> Iterator[tuple[str, ...]]:
+    """`cohort` in pieces that each fit one event, of at most `most` clients, cut between batches."""
+    most = min(most, STATEFUL_SLICE if stateful else COHORT_SLICE)
     most -= most % batch
     for start in range(0, len(cohort), most):
         yield cohort[start : start + most]

@@ -19,7 +19,7 @@ from shared.catalog.models import ModelSpec
 from shared.catalog.rounds import EvaluateSpec, LimitsSpec, RoundsSpec
 from shared.catalog.selection import SelectAll, SelectSpec, Some
 from shared.catalog.simulation import SimulateSpec
-from shared.catalog.strategies import FedAvg, FedBuff, StrategySpec
+from shared.catalog.strategies import FedAvg, FedBuff, Scaffold, StrategySpec
 from shared.catalog.training import TrainChoice, TrainSpec
 from shared.errors import BadInput
 from shared.names import JOB_NAME, ClientName
@@ -104,6 +104,13 @@ class JobSpec(Strict):
     def max_staleness(self) -> int:
         """How many rounds ago an update may have been begun; 0 where rounds are synchronous."""
         return self.strategy.max_staleness if isinstance(self.strategy, FedBuff) else 0
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether clients keep something from round to round."""
+        feedback = self.compress.update is not None and self.compress.update.error_feedback
+        keeps = bool(self.train.personal) or self.train.buffers == "local"
+        return isinstance(self.strategy, Scaffold) or feedback or keeps
 
     def group_of(self, client: str) -> str:
         """Whose queue a client's work goes to: its pool's, or its own."""

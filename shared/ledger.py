@@ -68,6 +68,7 @@ class RoundRecord:
     accepted: dict[str, dict[str, Any]]  # client → what its update said
     rejected: dict[str, str]  # client → reason
     reason: str = ""  # why it failed
+    carried: dict[str, int] = field(default_factory=dict)  # of the cohort, who was asked in an earlier round, and which
 
 
 class Ledger:
@@ -235,10 +236,11 @@ class Ledger:
         attempt: int,
         cohort: tuple[str, ...],
         seconds: float,
+        carried: Mapping[str, int] = {},
     ) -> float:
         """Opens the round after the last committed one; returns its deadline."""
         keys = [names.job_key(job), *_round_keys(job, number)]
-        args = [fence, number, attempt, json.dumps(cohort), _ms(seconds)]
+        args = [fence, number, attempt, json.dumps(cohort), _ms(seconds), json.dumps(dict(carried))]
         return float(self._step(steps.OPEN, job, keys, args)) / 1000
 
     def extend(self, job: str, fence: int, number: int, seconds: float, limit: float) -> float:
@@ -246,10 +248,15 @@ class Ledger:
         keys = [names.job_key(job), *_round_keys(job, number)]
         return float(self._step(steps.EXTEND, job, keys, [fence, _ms(seconds), _ms(limit)])) / 1000
 
-    def accept(self, job: str, fence: int, number: int, client: str, update: dict[str, Any]) -> str:
+    def accept(self, job: str, fence: int, number: int, client: str, update: Mapping[str, Any]) -> str:
         """Counts a client's update, at most once; answers ok, duplicate, late or stranger."""
+        return self.accept_all(job, fence, number, {client: update})
+
+    def accept_all(self, job: str, fence: int, number: int, updates: Mapping[str, Mapping[str, Any]]) -> str:
+        """Counts the updates of several clients, all or none: the answer is that of the first that does not count."""
         keys = [names.job_key(job), *_round_keys(job, number)]
-        return str(self._step(steps.ACCEPT, job, keys, [fence, client, json.dumps(update)]))
+        pairs = [part for client, update in updates.items() for part in (client, json.dumps(update))]
+        return str(self._step(steps.ACCEPT, job, keys, [fence, *pairs]))
 
     def standing(self, job: str, number: int, client: str) -> str:
         """How an update of `client` would fare now: ok, duplicate, late or stranger; nothing is changed."""
@@ -308,6 +315,7 @@ class Ledger:
             accepted={client: json.loads(update) for client, update in sorted(accepted.items())},
             rejected=dict(sorted(self._redis.hgetall(names.rejected_key(job, number)).items())),
             reason=row.get("reason", ""),
+            carried=json.loads(row.get("carried", "{}")),
         )
 
     def now(self) -> float:

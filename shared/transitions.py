@@ -224,7 +224,8 @@ if redis.call('HGET', KEYS[1], 'round') ~= tostring(ARGV[2] - 1) then return 'co
 local state = redis.call('HGET', KEYS[2], 'state')
 if state == 'closed' or state == 'committed' then return 'conflict' end
 local deadline = now + ARGV[5]
-redis.call('HSET', KEYS[2], 'state', 'open', 'attempt', ARGV[3], 'cohort', ARGV[4], 'opened', now, 'deadline', deadline)
+redis.call('HSET', KEYS[2], 'state', 'open', 'attempt', ARGV[3], 'cohort', ARGV[4], 'carried', ARGV[6], 'opened', now,
+  'deadline', deadline)
 redis.call('HSET', KEYS[1], 'status', 'running', 'detail',
   'round ' .. ARGV[2] .. ' of ' .. redis.call('HGET', KEYS[1], 'rounds'))
 redis.call('HDEL', KEYS[1], 'waiting')
@@ -262,14 +263,18 @@ end
 
 STANDING = Script(_NOW + _STANDING_BODY + "return standing(KEYS[1], KEYS[2], ARGV[1], now)")
 
+#: All clients of an update, whose names and entries are ARGV[2] on in turn, or none of them.
 ACCEPT = Script(
     _NOW
     + _STANDING_BODY
     + _FENCED
     + """
-local answer = standing(KEYS[2], KEYS[3], ARGV[2], now)
-if answer == 'ok' then redis.call('HSET', KEYS[3], ARGV[2], ARGV[3]) end
-return answer
+for i = 2, #ARGV, 2 do
+  local answer = standing(KEYS[2], KEYS[3], ARGV[i], now)
+  if answer ~= 'ok' then return answer end
+end
+redis.call('HSET', KEYS[3], unpack(ARGV, 2))
+return 'ok'
 """
 )
 

@@ -4,36 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from shared import names, weights
+from shared.aggregation import Plan
 from shared.events import BlobRef
-from shared.fold import Fold, Grid
-from shared.jobs import JobSpec
+from shared.fold import Grid
 from shared.ledger import RoundRecord
-from shared.strategies.choose import strategy_of
-from shared.weights import Flat, Layout
+from shared.weights import File, Flat, Layout
 
 
 @dataclass
 class Model:
     """A job's current model: its whole file in memory, where it lies in the store, and the round it came of."""
 
-    file: npt.NDArray[np.uint8]
+    file: File
     layout: Layout
     blob: BlobRef
 
     @property
     def flat(self) -> Flat:
         return self.layout.flat(self.file)
-
-
-def advance(model: Model, running: Fold, spec: JobSpec, job: str, number: int) -> BlobRef:
-    """Takes the server step on the model in place; returns where the new one belongs."""
-    running.apply(model.flat, strategy_of(spec.strategy, spec.population).step)
-    digest = weights.digest_of(model.file)
-    return BlobRef(key=names.model_blob(job, number, digest), size=model.file.nbytes, digest=digest)
 
 
 def mean_metrics(accepted: Mapping[str, Any]) -> dict[str, float]:
@@ -52,24 +40,31 @@ def manifest(
     number: int,
     fence: int,
     record: RoundRecord,
-    spec: JobSpec,
     base: BlobRef | None,
     model: BlobRef,
+    plan: Plan,
     grid: Grid | None,
+    left: Mapping[str, BlobRef | None],
     accepted: Mapping[str, Any],
     faults: Sequence[Mapping[str, Any]],
     committed: float,
 ) -> dict[str, Any]:
-    """The commit record of a round: all that is needed to fold it again, and what happened."""
+    """The commit record of a round: all that is needed to fold it again, and what happened.
+
+    `left` is what lies beside the model: `server`, the strategy's state; `delta`, what makes the model of its base;
+    `memory`, what is known of the clients.
+    """
     return {
         "job": job,
         "round": number,
         "attempt": record.attempt,
         "fence": fence,
         "cohort": list(record.cohort),
+        **({"carried": record.carried} if record.carried else {}),
         "base": base.model_dump() if base else None,
         "model": model.model_dump(),
-        "strategy": spec.strategy.model_dump(mode="json"),
+        **{name: ref.model_dump() if ref else None for name, ref in left.items()},
+        **plan.model_dump(mode="json"),
         "grid": {**vars(grid), "shift": grid.shift} if grid else None,
         "weight": sum(update["examples"] for update in accepted.values()),
         "updates": [{"client": client, **accepted[client]} for client in sorted(accepted)],

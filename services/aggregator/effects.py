@@ -1,13 +1,21 @@
 """What the engine asks for, done on the servers; each may be done twice without harm, by this owner or the next."""
 
+import hashlib
+import json
+import math
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from services.aggregator import closing, recovery, rounds
+from services.aggregator import memory as memories
+from services.aggregator.evaluation import Evaluation, evaluators
+from services.aggregator.memory import Memory
 from services.aggregator.seat import Seat
-from shared import fold, names, topology
+from shared import names, simulation, topology, weights
+from shared.catalog.strategies import Scaffold
 from shared.errors import RecordLost, Unavailable
-from shared.events import EvaluateModel, JobStatus, RoundEnd, RoundStart, TrainingEnd, slices
+from shared.events import BlobRef, EvaluateModel, JobStatus, RoundEnd, RoundStart, TrainingEnd, slices
 from shared.failpoints import failpoint
 from shared.jobs import JobSpec
 from shared.ledger import RoundRecord
@@ -15,9 +23,19 @@ from shared.roster import groups
 
 
 def look(seat: Seat) -> rounds.Looked:
-    """Reads the roster."""
+    """Reads the roster, and who is away."""
     seat.alive = groups(seat.edges.roster.alive())
-    return rounds.Looked(seat.alive)
+    return rounds.Looked(seat.alive, _away(seat), seat.memory.history)
+
+
+def _away(seat: Seat) -> frozenset[str]:
+    """Clients that the job's simulation has away now."""
+    simulate = seat.spec.simulate
+    if simulate is None or simulate.availability is None or not simulate.aware:
+        return frozenset()
+    now = seat.edges.ledger.now()
+    since = now - (seat.first_opened or now)
+    return frozenset(client for client in seat.spec.clients if not simulation.is_there(seat.spec, client, since))
 
 
 def say(seat: Seat, status: Literal["running", "waiting"], detail: str) -> None:
@@ -37,12 +55,15 @@ def open_round(seat: Seat, effect: rounds.Open) -> rounds.Opened:
     if not seat.announced:
         say(seat, "running", f"round {number} of {spec.rounds.count}")
     seconds = spec.rounds.deadline
-    deadline = seat.edges.ledger.open_round(seat.job, seat.fence, number, effect.attempt, cohort, seconds)
+    deadline = seat.edges.ledger.open_round(
+        seat.job, seat.fence, number, effect.attempt, cohort, seconds, effect.carried
+    )
     seat.first_opened = seat.first_opened or deadline - seconds
-    seat.tally.begin(len(cohort))
+    seat.tally.begin(len(cohort), number)
     failpoint("aggregator.opened")
     if effect.ring:
-        _ring(seat, number, effect.attempt, cohort, deadline)
+        fresh = tuple(client for client in cohort if client not in effect.carried)
+        _ring(seat, number, effect.attempt, fresh, deadline, size=len(cohort))
         failpoint("aggregator.announced")
     seat.log.info("opened", round=number, attempt=effect.attempt, cohort=len(cohort))
     return rounds.Opened(seconds)
@@ -51,7 +72,9 @@ def open_round(seat: Seat, effect: rounds.Open) -> rounds.Opened:
 def ring_again(seat: Seat, effect: rounds.Ring) -> None:
     """Asks those who have not answered."""
     record = record_of(seat, effect.round)
-    _ring(seat, effect.round, effect.attempt, effect.cohort, record.deadline, again=True)
+    for number in sorted({effect.round, *effect.carried.values()}):
+        asked = tuple(client for client in effect.cohort if effect.carried.get(client, effect.round) == number)
+        _ring(seat, number, effect.attempt, asked, record.deadline, again=True, size=len(record.cohort))
     failpoint("aggregator.announced")
     seat.log.info("rang", round=effect.round, attempt=effect.attempt, cohort=len(effect.cohort))
     if not effect.first:
@@ -59,13 +82,15 @@ def ring_again(seat: Seat, effect: rounds.Ring) -> None:
 
 
 def _ring(
-    seat: Seat, number: int, attempt: int, cohort: tuple[str, ...], deadline: float, *, again: bool = False
+    seat: Seat, number: int, attempt: int, cohort: tuple[str, ...], deadline: float, *, size: int, again: bool = False
 ) -> None:
     """Publishes round-start, one for each group and slice of the cohort."""
-    base = seat.tally.model.blob if seat.tally.model else None
-    for group, members in by_group(seat.spec, cohort).items():
+    spec, states = seat.spec, seat.memory.states
+    base = seat.tally.bases.get(number)
+    newest = base is not None and seat.tally.model is not None and base == seat.tally.model.blob
+    for group, members in by_group(spec, cohort).items():
         seat.edges.bus.declare_once(topology.rounds(group))
-        for part in slices(members):
+        for part in slices(members, stateful=bool(states), batch=spec.rounds.clients_per_task):
             seat.edges.bus.publish(
                 RoundStart(
                     job=seat.job,
@@ -78,6 +103,11 @@ def _ring(
                     deadline=deadline,
                     fence=seat.fence,
                     again=again,
+                    cohort_size=size,
+                    states=tuple(map(states.get, part)) if states else (),
+                    server=seat.server if isinstance(spec.strategy, Scaffold) else None,
+                    previous=seat.previous.digest if newest and seat.previous else None,
+                    delta=seat.delta if newest else None,
                 )
             )
 
@@ -107,22 +137,26 @@ def close(seat: Seat, number: int) -> rounds.Committed:
     accepted = ledger.close_round(seat.job, seat.fence, number, len(tally.counted))
     failpoint("aggregator.closed")
     record = record_of(seat, number)
-    base, grid = None, None
-    if number and tally.model is not None:
-        base, grid = tally.model.blob, fold.grid_of(seat.spec, len(record.cohort))
     model = tally.advance(number, len(record.cohort), accepted)
+    base = tally.bases.get(number)
+    grid = tally.grid if base is not None else None
+    fresh = tuple(client for client in record.cohort if client not in record.carried)
+    memory = memories.after(seat.memory, seat.spec, number, fresh, accepted)
     failpoint("aggregator.stepped")
-    blobs.put(model.key, tally.file, digest=model.digest, metadata={"job": seat.job, "round": number})
+    about = {"job": seat.job, "round": number}
+    blobs.put(model.key, tally.file, digest=model.digest, metadata=about)
+    left = _put_beside(seat, number, memory)
     failpoint("aggregator.stored")
     commit = closing.manifest(
         job=seat.job,
         number=number,
         fence=seat.fence,
         record=record,
-        spec=seat.spec,
         base=base,
         model=model,
+        plan=tally.plan,
         grid=grid,
+        left=left,
         accepted=accepted,
         faults=[line for line in ledger.log(seat.job) if line["round"] == number],
         committed=ledger.now(),
@@ -136,9 +170,11 @@ def close(seat: Seat, number: int) -> rounds.Committed:
     tell_round_end(seat, commit)
     failpoint("aggregator.told")
     # Last, because what comes before may be done again, and then on the same base.
-    if tally.model is not None:
-        tally.model.blob = model
-    seat.committed = number
+    replaced = [
+        names.state_blob(seat.job, client, ref.digest) for client, ref in memories.superseded(seat.memory, memory)
+    ]
+    replaced += [seat.remembered.key] if seat.remembered else []
+    _move_on(seat, number, model, left, memory)
     seat.metrics = {**seat.metrics, **commit["metrics"]}
     seat.log.info(
         "committed",
@@ -149,8 +185,36 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         tail=round(time.monotonic() - began, 4),
         seconds=commit["seconds"],
     )
-    clear_away(seat, number)
+    clear_away(seat, number, replaced)
     return rounds.Committed()
+
+
+def _put_beside(seat: Seat, number: int, memory: Memory) -> dict[str, BlobRef | None]:
+    """Stores what a round leaves beside its model."""
+    blobs, job, about = seat.edges.blobs, seat.job, {"job": seat.job, "round": number}
+    left: dict[str, BlobRef | None] = {"server": None, "delta": None, "memory": None}
+    for name, file, key_of in (
+        ("server", seat.tally.extra.server, names.server_blob),
+        ("delta", seat.tally.extra.delta, names.delta_blob),
+    ):
+        if file is not None:
+            digest = weights.digest_of(file)
+            left[name] = blobs.put(key_of(job, number, digest), file, digest=digest, metadata=about)
+    if memories.is_kept(seat.spec):
+        text = json.dumps(memory.document(), separators=(",", ":")).encode()
+        key = names.history_blob(job, number, hashlib.sha256(text).hexdigest())
+        left["memory"] = blobs.put(key, text, metadata=about)
+    return left
+
+
+def _move_on(seat: Seat, number: int, model: BlobRef, left: dict[str, BlobRef | None], memory: Memory) -> None:
+    """The round is committed: what it left is what the next one begins with."""
+    if seat.tally.model is not None:
+        seat.previous = seat.tally.bases.get(number)
+        seat.tally.model.blob = model
+    seat.server, seat.delta = left["server"], left["delta"]
+    seat.memory, seat.remembered = memory, left["memory"]
+    seat.committed = number
 
 
 def _check_first(seat: Seat, number: int) -> None:
@@ -169,18 +233,22 @@ def tell_round_end(seat: Seat, manifest: dict[str, Any]) -> None:
             "accepted": len(manifest["updates"]),
             "rejected": len(manifest["rejected"]),
             "fence": seat.fence,
+            "lag": seat.spec.max_staleness,
         }
     )
     seat.edges.bus.publish(end, required=False)
 
 
-def clear_away(seat: Seat, number: int) -> None:
-    """Removes what a committed round leaves behind, while the next one runs."""
+def clear_away(seat: Seat, number: int, replaced: Sequence[str] = ()) -> None:
+    """Removes what a committed round leaves behind, and the blobs it `replaced`, while the next one runs."""
+    done = number - seat.spec.max_staleness  # later ones may still get updates
 
     def clear() -> None:
         try:
+            if not seat.spec.keep_updates and done >= 0:
+                seat.edges.blobs.delete(names.updates_prefix(seat.job, done))
             if not seat.spec.keep_updates:
-                seat.edges.blobs.delete(names.updates_prefix(seat.job, number))
+                seat.edges.blobs.remove(replaced)
             seat.edges.ledger.drop_round(seat.job, number)
         except Unavailable as error:
             seat.log.warning("not cleared away", round=number, reason=str(error))
@@ -220,13 +288,45 @@ def abandon(seat: Seat, effect: rounds.Abandon) -> None:
 
 
 def evaluate(seat: Seat, number: int) -> None:
-    """Asks a pool, or a silo that is alive, how good the model is."""
-    model = seat.tally.model
-    group = seat.spec.pool or next((silo for silo in seat.spec.clients if seat.alive.get(silo)), None)
-    if model is None or group is None:
+    """Asks how good the model is: a pool or a silo that is alive, on the test set; clients, on their own examples."""
+    model, spec = seat.tally.model, seat.spec
+    if model is None:
         return
-    seat.edges.bus.declare_once(topology.rounds(group))
-    seat.edges.bus.publish(EvaluateModel(job=seat.job, group=group, round=number, model=model.blob, spec=seat.spec))
+    asked = [*_on_server(seat), *_on_clients(seat, number)]
+    seat.evaluations[number] = Evaluation(number, len(asked))
+    for part, (group, clients) in enumerate(asked):
+        states = tuple(map(seat.memory.states.get, clients)) if seat.memory.states else ()
+        seat.edges.bus.declare_once(topology.rounds(group))
+        seat.edges.bus.publish(
+            EvaluateModel(
+                job=seat.job,
+                group=group,
+                round=number,
+                model=model.blob,
+                spec=spec,
+                clients=clients,
+                states=states,
+                part=part,
+            )
+        )
+
+
+def _on_server(seat: Seat) -> Iterator[tuple[str, tuple[str, ...]]]:
+    group = seat.spec.pool or next((silo for silo in seat.spec.clients if seat.alive.get(silo)), None)
+    if group is not None and seat.spec.evaluate.on != "clients":
+        yield group, ()
+
+
+def _on_clients(seat: Seat, number: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Groups and the clients that they evaluate on: those of a pool in as many parts as it has slots."""
+    spec = seat.spec
+    if spec.evaluate.on == "server":
+        return
+    chosen = evaluators(spec, seat.alive, number)
+    for group, members in by_group(spec, chosen).items():
+        each = math.ceil(len(members) / max(1, seat.alive.get(group, 1)))
+        for part in slices(members, stateful=True, most=each):
+            yield group, part
 
 
 # --- a job ends -----------------------------------------------------------------------------
@@ -249,6 +349,9 @@ def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
     ledger.check_owned(seat.job, seat.fence)
     if not seat.spec.keep_updates:
         blobs.delete(names.rounds_prefix(seat.job), holding="/updates/")  # what came too late to be counted
+        if seat.spec.is_stateful:
+            current = {names.state_blob(seat.job, client, ref.digest) for client, ref in seat.memory.states.items()}
+            blobs.remove([key for key in blobs.list(names.states_prefix(seat.job)) if key not in current])
     model = None
     if tally.model is not None:
         final = tally.model.blob.model_copy(update={"key": names.final_model_blob(seat.job)})

@@ -1,9 +1,10 @@
 """What an event changes: each update checked, counted once and folded; what is refused, recorded with the reason."""
 
 import time
+from collections.abc import Mapping
 
-from services.aggregator import rounds
-from services.aggregator.intake import located
+from services.aggregator import rounds, stopping
+from services.aggregator.evaluation import Evaluation
 from services.aggregator.seat import Seat
 from shared import names
 from shared.errors import RecordLost, Refused, Stale
@@ -13,54 +14,62 @@ from shared.failpoints import failpoint
 COULD_NOT = "could not train: "  #: begins the reason of a client that said so itself
 
 
-def on_model_update(seat: Seat, state: rounds.State, update: ModelUpdate) -> rounds.Happening | None:
+Happenings = tuple[rounds.Happening, ...]
+
+
+def on_model_update(seat: Seat, state: rounds.State, update: ModelUpdate) -> Happenings:
     """Takes an update in, or records why not; `Stale` where nobody waits for it."""
     number, ledger = state.round, seat.edges.ledger
     if state.phase != "open":
         raise Stale(f"{update.client} sent an update for round {update.round}; none is open")
+    if update.round != number and update.round in seat.tally.bases and state.asked(update.client) != update.round:
+        raise Stale(f"{update.client} sent an update for round {update.round}; nobody waits for it any more")
     try:
-        if update.round != number:
+        if state.asked(update.client) != update.round:
             raise Refused(f"sent an update for round {update.round} while round {number} is open")
         if update.tries > 1:
             seat.faults.note("tried-again", f"{update.client} answered in try {update.tries}", number)
         if update.error is not None:
-            return _on_failure(seat, state, update)
-        standing = ledger.standing(seat.job, number, update.client)
-        if standing == "ok" and update.client in seat.tally.counted:
-            raise RecordLost(f"Redis has lost that {update.client} was counted in round {number}")
+            return _on_failure(seat, state, {update.client: update.error, **update.failures})
+        first = clients_of(update)[0]
+        standing = ledger.standing(seat.job, number, first)
+        if standing == "ok" and first in seat.tally.counted:
+            raise RecordLost(f"Redis has lost that {first} was counted in round {number}")
         if standing == "ok":
-            standing = _take_in(seat, update)
-        return _judged(seat, update, standing)
+            standing = _take_in(seat, number, update)
+        return _judged(seat, state, update, standing)
     except Refused as refused:
         ledger.reject(seat.job, seat.fence, number, update.client, str(refused))
         seat.log.warning("refused", round=number, client=update.client, reason=str(refused))
         seat.faults.note("refused", f"{update.client}: {refused}", number)
-        return None
+        return ()
 
 
-def _on_failure(seat: Seat, state: rounds.State, update: ModelUpdate) -> rounds.Happening:
-    if update.client not in state.cohort:
-        raise Refused("is not in the round's cohort")
-    reason = f"{COULD_NOT}{update.error}"
-    seat.edges.ledger.reject(seat.job, seat.fence, update.round, update.client, reason)
-    seat.log.warning("client failed", round=update.round, client=update.client, reason=update.error)
-    seat.faults.note("client-failed", f"{update.client}: {update.error}", update.round)
-    return rounds.Failed(update.client)
+def _on_failure(seat: Seat, state: rounds.State, failures: Mapping[str, str]) -> Happenings:
+    if stranger := next((client for client in failures if client not in state.cohort), None):
+        raise Refused(f"{stranger} is not in the round's cohort")
+    for client, error in failures.items():
+        seat.edges.ledger.reject(seat.job, seat.fence, state.round, client, f"{COULD_NOT}{error}")
+        seat.log.warning("client failed", round=state.round, client=client, reason=error)
+        seat.faults.note("client-failed", f"{client}: {error}", state.round)
+    return tuple(rounds.Failed(client) for client in failures)
 
 
-def _take_in(seat: Seat, update: ModelUpdate) -> str:
+def _take_in(seat: Seat, number: int, update: ModelUpdate) -> str:
     """Accepts a checked update and folds it; answers what the ledger said."""
     began = time.monotonic()
-    entry = seat.tally.receive(update)
+    _check_members(seat, update)
+    kept = seat.tally.receive(update, number)
     failpoint("aggregator.received")
-    answer = seat.edges.ledger.accept(seat.job, seat.fence, update.round, update.client, entry)
+    answer = seat.edges.ledger.accept_all(seat.job, seat.fence, number, kept)
     if answer == "ok":
         failpoint("aggregator.accepted")
-        seat.tally.count(update.client, update.examples, located(update).digest)
+        seat.tally.count(update)
         seat.log.info(
             "accepted",
-            round=update.round,
+            round=number,
             client=update.client,
+            clients=len(kept),
             trainer=update.trainer,
             examples=update.examples,
             seconds=round(time.monotonic() - began, 4),
@@ -68,40 +77,69 @@ def _take_in(seat: Seat, update: ModelUpdate) -> str:
     return answer
 
 
-def _judged(seat: Seat, update: ModelUpdate, standing: str) -> rounds.Happening:
+def clients_of(update: ModelUpdate) -> tuple[str, ...]:
+    """Whose training is in an update."""
+    return tuple(member.client for member in update.members) or (update.client,)
+
+
+def _check_members(seat: Seat, update: ModelUpdate) -> None:
+    """`Refused` where a partial fold is not one that the job asks for."""
+    clients, most = clients_of(update), seat.spec.rounds.clients_per_task
+    if len(set(clients)) < len(clients):
+        raise Refused("names a client twice")
+    if update.members and (most == 1 or len(clients) > most):
+        raise Refused(f"is the sum of {len(clients)} clients' updates; rounds.clients_per_task is {most}")
+    if update.members and sum(member.examples for member in update.members) != update.examples:
+        raise Refused("has other examples than its clients")
+
+
+def _judged(seat: Seat, state: rounds.State, update: ModelUpdate, standing: str) -> Happenings:
     match standing:
         case "ok":
-            return rounds.Accepted(update.client)
+            accepted = tuple(rounds.Accepted(client) for client in clients_of(update))
+            return (*_on_failure(seat, state, update.failures), *accepted)
         case "duplicate":
-            return _on_duplicate(seat, update)
+            return _on_duplicate(seat, state, update)
         case "late":
-            raise Refused(f"came after the deadline of round {update.round}")
+            raise Refused(f"came after the deadline of round {state.round}")
         case _:
             raise Refused("is not in the round's cohort")
 
 
-def _on_duplicate(seat: Seat, update: ModelUpdate) -> rounds.Happening:
-    found = seat.edges.ledger.accepted(seat.job, update.round, update.client)
-    if update.update is None or found.get("blob", {}).get("digest") != update.update.digest:
+def _on_duplicate(seat: Seat, state: rounds.State, update: ModelUpdate) -> Happenings:
+    clients, number = clients_of(update), state.round
+    found = {client: seat.edges.ledger.accepted(seat.job, number, client) for client in clients}
+    digests = {entry.get("blob", {}).get("digest") for entry in found.values()}
+    if update.update is None or digests != {update.update.digest}:
         raise Refused("a second update: the first one counts")
-    if update.client not in seat.tally.counted:
+    if clients[0] not in seat.tally.counted:
         # The ledger counted it, and its answer was lost: it is not in the fold yet.
-        seat.tally.count_again(update.client, found)
-        return rounds.Accepted(update.client)
-    seat.faults.note("duplicate", f"{update.client} has been counted", update.round)
-    raise Stale(f"{update.client} has been counted in round {update.round}")
+        seat.tally.count_again(found)
+        return _judged(seat, state, update, "ok")
+    seat.faults.note("duplicate", f"{update.client} has been counted", number)
+    raise Stale(f"{update.client} has been counted in round {number}")
 
 
 def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
-    """Keeps the figures of a round's model."""
+    """Keeps the figures of a round's model; the job goes on once all who were asked have answered."""
+    if event.round not in seat.evaluations and seat.spec.evaluate.on != "server":
+        raise Stale(f"the evaluation of round {event.round} was asked for by another owner, or is complete")
+    pending = seat.evaluations.setdefault(event.round, Evaluation(event.round))
     if event.error is not None:
         seat.log.warning("not evaluated", round=event.round, reason=event.error)
         seat.faults.note("not-evaluated", event.error, event.round)
-    elif event.examples:
-        seat.metrics = {**seat.metrics, **event.metrics}
+    if not pending.take(event):
+        raise Stale(f"round {event.round} is waiting for other evaluations")
+    del seat.evaluations[event.round]
+    if pending.examples:
+        seat.metrics = {**seat.metrics, **pending.metrics}
         # The ledger first: it knows whether the job is still ours to write about.
         seat.edges.ledger.set_metrics(seat.job, seat.fence, seat.metrics)
-        record = {"job": seat.job, **event.model_dump(include={"round", "model", "examples", "metrics"})}
+        record = {"job": seat.job, "model": event.model, **pending.document()}
         seat.edges.blobs.put_json(names.evaluation_blob(seat.job, event.round), record)
-        seat.log.info("evaluated", round=event.round, trainer=event.trainer, metrics=event.metrics)
-    return rounds.Evaluated(event.round)
+        seat.log.info("evaluated", round=event.round, trainer=event.trainer, metrics=pending.metrics)
+    stop, enough = seat.spec.evaluate.stop, ""
+    if stop is not None and stop.metric in pending.metrics:
+        seat.progress[event.round] = pending.metrics[stop.metric]
+        enough = stopping.verdict(stop, [seat.progress[number] for number in sorted(seat.progress)])
+    return rounds.Evaluated(event.round, enough)

@@ -1,56 +1,69 @@
 """Taking in one update: everything that is checked before it may count, cheapest first."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from shared import fold, names, weights
+from shared.aggregation import Aggregation
 from shared.blobs import Blobs, NotFound
 from shared.catalog.rounds import LimitsSpec
 from shared.errors import Refused
 from shared.events import BlobRef, ModelUpdate
 from shared.fold import Grid, Measures
-from shared.weights import Flat, Layout
+from shared.strategies.strategy import Counted
+from shared.weights import File
 
 
 class Intake:
     """Receives a job's updates one after the other into one buffer, whatever their number."""
 
-    def __init__(self, blobs: Blobs, layout: Layout, limits: LimitsSpec) -> None:
+    def __init__(self, blobs: Blobs, aggregation: Aggregation, limits: LimitsSpec) -> None:
         self._blobs = blobs
-        self._layout = layout.of_updates()
+        self._aggregation = aggregation
         self._limits = limits
-        self._buffer = np.empty(self._layout.file_size, np.uint8)
+        self._buffer = np.empty(0, np.uint8)
 
-    def receive(self, update: ModelUpdate, base: str, grid: Grid) -> tuple[Flat, Measures]:
-        """The update's deltas, shape (P,), valid until the next call; `Refused` with the reason otherwise."""
+    def receive(self, update: ModelUpdate, base: str, grid: Grid) -> tuple[File, Measures]:
+        """The update's file, valid until the next call, and its measures; `Refused` with the reason otherwise."""
         blob = located(update)
         if update.base != base:
             raise Refused(f"was trained on the model {(update.base or 'none')[:12]}, not on {base[:12]}")
-        if blob.size != self._layout.file_size:
-            raise Refused(self._why_another_size(blob))
-        _fetch(self._blobs, blob, self._buffer)
-        weights.check_header(self._buffer, self._layout)
-        deltas = self._layout.flat(self._buffer)
-        return deltas, fold.check(deltas, update.examples, grid, self._limits.max_norm)
+        examples = [member.examples for member in update.members] or [update.examples]
+        return self.receive_again(blob, examples, grid, self._limits.max_norm, partial=bool(update.members))
 
-    def receive_again(self, blob: BlobRef, examples: int, grid: Grid) -> Flat:
-        """The deltas of an update that was accepted before, valid until the next call."""
-        if blob.size != self._layout.file_size:
-            raise Refused(self._why_another_size(blob))
+    def receive_again(
+        self,
+        blob: BlobRef,
+        examples: Sequence[int],
+        grid: Grid,
+        max_norm: float | None = None,
+        *,
+        partial: bool = False,
+    ) -> tuple[File, Measures]:
+        """The file of an update that was accepted before, valid until the next call."""
+        size = self._aggregation.layout_of(partial=partial).file_size
+        if blob.size != size:
+            raise Refused(self._why_another_size(blob, partial=partial))
+        if self._buffer.nbytes != size:
+            self._buffer = np.empty(size, np.uint8)
         _fetch(self._blobs, blob, self._buffer)
-        weights.check_header(self._buffer, self._layout)
-        deltas = self._layout.flat(self._buffer)
-        fold.check(deltas, examples, grid)
-        return deltas
+        return self._buffer, self._aggregation.measure(self._buffer, examples, grid, max_norm, partial=partial)
 
-    def _why_another_size(self, blob: BlobRef) -> str:
-        reason = f"has {blob.size} bytes instead of {self._layout.file_size}"
-        if blob.size > 2 * self._layout.file_size:
+    def check(self, update: Counted) -> None:
+        """`Refused` where an update does not say what the job's strategy needs of it."""
+        self._aggregation.strategy.check(update)
+
+    def _why_another_size(self, blob: BlobRef, *, partial: bool) -> str:
+        layout = self._aggregation.layout_of(partial=partial)
+        reason = f"has {blob.size} bytes instead of {layout.file_size}"
+        if blob.size > 2 * layout.file_size:
             return reason
         file = np.empty(blob.size, np.uint8)
         _fetch(self._blobs, blob, file)
         try:
-            weights.check_header(file, self._layout)
+            weights.check_header(file, layout)
         except Refused as refused:
             return str(refused)
         return reason

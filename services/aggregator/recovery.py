@@ -1,6 +1,6 @@
 """Reading the record again: what the object store knows of a job that Redis, or its owner, no longer does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -21,16 +21,17 @@ def committed(blobs: Blobs, job: str, known: int) -> int:
     return known
 
 
-def updates(blobs: Blobs, job: str, number: int, clients: tuple[str, ...]) -> Iterator[ModelUpdate]:
-    """The updates of `clients` that the store holds for a round, as the events that told of them."""
-    for key in blobs.list(names.updates_prefix(job, number)):
-        client = key.rpartition("/")[2].rpartition("-")[0]
-        if client not in clients:
-            continue
-        try:
-            yield receipts.told_again(key, *blobs.stat(key))
-        except (NotFound, Refused) as error:
-            log.info("not taken in", job=job, round=number, client=client, reason=str(error))
+def updates(blobs: Blobs, job: str, asked: Mapping[str, int]) -> Iterator[ModelUpdate]:
+    """The updates that the store holds of clients, each `asked` in a round, as the events that told of them."""
+    for number in sorted(set(asked.values())):
+        for key in blobs.list(names.updates_prefix(job, number)):
+            client = key.rpartition("/")[2].rpartition("-")[0]
+            if asked.get(client) != number:
+                continue
+            try:
+                yield receipts.told_again(key, *blobs.stat(key))
+            except (NotFound, Refused) as error:
+                log.info("not taken in", job=job, round=number, client=client, reason=str(error))
 
 
 def wanted(blobs: Blobs, job: str) -> Wanted | None:

@@ -3,11 +3,12 @@
 Pure: no clock, no server. The shell (`services.aggregator.runner`) tells it what happened and does what it answers.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from services.aggregator.selection import lacking, select
+from services.aggregator.selection import enough, lacking, population, select
+from services.aggregator.selection.history import NOTHING, History
 from shared.jobs import JobSpec
 
 Phase = Literal["looking", "waiting", "open", "closing", "evaluating", "ended"]
@@ -34,6 +35,8 @@ class State:
     unrung: bool = False  # opened, and reviewed before anybody was asked
     recovering: bool = True  # the first round of an owner: the store may hold updates to it already
     pausing: str | None = None  # why no further round is opened
+    #: Clients that are at work since an earlier round, and which; empty where rounds are synchronous.
+    flying: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def target(self) -> int:
@@ -49,15 +52,21 @@ class State:
         """Clients of the cohort that have neither delivered nor said that they cannot."""
         return tuple(client for client in self.cohort if client not in self.accepted and client not in self.failed)
 
+    def asked(self, client: str) -> int:
+        """The round in which a client of the cohort was asked for what it is to deliver now."""
+        return self.flying.get(client, self.round)
+
 
 # --- what happens ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Looked:
-    """The roster was read: slots alive in each pool and silo."""
+    """The roster was read: slots alive in each pool and silo, clients that are away, and what selection may know."""
 
     alive: Mapping[str, int]
+    away: frozenset[str] = frozenset()
+    history: History = NOTHING
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,10 @@ class Committed:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The held-out evaluation of a round's model is known, or known to be impossible."""
+    """The evaluation of a round's model is known, or known to be impossible; why that ends the job, where it does."""
 
     round: int
+    done: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,12 +177,13 @@ class Wait:
 
 @dataclass(frozen=True)
 class Open:
-    """Record the round and, if `ring`, ask its cohort."""
+    """Record the round and, if `ring`, ask its cohort but for those who were asked in an earlier round."""
 
     round: int
     attempt: int
     cohort: tuple[str, ...]
     ring: bool = True
+    carried: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,6 +201,7 @@ class Ring:
     attempt: int
     cohort: tuple[str, ...]
     first: bool = False  # of a round that its owner opened; an earlier owner may have asked
+    carried: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -238,28 +250,49 @@ Step = tuple[State, tuple[Effect, ...]]
 # --- where an owner begins ------------------------------------------------------------------
 
 
-def begin(spec: JobSpec, committed: int, *, now: float = 0.0, waited: float = 0.0, evaluated: bool = True) -> Step:
-    """A job whose last committed round is `committed`, -1 where there is none."""
-    state = State(spec, round=committed, waited=waited)
+def begin(
+    spec: JobSpec,
+    committed: int,
+    *,
+    now: float = 0.0,
+    waited: float = 0.0,
+    evaluated: bool = True,
+    done: str = "",
+    flying: Mapping[str, int] | None = None,
+) -> Step:
+    """A job whose last committed round is `committed`, -1 for none; `done`: why it needs no further one."""
+    state = State(spec, round=committed, waited=waited, flying=flying or {})
+    if done:
+        return _ended(state, End("finished", done))
     if committed < 0 or evaluated or not _is_evaluated(spec, committed):
         return _next(state, committed)
-    if committed >= spec.rounds.count:
-        return replace(state, phase="evaluating", deadline=now + spec.evaluate.deadline), (Evaluate(committed),)
-    following, effects = _next(state, committed)
-    return following, (*effects, Evaluate(committed))
+    return _evaluating(state, committed, now)
 
 
 def reopened(
-    spec: JobSpec, number: int, attempt: int, cohort: tuple[str, ...], accepted: frozenset[str], failed: frozenset[str]
+    spec: JobSpec,
+    number: int,
+    attempt: int,
+    cohort: tuple[str, ...],
+    accepted: frozenset[str],
+    failed: frozenset[str],
+    flying: Mapping[str, int] | None = None,
 ) -> Step:
     """A job whose round `number` is open under an owner that is gone."""
-    state = State(spec, "open", number, attempt, cohort, accepted, failed, recovering=False)
+    state = State(spec, "open", number, attempt, cohort, accepted, failed, recovering=False, flying=flying or {})
     return state, (Review(number),)
 
 
-def closing(spec: JobSpec, number: int, attempt: int, cohort: tuple[str, ...]) -> Step:
+def closing(
+    spec: JobSpec,
+    number: int,
+    attempt: int,
+    cohort: tuple[str, ...],
+    accepted: Iterable[str] = (),
+    flying: Mapping[str, int] | None = None,
+) -> Step:
     """A job whose round `number` was closed and not committed."""
-    return State(spec, "closing", number, attempt, cohort), (Close(number),)
+    return State(spec, "closing", number, attempt, cohort, frozenset(accepted), flying=flying or {}), (Close(number),)
 
 
 def abandoned(spec: JobSpec, number: int, attempt: int, reason: str) -> Step:
@@ -279,12 +312,12 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
             return _stopped(state, reason)
         case Paused(reason), "looking" | "waiting":
             return _paused(state, reason)
-        case Paused(reason), "open" | "closing":
+        case Paused(reason), "open" | "closing" | "evaluating":
             return replace(state, pausing=reason), ()
         case Resumed(), _:
             return replace(state, pausing=None), ()
-        case Looked(alive), "looking":
-            return _looked(state, alive, now)
+        case Looked(), "looking":
+            return _looked(state, happening, now)
         case Joined() | Interrupted(), "waiting":
             return replace(state, phase="looking"), (Look(),)
         case Opened(seconds), "open":
@@ -303,24 +336,28 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
             return _judged(replace(state, failed=state.failed | {client}), now)
         case Committed(), "closing":
             return _committed(state, now)
-        case Evaluated(number), "evaluating" if number == state.round:
-            return _ended(state, End("finished"))
+        case Evaluated(number, done), "evaluating" if number == state.round:
+            return _evaluated(state, done)
         case Ticked(), "open":
             return _judged(state, now)
         case Ticked(), "waiting" if state.deadline is not None and now >= state.deadline:
             reason = f"waited {state.spec.rounds.wait:g} s (rounds.wait) for trainers: {state.lacking}"
             return _ended(state, End("failed", reason))
         case Ticked(), "evaluating" if state.deadline is not None and now >= state.deadline:
-            return _ended(state, End("finished", "the last model was not evaluated in time"))
+            return _evaluated(state, "", "the last model was not evaluated in time")
     return state, ()
 
 
-def _looked(state: State, alive: Mapping[str, int], now: float) -> Step:
-    cohort = select(state.spec, alive, state.round, state.attempt)
-    if not cohort:
-        detail = lacking(state.spec, alive)
-        until = now + state.spec.rounds.wait - state.waited if state.deadline is None else state.deadline
+def _looked(state: State, found: Looked, now: float) -> Step:
+    spec, alive = state.spec, found.alive
+    flying = {client: number for client, number in state.flying.items() if client in population(spec, alive)}
+    fresh = select(spec, alive, state.round, state.attempt, found.history, away=found.away, flying=frozenset(flying))
+    if not enough(spec, alive, state.round, away=found.away, flying=frozenset(flying)):
+        detail = lacking(spec, alive, found.away)
+        until = now + spec.rounds.wait - state.waited if state.deadline is None else state.deadline
         return replace(state, phase="waiting", deadline=until, lacking=detail), (Wait(detail),)
+    chosen = {*fresh, *flying}
+    cohort = tuple(client for client in spec.clients if client in chosen)
     opened = replace(
         state,
         phase="open",
@@ -330,15 +367,17 @@ def _looked(state: State, alive: Mapping[str, int], now: float) -> Step:
         deadline=None,
         waited=0.0,
         rings=0,
+        flying=flying,
     )
-    return opened, (Open(state.round, state.attempt, cohort, ring=not state.recovering),)
+    return opened, (Open(state.round, state.attempt, cohort, ring=not state.recovering, carried=flying),)
 
 
 def _reviewed(state: State, now: float) -> Step:
     judged, effects = _judged(state, now)
     if judged.phase != "open" or not judged.unanswered or judged.rings >= RINGS:
         return judged, effects
-    ring = Ring(state.round, state.attempt, judged.unanswered, first=state.unrung)
+    carried = {client: number for client, number in state.flying.items() if client in judged.unanswered}
+    ring = Ring(state.round, state.attempt, judged.unanswered, first=state.unrung, carried=carried)
     return replace(judged, rings=judged.rings + 1, unrung=False), (ring,)
 
 
@@ -367,21 +406,40 @@ def _again(state: State, reason: str) -> Step:
         return _ended(state, End("failed", reason))
     if state.pausing is not None:
         return _paused(state, state.pausing)
-    return replace(state, phase="looking", attempt=state.attempt + 1, deadline=None), (Look(),)
+    # Whoever was at work since an earlier round was told that it is over with this attempt.
+    return replace(state, phase="looking", attempt=state.attempt + 1, deadline=None, flying={}), (Look(),)
 
 
 def _committed(state: State, now: float) -> Step:
     spec, number = state.spec, state.round
-    last = number >= spec.rounds.count
-    wanted = _is_evaluated(spec, number)
-    ask = (Evaluate(number),) if wanted else ()
-    if not last:
-        following, effects = _next(state, number)
-        # The next round first: its trainers should not wait behind an evaluation.
-        return following, (*ask, *effects) if following.phase == "ended" else (*effects, *ask)
-    if wanted:
-        return replace(state, phase="evaluating", deadline=now + spec.evaluate.deadline), ask
-    return _ended(state, End("finished"))
+    state = replace(state, flying=still_flying(spec, number, state.unanswered, state.flying))
+    if _is_evaluated(spec, number):
+        return _evaluating(state, number, now)
+    return _next(state, number)
+
+
+def still_flying(
+    spec: JobSpec, committed: int, unanswered: Iterable[str], carried: Mapping[str, int]
+) -> dict[str, int]:
+    """Who goes on training when a round is committed, and since which: whose update will not be too stale then."""
+    asked = {client: carried.get(client, committed) for client in unanswered}
+    return {client: number for client, number in asked.items() if committed + 1 - number <= spec.max_staleness}
+
+
+def _evaluating(state: State, number: int, now: float) -> Step:
+    """Asks how good a round's model is; the next round waits for the answer only where that may end the job."""
+    spec, ask = state.spec, Evaluate(number)
+    if number >= spec.rounds.count or spec.evaluate.stop is not None:
+        return replace(state, phase="evaluating", round=number, deadline=now + spec.evaluate.deadline), (ask,)
+    following, effects = _next(state, number)
+    # The next round first: its trainers should not wait behind an evaluation.
+    return following, (ask, *effects) if following.phase == "ended" else (*effects, ask)
+
+
+def _evaluated(state: State, done: str, why_not: str = "") -> Step:
+    if done or state.round >= state.spec.rounds.count:
+        return _ended(state, End("finished", done or why_not))
+    return _next(state, state.round)
 
 
 def _next(state: State, committed: int) -> Step:

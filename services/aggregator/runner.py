@@ -173,7 +173,7 @@ class Runner:
         try:
             alive = self._edges.roster.alive()
             if state.phase == "waiting":
-                if groups(alive) != seat.alive:
+                if groups(alive) != seat.alive or seat.spec.simulate is not None:
                     self._news.append(rounds.Joined())
                 return
             at_work = busy(alive)
@@ -261,9 +261,7 @@ class Runner:
 
     def _take_in(self, update: ModelUpdate) -> None:
         assert self._state is not None  # noqa: S101 - messages are handled by `turn`
-        happening = hearing.on_model_update(self._seated, self._state, update)
-        if happening is not None:
-            self._happenings.append(happening)
+        self._happenings.extend(hearing.on_model_update(self._seated, self._state, update))
 
     # --- what is done ---------------------------------------------------------------------------
 
@@ -323,7 +321,8 @@ class Runner:
         assert self._state is not None  # noqa: S101 - effects follow from a state
         seconds = self._seated.spec.rounds.deadline
         left = self._edges.ledger.extend(self.job, self.fence, effect.round, seconds, EXTENDED * seconds)
-        for update in recovery.updates(self._edges.blobs, self.job, effect.round, self._state.unanswered):
+        asked = {client: self._state.asked(client) for client in self._state.unanswered}
+        for update in recovery.updates(self._edges.blobs, self.job, asked):
             try:
                 self._take_in(update)
             except Fenced:

@@ -8,10 +8,13 @@ from typing import Any
 
 import structlog
 
+from services.aggregator.evaluation import Evaluation
+from services.aggregator.memory import Memory
 from services.aggregator.tally import Tally
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.errors import Unavailable
+from shared.events import BlobRef
 from shared.jobs import JobSpec
 from shared.ledger import Ledger
 from shared.link import Subscription
@@ -69,6 +72,13 @@ class Seat:
     announced: bool = False  # whoever watches has been told that the job runs
     alive: dict[str, int] = field(default_factory=dict)  # slots of each group, when last looked
     clearing: Future[None] | None = None
+    memory: Memory = field(default_factory=Memory)  # of the clients, up to the last committed round
+    remembered: BlobRef | None = None  # where that lies
+    previous: BlobRef | None = None  # the model before the current one
+    delta: BlobRef | None = None  # what makes the current one of it, compressed
+    server: BlobRef | None = None  # what the strategy keeps
+    evaluations: dict[int, Evaluation] = field(default_factory=dict)  # that are asked for and not complete
+    progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.edges.blobs, self.job, self.spec)

@@ -1,7 +1,10 @@
 """Taking a seat: from the record in the store and in the ledger to where the engine begins."""
 
-from services.aggregator import recovery, rounds
+from typing import Any
+
+from services.aggregator import memory, recovery, rounds, stopping
 from services.aggregator.effects import clear_away, conclude, tell_round_end
+from services.aggregator.entries import by_blob
 from services.aggregator.hearing import COULD_NOT
 from services.aggregator.seat import Seat
 from shared import names
@@ -36,13 +39,50 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
     if committed < 0:
         return committed
     manifest = seat.edges.blobs.get_json(names.manifest_blob(seat.job, committed))
-    seat.tally.load(BlobRef.model_validate(manifest["model"]))
+    left = {name: _ref(manifest.get(name)) for name in ("base", "server", "delta", "memory")}
+    seat.tally.load(BlobRef.model_validate(manifest["model"]), left["server"])
+    seat.previous, seat.server, seat.delta = left["base"], left["server"], left["delta"]
+    if left["memory"] is not None:
+        seat.memory = memory.read(seat.edges.blobs.get_json(left["memory"].key))
+        seat.remembered = left["memory"]
+    _recall_bases(seat, committed)
     seat.first_opened = record.started
     seat.metrics = {**manifest["metrics"], **seat.metrics}
     # Its owner may have died before it said so, or before it tidied up.
     tell_round_end(seat, manifest)
     clear_away(seat, committed)
     return committed
+
+
+def _ref(found: Any) -> BlobRef | None:
+    return BlobRef.model_validate(found) if found else None
+
+
+def _recall_bases(seat: Seat, committed: int) -> None:
+    """The models that updates may refer to which began in an earlier round."""
+    for number in range(max(1, committed + 1 - seat.spec.max_staleness), committed + 1):
+        before = seat.edges.blobs.get_json(names.manifest_blob(seat.job, number - 1))
+        seat.tally.bases[number] = BlobRef.model_validate(before["model"])
+
+
+def _recall_progress(seat: Seat, committed: int) -> str:
+    """The figures that may end the job, and why they do; empty where they do not."""
+    stop = seat.spec.evaluate.stop
+    if stop is None:
+        return ""
+    for number in range(committed + 1):
+        found = recovery.optional(seat.edges.blobs, names.evaluation_blob(seat.job, number))
+        if found is not None and stop.metric in found["metrics"]:
+            seat.progress[number] = found["metrics"][stop.metric]
+    return stopping.verdict(stop, [seat.progress[number] for number in sorted(seat.progress)])
+
+
+def _flying(seat: Seat) -> dict[str, int]:
+    """Who is at work since an earlier round."""
+    if seat.committed < 0 or not seat.spec.max_staleness:
+        return {}
+    manifest = seat.edges.blobs.get_json(names.manifest_blob(seat.job, seat.committed))
+    return rounds.still_flying(seat.spec, seat.committed, manifest["unanswered"], manifest.get("carried", {}))
 
 
 def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
@@ -56,7 +96,9 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
         case "open" if pending:
             return _reopen(seat, pending)
         case "closed" if pending:
-            return rounds.closing(spec, pending.number, pending.attempt, pending.cohort)
+            failed = set(pending.rejected) - set(pending.accepted)
+            answered = {*pending.accepted, *failed}
+            return rounds.closing(spec, pending.number, pending.attempt, pending.cohort, answered, pending.carried)
         case "failed" if pending and record.wanted.status == "stopped":
             return rounds.State(spec, "ended", pending.number), (rounds.End("stopped", record.wanted.reason),)
         case "failed" if pending:
@@ -64,20 +106,38 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
     waited = ledger.now() - record.waiting if record.waiting else 0.0
     evaluated = committed < 0 or seat.edges.blobs.exists(names.evaluation_blob(seat.job, committed))
     seat.alive = groups(seat.edges.roster.alive())
-    return rounds.begin(spec, committed, now=seat.edges.clock(), waited=waited, evaluated=evaluated)
+    return rounds.begin(
+        spec,
+        committed,
+        now=seat.edges.clock(),
+        waited=waited,
+        evaluated=evaluated,
+        done=_recall_progress(seat, committed),
+        flying=_flying(seat),
+    )
 
 
 def _reopen(seat: Seat, pending: RoundRecord) -> rounds.Step:
     """Folds what was accepted, from what the store keeps of it."""
     seat.announced = True
-    seat.tally.begin(len(pending.cohort))
-    for client, entry in pending.accepted.items():
+    seat.tally.begin(len(pending.cohort), pending.number)
+    _recall_progress(seat, seat.committed)
+    for group in by_blob(pending.accepted):
         try:
-            seat.tally.count_again(client, entry)
+            seat.tally.count_again(group)
         except (NotFound, Refused) as error:
             reason = f"its accepted update cannot be had: {error}"
-            seat.edges.ledger.exclude(seat.job, seat.fence, pending.number, client, reason)
-            seat.faults.note("excluded", f"{client}: {error}", pending.number)
+            for client in group:
+                seat.edges.ledger.exclude(seat.job, seat.fence, pending.number, client, reason)
+                seat.faults.note("excluded", f"{client}: {error}", pending.number)
     failed = frozenset(client for client, reason in pending.rejected.items() if reason.startswith(COULD_NOT))
     accepted = frozenset(seat.tally.counted)
-    return rounds.reopened(seat.spec, pending.number, pending.attempt, pending.cohort, accepted, failed - accepted)
+    return rounds.reopened(
+        seat.spec,
+        pending.number,
+        pending.attempt,
+        pending.cohort,
+        accepted,
+        failed - accepted,
+        pending.carried,
+    )

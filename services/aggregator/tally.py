@@ -1,94 +1,116 @@
 """What a job has in memory: its current model, and the fold of the updates to it that the open round has counted."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from services.aggregator import closing, intake
 from services.aggregator.closing import Model
-from services.aggregator.intake import Intake
-from shared import fold, names, weights
+from services.aggregator.entries import all_counted, blob_of, by_blob, counted, entries, is_partial
+from services.aggregator.intake import Intake, located, receive_initial
+from shared import names, weights
+from shared.aggregation import Advanced, Aggregation, Plan
 from shared.blobs import Blobs
 from shared.errors import Stale
 from shared.events import BlobRef, ModelUpdate
-from shared.fold import Fold
+from shared.fold import Grid, grid_of
 from shared.jobs import JobSpec
-from shared.weights import Flat
+from shared.slices import Stored
+from shared.strategies.strategy import Counted, Robust
+from shared.weights import File
+
+
+@dataclass(frozen=True)
+class InHand:
+    """An update that was received, and is not counted yet."""
+
+    file: File
+    updates: tuple[Counted, ...]
+    digest: str
+    partial: bool
 
 
 class Tally:
-    """One job's arrays: 4 bytes a parameter for the model, 4 for the update in hand, 8 for the sum."""
+    """One job's arrays; see `shared.aggregation` for how much memory they are."""
 
     def __init__(self, blobs: Blobs, job: str, spec: JobSpec) -> None:
         self._blobs = blobs
         self._job = job
         self._spec = spec
+        self.plan = Plan.of(spec)
         self.model: Model | None = None
         self.counted: dict[str, str] = {}  #: clients whose updates are in the fold, and the digests of these
+        self.bases: dict[int, BlobRef] = {}  #: round → the model that it began with, as far as updates to it may come
+        self.extra = Advanced()  #: what the last server step left beside the model
+        self._aggregation: Aggregation | None = None
         self._intake: Intake | None = None
-        self._fold: Fold | None = None
-        self._in_hand: Flat | Model | None = None  # what was received last, and is not counted
+        self._grid: Grid | None = None
+        self._in_hand: InHand | Model | None = None
         self._advanced: BlobRef | None = None  # the new model's place, once the server step is taken
 
-    def adopt(self, model: Model) -> None:
+    def adopt(self, model: Model, server: File | None = None) -> None:
         """Takes a committed model, or the initial one, as what updates refer to."""
         self.model = model
-        self._intake = Intake(self._blobs, model.layout, self._spec.limits)
-        self._fold = None
+        self._aggregation = Aggregation(self.plan, model.layout, server)
+        self._intake = Intake(self._blobs, self._aggregation, self._spec.limits)
 
-    def load(self, blob: BlobRef) -> None:
-        """Adopts a model from the store."""
+    def load(self, blob: BlobRef, server: BlobRef | None = None) -> None:
+        """Adopts a model from the store, with what the strategy kept."""
         file = self._blobs.get(blob)
-        self.adopt(Model(file, weights.read_layout(file), blob))
+        self.adopt(
+            Model(file, weights.read_layout(file), blob), self._blobs.get(server) if server is not None else None
+        )
 
-    def begin(self, cohort: int) -> None:
+    def begin(self, cohort: int, number: int) -> None:
         """Empties the fold for a round of `cohort` clients."""
         self.counted.clear()
         self._advanced = None
-        if self.model is None:
+        if self.model is None or self._aggregation is None:
             return
-        grid = fold.grid_of(self._spec, cohort)
-        if self._fold is None or self._fold.grid != grid:
-            self._fold = None  # its memory goes before the next one's comes
-            self._fold = Fold(self.model.layout.size, grid)
-        else:
-            self._fold.reset()
+        self.bases[number] = self.model.blob
+        for old in [known for known in self.bases if known < number - self._spec.max_staleness]:
+            del self.bases[old]
+        self._grid = grid_of(self._spec, cohort)
+        self._aggregation.begin(self._grid)
 
-    def receive(self, update: ModelUpdate) -> dict[str, Any]:
-        """Checks an update and holds it for `count`; returns what the ledger is to keep of it, or `Refused`."""
-        entry: dict[str, Any] = {
-            "trainer": update.trainer,
-            "blob": update.update.model_dump() if update.update else None,
-            "examples": update.examples,
-            "metrics": update.metrics,
-            "timings": update.timings,
-        }
-        if self.model is None or self._intake is None or self._fold is None:
-            blob = intake.located(update)
-            file = intake.receive_initial(self._blobs, update, self._spec.limits)
+    def receive(self, update: ModelUpdate, number: int) -> dict[str, dict[str, Any]]:
+        """Checks an update to round `number` and holds it for `count`; what the ledger is to keep of it, by client."""
+        if self.model is None or self._intake is None or self._grid is None:
+            blob = located(update)
+            file = receive_initial(self._blobs, update, self._spec.limits)
             self._in_hand = Model(file, weights.read_layout(file), blob)
-            return entry
-        self._in_hand, measures = self._intake.receive(update, self.model.blob.digest, self._fold.grid)
-        return entry | {"max_abs": measures.max_abs, "norm": measures.norm}
+            return entries(update, None)
+        file, measures = self._intake.receive(update, self.bases[update.round].digest, self._grid)
+        kept = entries(update, measures, number - update.round)
+        partial = bool(update.members)
+        updates = tuple(counted(client, entry) for client, entry in kept.items())
+        for one in updates:
+            self._intake.check(one)
+        self._in_hand = InHand(file, updates, located(update).digest, partial)
+        return kept
 
-    def count(self, client: str, examples: int, digest: str) -> None:
+    def count(self, update: ModelUpdate) -> None:
         """Folds what was received last: the ledger has accepted it."""
         if isinstance(self._in_hand, Model):
             self.adopt(self._in_hand)
-        elif self._fold is not None and self._in_hand is not None:
-            self._fold.add(self._in_hand, examples)
+            self.counted[update.client] = self._in_hand.blob.digest
+        elif self._in_hand is not None and self._aggregation is not None:
+            self._aggregation.add(self._in_hand.file, self._in_hand.updates, partial=self._in_hand.partial)
+            self.counted |= {one.client: self._in_hand.digest for one in self._in_hand.updates}
         self._in_hand = None
-        self.counted[client] = digest
 
-    def count_again(self, client: str, entry: Mapping[str, Any]) -> None:
+    def count_again(self, group: Mapping[str, Any]) -> None:
         """Folds what the ledger accepted under an earlier owner; `NotFound` or `Refused` where it cannot be had."""
-        blob = BlobRef.model_validate(entry["blob"])
-        if self.model is None or self._intake is None or self._fold is None:
+        blob = blob_of(group)
+        if self.model is None or self._intake is None or self._aggregation is None or self._grid is None:
             self.load(blob)
         else:
-            self._fold.add(self._intake.receive_again(blob, entry["examples"], self._fold.grid), entry["examples"])
-        self.counted[client] = blob.digest
+            examples = [entry["examples"] for entry in group.values()]
+            partial = is_partial(group)
+            file, _ = self._intake.receive_again(blob, examples, self._grid, partial=partial)
+            self._aggregation.add(file, [counted(*pair) for pair in group.items()], partial=partial)
+        self.counted |= dict.fromkeys(group, blob.digest)
 
     def advance(self, number: int, cohort: int, accepted: Mapping[str, Any]) -> BlobRef:
         """Takes the server step with the frozen updates; once, however often it is asked. Returns the model's place."""
@@ -97,20 +119,28 @@ class Tally:
         if self.counted != {client: entry["blob"]["digest"] for client, entry in accepted.items()}:
             if number == 0:
                 self.model = None
-            self.begin(cohort)
-            for client in sorted(accepted):
-                self.count_again(client, accepted[client])
-        if self.model is None:
+            self.begin(cohort, number)
+            for group in by_blob(accepted):
+                self.count_again(group)
+        if self.model is None or self._aggregation is None:
             raise Stale(f"round {number} of {self._job} has no base model")
-        if number == 0:
-            digest = self.model.blob.digest
-            self._advanced = BlobRef(
-                key=names.model_blob(self._job, 0, digest), size=self.model.file.nbytes, digest=digest
-            )
-        elif self._fold is not None:
-            self._advanced = closing.advance(self.model, self._fold, self._spec, self._job, number)
-        assert self._advanced is not None  # noqa: S101 - a model has a fold, but for the initial one
+        digest = self.model.blob.digest
+        self.extra = Advanced()
+        if number > 0:
+            slices = None
+            if isinstance(self._aggregation.strategy, Robust):
+                refs = [BlobRef.model_validate(accepted[client]["blob"]) for client in sorted(accepted)]
+                slices = Stored(self._blobs, refs, self._aggregation.update_layout)
+            self.extra = self._aggregation.advance(self.model.flat, all_counted(accepted), slices)
+            digest = weights.digest_of(self.model.file)
+        key = names.model_blob(self._job, number, digest)
+        self._advanced = BlobRef(key=key, size=self.model.file.nbytes, digest=digest)
         return self._advanced
+
+    @property
+    def grid(self) -> Grid | None:
+        """The open round's fixed-point grid; None while there is no base model."""
+        return self._grid
 
     @property
     def file(self) -> Any:

@@ -161,7 +161,7 @@ def _open_round(servers: Servers, job: str, number: int) -> OpenRound | None:
     record = servers.ledger.round(job, number)
     if record is None:
         return None
-    there = set(servers.blobs.list(names.updates_prefix(job, number)))
+    there = _updates(servers.blobs, job, {number, *record.carried.values()})
     again = servers.ledger.round(job, number)
     if again is None or (again.state, again.attempt) != (record.state, record.attempt):
         return None
@@ -183,7 +183,8 @@ def _read_again(blobs: Blobs, job: str, manifests: dict[int, Manifest], keep: bo
         before = manifests.get(number - 1)
         if before is None or found.base is None or before.model.digest != found.base.digest:
             base = None
-        past = _folded_again(blobs, job, Round(number, found), keep, base, tell)
+        server = before.server if before is not None else None
+        past = _folded_again(blobs, job, Round(number, found), keep, base, server, tell)
         base = None  # its memory goes before the next one's comes
         tell(f"round {number}: its model")
         problem, base = _model(blobs, found.model)
@@ -197,10 +198,17 @@ def _model(blobs: Blobs, blob: BlobRef) -> "tuple[str, File | None]":
         return str(error), None
 
 
-def _folded_again(blobs: Blobs, job: str, past: Round, keep: bool, base: "File | None", tell: Tell) -> Round:
+def _updates(blobs: Blobs, job: str, numbers: set[int]) -> set[str]:
+    """The keys of the updates that the bucket has of these rounds."""
+    return {key for number in numbers for key in blobs.list(names.updates_prefix(job, number))}
+
+
+def _folded_again(
+    blobs: Blobs, job: str, past: Round, keep: bool, base: "File | None", server: BlobRef | None, tell: Tell
+) -> Round:
     """What the round's updates say, where all of them are there; `base` is written over."""
     found = past.manifest
-    there = set(blobs.list(names.updates_prefix(job, past.number)))
+    there = _updates(blobs, job, {past.number - update.staleness for update in found.updates})
     kept = sum(update.blob.key in there for update in found.updates)
     if kept < len(found.updates) and not keep:
         return past  # they are being removed
@@ -211,14 +219,14 @@ def _folded_again(blobs: Blobs, job: str, past: Round, keep: bool, base: "File |
     try:
         if base is None:
             return replace(past, replayed=replaying.initial(blobs, found))
-        folding = Replay(blobs, found, base)
-        for index, update in enumerate(found.updates, 1):
-            tell(f"round {past.number}: update {index} of {len(found.updates)}")
+        folding = Replay(blobs, found, base, server)
+        for index, group in enumerate(found.groups, 1):
+            tell(f"round {past.number}: update {index} of {len(found.groups)}")
             try:
-                _check_base(blobs, update, found)
-                folding.add(update)
+                _check_base(blobs, group[0], found)
+                folding.add(group)
             except Refused as refused:
-                damaged.append(f"{update.client}: {refused}")
+                damaged.append(f"{group[0].client}: {refused}")
         return replace(past, damaged=tuple(damaged), replayed=None if damaged else folding.digest())
     except Refused as refused:
         return replace(past, why_not=str(refused))
@@ -229,7 +237,7 @@ def _folded_again(blobs: Blobs, job: str, past: Round, keep: bool, base: "File |
 def _check_base(blobs: Blobs, update: Counted, found: Manifest) -> None:
     """`Refused` where the update's own metadata says that it was trained on another model."""
     base = blobs.stat(update.blob.key)[1].get("base", "")
-    if found.base is not None and base not in ("", found.base.digest):
+    if found.base is not None and not update.staleness and base not in ("", found.base.digest):
         raise Refused(f"was trained on the model {base[:12]}, not on {found.base.digest[:12]}")
 
 

@@ -5,9 +5,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared import fold
+from shared.aggregation import Plan
+from shared.catalog.compression import CompressSpec
 from shared.catalog.strategies import StrategySpec
 from shared.errors import Refused
 from shared.events import BlobRef
+from shared.strategies import strategy
 
 
 class Record(BaseModel):
@@ -36,8 +39,16 @@ class Counted(Record):
     client: str
     blob: BlobRef
     examples: int
+    metrics: dict[str, float] = {}
     max_abs: float | None = None
     norm: float | None = None
+    staleness: int = 0  # rounds since the one that it was trained in
+    batch: str | None = None  # the first of the clients whose partial fold the blob is
+
+    @property
+    def known(self) -> strategy.Counted:
+        """What a strategy knows of it."""
+        return strategy.Counted(self.client, self.examples, self.norm or 0.0, self.staleness, self.metrics)
 
 
 class Fault(Record):
@@ -56,6 +67,10 @@ class Manifest(Record):
     base: BlobRef | None
     model: BlobRef
     strategy: StrategySpec
+    compress: CompressSpec = CompressSpec()
+    population: int = 1
+    lr: float = 1.0
+    server: BlobRef | None = None  # what the strategy keeps
     grid: Grid | None
     weight: int
     updates: tuple[Counted, ...]
@@ -67,6 +82,19 @@ class Manifest(Record):
     faults: tuple[Fault, ...] | None = None
     fence: int | None = None
     deadline: float | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What the round's model depends on besides its updates."""
+        return Plan(strategy=self.strategy, compress=self.compress, population=self.population, lr=self.lr)
+
+    @property
+    def groups(self) -> list[tuple[Counted, ...]]:
+        """The updates, those of one blob together."""
+        found: dict[str, list[Counted]] = {}
+        for update in self.updates:
+            found.setdefault(update.blob.key, []).append(update)
+        return [tuple(group) for group in found.values()]
 
 
 def read(document: dict[str, Any]) -> Manifest:

@@ -125,10 +125,11 @@ def a_client_counts_once(evidence: Evidence) -> Problems:
         found = past.manifest
         often = Counter(update.client for update in found.updates)
         yield from _each(past, sorted(client for client, times in often.items() if times > 1), "is counted twice")
-        blobs = Counter(update.blob.key for update in found.updates)
+        blobs = Counter(group[0].blob.key for group in found.groups if group[0].batch is None for _ in group)
         yield from _each(past, sorted(key for key, times in blobs.items() if times > 1), "is counted twice")
         for update in found.updates:
-            if update.blob.key != names.update_blob(evidence.job, past.number, update.client, update.blob.digest):
+            owner, trained = update.batch or update.client, past.number - update.staleness
+            if update.blob.key != names.update_blob(evidence.job, trained, owner, update.blob.digest):
                 yield f"round {past.number}: {update.client} is counted with {update.blob.key}, which is not its own"
         weight = sum(update.examples for update in found.updates)
         if weight != found.weight:

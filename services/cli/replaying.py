@@ -1,19 +1,22 @@
 """Folding a committed round again: the same updates must give the same model, bit by bit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from services.cli import history
 from services.cli.manifest import Counted, Manifest, read
 from services.cli.servers import Servers
-from shared import fold, weights
+from shared import weights
+from shared.aggregation import Aggregation
 from shared.blobs import Blobs, NotFound
 from shared.errors import BadInput, Refused
-from shared.fold import Fold
-from shared.strategies.choose import strategy_of
+from shared.events import BlobRef
+from shared.slices import Stored
+from shared.strategies.strategy import Robust
+from shared.weights import File
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Verdict:
 class Replay:
     """A committed round being folded again onto its base, one update in memory at a time."""
 
-    def __init__(self, blobs: Blobs, manifest: Manifest, base: npt.NDArray[np.uint8]) -> None:
-        """`base` is the base model's file; it becomes the round's model."""
+    def __init__(self, blobs: Blobs, manifest: Manifest, base: File, server: BlobRef | None) -> None:
+        """`base` is the base model's file, which becomes the round's model; `server`, the state before it."""
         if manifest.grid is None:
             raise Refused("the manifest names a base and no grid")
         self._blobs = blobs
@@ -55,26 +58,34 @@ class Replay:
         self._model = base
         self._grid = manifest.grid.rebuilt()
         self._layout = weights.read_layout(base)
-        self._updates = self._layout.of_updates()
-        self._buffer = np.empty(self._updates.file_size, np.uint8)  # one for all: memory does not grow with the cohort
-        self._fold = Fold(self._layout.size, self._grid)
+        self._aggregation = Aggregation(manifest.plan, self._layout, blobs.get(server) if server is not None else None)
+        self._aggregation.begin(self._grid)
+        self._buffer = np.empty(0, np.uint8)  # one for all: memory does not grow with the cohort
 
-    def add(self, update: Counted) -> None:
+    def add(self, group: Sequence[Counted]) -> None:
         """Folds a kept update; `NotFound` where it is gone, `Refused` where it is not what was folded."""
-        blob = update.blob
-        if blob.size != self._buffer.nbytes:
-            raise Refused(f"{update.client}'s update has {blob.size} bytes instead of {self._buffer.nbytes}")
+        blob, partial = group[0].blob, group[0].batch is not None
+        size = self._aggregation.layout_of(partial=partial).file_size
+        if blob.size != size:
+            raise Refused(f"{group[0].client}'s update has {blob.size} bytes instead of {size}")
+        if self._buffer.nbytes != size:
+            self._buffer = np.empty(size, np.uint8)
         self._blobs.get_into(blob, self._buffer)
-        weights.check_header(self._buffer, self._updates)
-        deltas = self._updates.flat(self._buffer)
-        fold.check(deltas, update.examples, self._grid)
-        self._fold.add(deltas, update.examples)
+        examples = [update.examples for update in group]
+        self._aggregation.measure(self._buffer, examples, self._grid, partial=partial)
+        self._aggregation.add(self._buffer, [update.known for update in group], partial=partial)
 
     def digest(self) -> str:
         """The digest of the model that the updates make."""
-        if self._fold.weight != self._manifest.weight:
-            raise Refused(f"the updates weigh {self._fold.weight}; the manifest says {self._manifest.weight}")
-        self._fold.apply(self._layout.flat(self._model), strategy_of(self._manifest.strategy, 1).step)
+        weight = sum(update.examples for update in self._manifest.updates)
+        if weight != self._manifest.weight:
+            raise Refused(f"the updates weigh {weight}; the manifest says {self._manifest.weight}")
+        slices = None
+        if isinstance(self._aggregation.strategy, Robust):
+            refs = [update.blob for update in self._manifest.updates]
+            slices = Stored(self._blobs, refs, self._aggregation.update_layout)
+        known = [update.known for update in self._manifest.updates]
+        self._aggregation.advance(self._layout.flat(self._model), known, slices)
         return weights.digest_of(self._model)
 
 
@@ -87,7 +98,11 @@ def replay(servers: Servers, job: str, number: int) -> Verdict:
     manifest = read(document)
     problem, digest = "", ""
     try:
-        digest = initial(servers.blobs, manifest) if manifest.base is None else _folded(servers.blobs, manifest)
+        if manifest.base is None:
+            digest = initial(servers.blobs, manifest)
+        else:
+            before = history.manifest(servers.blobs, job, number - 1)
+            digest = _folded(servers.blobs, manifest, read(before).server if before else None)
     except NotFound as error:
         if "/updates/" not in str(error):
             raise
@@ -104,9 +119,9 @@ def initial(blobs: Blobs, manifest: Manifest) -> str:
     return weights.digest_of(blobs.get(manifest.updates[0].blob))
 
 
-def _folded(blobs: Blobs, manifest: Manifest) -> str:
+def _folded(blobs: Blobs, manifest: Manifest, server: BlobRef | None) -> str:
     assert manifest.base is not None  # noqa: S101 - of a round after the first
-    folding = Replay(blobs, manifest, blobs.get(manifest.base))
-    for update in manifest.updates:
-        folding.add(update)
+    folding = Replay(blobs, manifest, blobs.get(manifest.base), server)
+    for group in manifest.groups:
+        folding.add(group)
     return folding.digest()

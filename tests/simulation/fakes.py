@@ -6,7 +6,7 @@ Nothing fails here by itself: `tests.simulation.world` puts the faults in betwee
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from random import Random
@@ -285,6 +285,13 @@ class FakeBlobs:
         for key in keys:
             del self.held[key]
         return len(keys)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.held.pop(key, None)
+
+    def get_span(self, ref: BlobRef, start: int, buffer: npt.NDArray[np.uint8]) -> None:
+        buffer[:] = np.frombuffer(self._content(ref.key), np.uint8)[start : start + buffer.nbytes]
 
     def _content(self, key: str) -> bytes:
         if key not in self.held:

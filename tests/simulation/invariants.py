@@ -72,8 +72,8 @@ class Witness:
                 self.fenced.add(who)
             raise
         match where:
-            case "ledger.accept" if found == "ok":
-                self.accepted[args[2]][args[3]] = args[4]["blob"]["key"]
+            case "ledger.accept_all" if found == "ok":
+                self.accepted[args[2]] |= {client: entry["blob"]["key"] for client, entry in args[3].items()}
             case "ledger.exclude":
                 self.accepted[args[2]].pop(args[3], None)
             case "ledger.fail_round":
@@ -126,7 +126,7 @@ class Witness:
 
 
 #: What a zombie must not do. Models and updates are named for their content: to write them again changes nothing.
-WRITES = ("blobs.put_json", "blobs.delete", "bus.delete")
+WRITES = ("blobs.put_json", "blobs.delete", "blobs.remove", "bus.delete")
 
 # --- the promises -------------------------------------------------------------------------------
 

@@ -207,12 +207,16 @@ def pulse(data: Data, now: int, keys: Keys, known: str) -> list[str]:
     return [before, str(now)]
 
 
-def open_round(data: Data, now: int, keys: Keys, fence: str, number: str, attempt: str, cohort: str, ms: str) -> int:
+def open_round(  # noqa: PLR0917 - as the script is called
+    data: Data, now: int, keys: Keys, fence: str, number: str, attempt: str, cohort: str, ms: str, carried: str
+) -> int:
     job = owned(data, keys, fence)
     conflict(int(job["round"]) != int(number) - 1)
     conflict(data.get(keys[1]).get("state") in ("closed", "committed"))
     deadline = now + int(ms)
-    data.at(keys[1]).update(state="open", attempt=attempt, cohort=cohort, opened=str(now), deadline=str(deadline))
+    data.at(keys[1]).update(
+        state="open", attempt=attempt, cohort=cohort, carried=carried, opened=str(now), deadline=str(deadline)
+    )
     job.update(status="running", detail=f"round {number} of {job['rounds']}")
     job.pop("waiting", None)
     data.expiring.discard(keys[1])
@@ -239,12 +243,15 @@ def standing(data: Data, now: int, keys: Keys, client: str) -> str:
     return "duplicate" if client in data.get(keys[1]) else "ok"
 
 
-def accept(data: Data, now: int, keys: Keys, fence: str, client: str, update: str) -> str:
+def accept(data: Data, now: int, keys: Keys, fence: str, *pairs: str) -> str:
     owned(data, keys, fence)
-    answer = standing(data, now, keys[1:], client)
-    if answer == "ok":
-        data.at(keys[2])[client] = update
-    return answer
+    updates = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    for client in updates:
+        answer = standing(data, now, keys[1:], client)
+        if answer != "ok":
+            return answer
+    data.at(keys[2]).update(updates)
+    return "ok"
 
 
 def reject(data: Data, now: int, keys: Keys, fence: str, client: str, reason: str) -> str:

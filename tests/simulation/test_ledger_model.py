@@ -85,9 +85,15 @@ CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "log": (job,),
     "faults": (),
     "pulse": (st.sampled_from(["one", "two"]), moment),
-    "open_round": (job, fence, number, st.integers(1, 2), st.just(COHORT), seconds),
+    "open_round": (job, fence, number, st.integers(1, 2), st.just(COHORT), seconds, st.sampled_from([{}, {"b": 1}])),
     "extend": (job, fence, number, seconds, seconds),
     "accept": (job, fence, number, client, st.fixed_dictionaries({"n": few})),
+    "accept_all": (
+        job,
+        fence,
+        number,
+        st.dictionaries(client, st.fixed_dictionaries({"n": few}), min_size=1, max_size=3),
+    ),
     "standing": (job, number, client),
     "reject": (job, fence, number, client, text),
     "exclude": (job, fence, number, client, text),
@@ -105,7 +111,7 @@ OTHER: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "save": (),
     "rollback": (),
 }
-OFTEN = ("pass", "claim", "open_round", "accept", "close_round", "extend", "orphans")
+OFTEN = ("pass", "claim", "open_round", "accept", "accept_all", "close_round", "extend", "orphans")
 call = st.one_of(
     [
         st.tuples(st.just(name), *arguments)
@@ -286,12 +292,12 @@ def test_redis_and_the_model_agree(compare: Callable[..., None], calls: list[tup
 # --- what it would find -------------------------------------------------------------------------
 
 
-def unfenced(data: Data, now: int, keys: list[str], fence: str, client: str, update: str) -> str:
-    return model.accept(data, now, keys, data.get(keys[0]).get("fence", fence), client, update)
+def unfenced(data: Data, now: int, keys: list[str], fence: str, *updates: str) -> str:
+    return model.accept(data, now, keys, data.get(keys[0]).get("fence", fence), *updates)
 
 
-def punctual(data: Data, now: int, keys: list[str], fence: str, client: str, update: str) -> str:
-    return model.accept(data, now + 1, keys, fence, client, update)
+def punctual(data: Data, now: int, keys: list[str], fence: str, *updates: str) -> str:
+    return model.accept(data, now + 1, keys, fence, *updates)
 
 
 def greedy(data: Data, now: int, keys: list[str], owner: str, lease: str) -> str | int:

@@ -262,10 +262,10 @@ def open_doors(patch: pytest.MonkeyPatch) -> None:
 def counted_twice(patch: pytest.MonkeyPatch) -> None:
     """A repeated update is folded again."""
 
-    def on_duplicate(seat: Seat, update: Any) -> Any:
-        found = seat.edges.ledger.accepted(seat.job, update.round, update.client)
-        seat.tally.count_again(update.client, found)
-        return rounds.Accepted(update.client)
+    def on_duplicate(seat: Seat, state: rounds.State, update: Any) -> Any:
+        found = seat.edges.ledger.accepted(seat.job, state.round, update.client)
+        seat.tally.count_again({update.client: found})
+        return (rounds.Accepted(update.client),)
 
     patch.setattr(hearing, "_on_duplicate", on_duplicate)
 
@@ -274,12 +274,13 @@ def folded_first(patch: pytest.MonkeyPatch) -> None:
     """An update is folded before the ledger says whether it counts."""
     real = hearing._take_in
 
-    def take_in(seat: Seat, update: Any) -> str:
+    def take_in(seat: Seat, number: int, update: Any) -> str:
         if seat.tally.model is not None and update.round:
-            seat.tally.receive(update)
-            seat.tally._fold.add(seat.tally._in_hand, update.examples)  # type: ignore[union-attr, arg-type]
-            seat.tally.count = lambda client, _, digest: seat.tally.counted.update({client: digest})  # type: ignore[method-assign]
-        return real(seat, update)
+            seat.tally.receive(update, number)
+            seat.tally._aggregation.add(seat.tally._in_hand.file, seat.tally._in_hand.updates)  # type: ignore[union-attr]
+            known = seat.tally.counted
+            seat.tally.count = lambda update: known.update({update.client: update.update.digest})  # type: ignore[method-assign, union-attr]
+        return real(seat, number, update)
 
     patch.setattr(hearing, "_take_in", take_in)
 
@@ -288,7 +289,8 @@ def unfrozen(patch: pytest.MonkeyPatch) -> None:
     """The model is made of what is in the fold, whatever was frozen."""
 
     def advance(tally: Tally, number: int, cohort: int, accepted: Any) -> Any:
-        if number and tally._fold is not None and tally._fold.weight and tally._advanced is None:
+        fold = tally._aggregation.fold if tally._aggregation is not None else None
+        if number and fold is not None and fold.weight and tally._advanced is None:
             tally.counted = {client: entry["blob"]["digest"] for client, entry in accepted.items()}
         return real(tally, number, cohort, accepted)
 
@@ -297,13 +299,11 @@ def unfrozen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hearing, "_take_in", _accept_alone)
 
 
-def _accept_alone(seat: Seat, update: Any) -> str:
-    entry = seat.tally.receive(update)
-    if update.client.endswith("1") and update.round:  # it is accepted, and its fold forgotten
-        return seat.edges.ledger.accept(seat.job, seat.fence, update.round, update.client, entry)
-    answer = seat.edges.ledger.accept(seat.job, seat.fence, update.round, update.client, entry)
-    if answer == "ok":
-        seat.tally.count(update.client, update.examples, update.update.digest)
+def _accept_alone(seat: Seat, number: int, update: Any) -> str:
+    kept = seat.tally.receive(update, number)
+    answer = seat.edges.ledger.accept_all(seat.job, seat.fence, number, kept)
+    if answer == "ok" and not (update.client.endswith("1") and update.round):  # else its fold is forgotten
+        seat.tally.count(update)
     return answer
 
 
@@ -391,9 +391,9 @@ def any_base(patch: pytest.MonkeyPatch) -> None:
     """An update is folded whatever it was trained on."""
     real = Tally.receive
 
-    def receive(tally: Tally, update: Any) -> Any:
-        base = tally.model.blob.digest if tally.model else update.base
-        return real(tally, update.model_copy(update={"base": base}))
+    def receive(tally: Tally, update: Any, number: int) -> Any:
+        base = tally.bases[update.round].digest if tally.model else update.base
+        return real(tally, update.model_copy(update={"base": base}), number)
 
     patch.setattr(Tally, "receive", receive)
 

@@ -1,0 +1,64 @@
+"""An accepted update as the ledger and the manifest keep it: one entry for each client, plain JSON.
+
+Pure. The clients that one file is the partial fold of have an entry each, with the same blob.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shared.events import BlobRef, ModelUpdate
+from shared.fold import Measures
+from shared.strategies.strategy import Counted
+
+Entry = Mapping[str, Any]
+
+
+def entries(update: ModelUpdate, measures: Measures | None, staleness: int = 0) -> dict[str, dict[str, Any]]:
+    """What is kept of an update, by client."""
+    about: dict[str, Any] = {
+        "trainer": update.trainer,
+        "blob": update.update.model_dump() if update.update else None,
+    }
+    common: dict[str, Any] = {"timings": update.timings}
+    if measures is not None:
+        common |= {"max_abs": measures.max_abs, "norm": measures.norm}
+    if staleness:
+        common["staleness"] = staleness
+    if update.members:
+        common["batch"] = update.client
+        return {
+            member.client: {**about, "examples": member.examples, "metrics": member.metrics, **common}
+            for member in update.members
+        }
+    if update.state is not None:
+        common["state"] = update.state.model_dump()
+    return {update.client: {**about, "examples": update.examples, "metrics": update.metrics, **common}}
+
+
+def counted(client: str, entry: Entry) -> Counted:
+    """What a strategy knows of an entry."""
+    norm, staleness = float(entry.get("norm", 0.0)), int(entry.get("staleness", 0))
+    return Counted(client, int(entry["examples"]), norm, staleness, entry["metrics"])
+
+
+def all_counted(accepted: Mapping[str, Entry]) -> list[Counted]:
+    """What a strategy knows of a round's accepted updates, in client order."""
+    return [counted(client, accepted[client]) for client in sorted(accepted)]
+
+
+def by_blob(accepted: Mapping[str, Entry]) -> Iterable[dict[str, Entry]]:
+    """The entries of a round, those of one file together, in client order."""
+    found: dict[str, dict[str, Entry]] = {}
+    for client in sorted(accepted):
+        found.setdefault(accepted[client]["blob"]["key"], {})[client] = accepted[client]
+    return found.values()
+
+
+def blob_of(group: Mapping[str, Entry]) -> BlobRef:
+    """The one file of entries that belong together."""
+    return BlobRef.model_validate(next(iter(group.values()))["blob"])
+
+
+def is_partial(group: Mapping[str, Entry]) -> bool:
+    """Whether the file is a partial fold."""
+    return any("batch" in entry for entry in group.values())

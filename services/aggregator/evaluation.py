@@ -1,0 +1,85 @@
+"""How good a round's model is, put together of the answers of those who were asked.
+
+Pure. On the clients, each on its own held-out examples: the mean over examples, the mean over clients, and the mean of
+the worst tenth of the clients (Mohri et al. 2019 and Li et al. 2019 say why a mean alone is not fair).
+"""
+
+import hashlib
+import heapq
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.aggregator.selection import population
+from shared.events import ModelEvaluated
+from shared.jobs import JobSpec
+
+SERVER = 0  #: the part that is the server's test set; the clients' come after it
+
+
+@dataclass
+class Evaluation:
+    """One round's, while answers come in."""
+
+    round: int
+    parts: int = 1  # that were asked for
+    answered: dict[int, ModelEvaluated] = field(default_factory=dict)
+
+    def take(self, event: ModelEvaluated) -> bool:
+        """Keeps an answer, once; whether it was the last one."""
+        self.answered.setdefault(event.part, event)
+        return len(self.answered) >= self.parts
+
+    @property
+    def examples(self) -> int:
+        return sum(event.examples for event in self.answered.values())
+
+    @property
+    def clients(self) -> dict[str, dict[str, float]]:
+        """Each client's figures, with its examples."""
+        members = [member for _, event in sorted(self.answered.items()) for member in event.members]
+        return {member.client: {"examples": member.examples, **member.metrics} for member in members}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The server's figures by their names, the clients' with `local_` before them."""
+        own = {name: value for event in self.answered.values() for name, value in event.metrics.items()}
+        return own | summary(self.clients)
+
+    def document(self) -> dict[str, Any]:
+        """What the record keeps."""
+        found: dict[str, Any] = {"round": self.round, "examples": self.examples, "metrics": self.metrics}
+        return found | ({"clients": self.clients} if self.clients else {})
+
+
+def evaluators(spec: JobSpec, alive: Mapping[str, int], number: int) -> tuple[str, ...]:
+    """The clients that evaluate the model of round `number`: all that can, or `evaluate.clients` of them by lot."""
+    there = population(spec, alive)
+    most = spec.evaluate.clients
+    if most is None or most >= len(there):
+        return there
+    chosen = set(heapq.nsmallest(most, there, key=lambda client: _lot(spec.seed, number, client)))
+    return tuple(client for client in there if client in chosen)
+
+
+def _lot(seed: int, number: int, client: str) -> bytes:
+    return hashlib.sha256(f"evaluate/{seed}/{number}/{client}".encode()).digest()
+
+
+def summary(clients: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """What the figures of single clients come to; empty without clients."""
+    if not clients:
+        return {}
+    total = sum(found["examples"] for found in clients.values())
+    names = sorted(set.intersection(*(set(found) for found in clients.values())) - {"examples"})
+    means = {
+        f"local_{name}": sum(found[name] * found["examples"] for found in clients.values()) / total for name in names
+    }
+    for name in names:
+        values = sorted(found[name] for found in clients.values())
+        means[f"local_{name}_mean"] = math.fsum(values) / len(values)
+    if "accuracy" in names:
+        worst = sorted(found["accuracy"] for found in clients.values())[: math.ceil(len(clients) / 10)]
+        means["local_accuracy_worst_decile"] = math.fsum(worst) / len(worst)
+    return means

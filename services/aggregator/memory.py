@@ -1,0 +1,61 @@
+"""What a job knows of its clients after a round: their states, and what selection goes by.
+
+Pure. It follows from the job's manifests; a copy lies beside the last one, so that nobody has to read them all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from services.aggregator.selection import history
+from services.aggregator.selection.history import NOTHING, Facts, History, Report
+from shared.events import StateRef
+from shared.jobs import JobSpec
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of the rounds up to the last committed one."""
+
+    states: Mapping[str, StateRef] = field(default_factory=dict)  # of each client that has one: the last that counted
+    history: History = NOTHING
+
+    def document(self) -> dict[str, Any]:
+        """As it is stored."""
+        states = {client: [ref.size, ref.digest] for client, ref in self.states.items()}
+        return {"states": states, "history": self.history.to_document()}
+
+
+def is_kept(spec: JobSpec) -> bool:
+    """Whether a job has anything to remember of its clients."""
+    return spec.is_stateful or history.is_needed(spec)
+
+
+def read(document: Mapping[str, Any]) -> Memory:
+    """The memory in a document."""
+    states = {
+        client: StateRef(size=int(size), digest=str(digest)) for client, (size, digest) in document["states"].items()
+    }
+    return Memory(states, History.from_document(document["history"]))
+
+
+def after(memory: Memory, spec: JobSpec, number: int, cohort: tuple[str, ...], accepted: Mapping[str, Any]) -> Memory:
+    """What is known once round `number` is committed with these accepted updates."""
+    if number == 0 or not is_kept(spec):
+        return memory
+    fresh = {
+        client: StateRef.model_validate(entry["state"]) for client, entry in accepted.items() if entry.get("state")
+    }
+    reports = {
+        client: Report(entry["examples"], entry["metrics"], float(entry["timings"].get("total", 0.0)))
+        for client, entry in accepted.items()
+    }
+    known = memory.history
+    if history.is_needed(spec):
+        known = history.observe(known, spec, Facts(number, cohort, reports))
+    return replace(memory, states={**memory.states, **fresh}, history=known)
+
+
+def superseded(before: Memory, now: Memory) -> list[tuple[str, StateRef]]:
+    """The states that were replaced, each with its client."""
+    return [(client, ref) for client, ref in before.states.items() if now.states.get(client, ref).digest != ref.digest]

@@ -1,0 +1,156 @@
+"""What a job's strategy makes of update files: each is folded as it travels, and all of them give the next model.
+
+Pure. One update is in memory at a time; what the strategies that compare single updates need of them, they read in
+slices. Memory, in vectors of P values: 4 bytes of the model, 4 of the update in hand, 8 of the fold, and 4 for each
+vector that the strategy, or the compression of models, keeps from round to round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from shared import fold, weights
+from shared.catalog.compression import CompressSpec
+from shared.catalog.strategies import StrategySpec
+from shared.catalog.training import TrainSpec
+from shared.compression import difference
+from shared.compression.choose import encoding_of
+from shared.compression.encoding import Encoding
+from shared.errors import Refused, Stale
+from shared.fold import Fold, Grid, Measures
+from shared.jobs import JobSpec
+from shared.strategies.choose import strategy_of
+from shared.strategies.strategy import Counted, Robust, Slices
+from shared.weights import File, Flat, Layout
+
+RESIDUAL = "residual"  #: the server state's vector of what compressing the models left out so far
+
+
+class Plan(BaseModel):
+    """All that the next model depends on besides the updates; a manifest holds it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    strategy: StrategySpec
+    compress: CompressSpec = CompressSpec()
+    population: int = 1  # clients of the job
+    lr: float = 1.0  # of the clients' optimizer
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> Self:
+        lr = spec.train.optimizer.lr if isinstance(spec.train, TrainSpec) else 1.0
+        return cls(strategy=spec.strategy, compress=spec.compress, population=spec.population, lr=lr)
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """What a round's end leaves beside its model, as files to be stored."""
+
+    server: File | None = None  # what the strategy keeps
+    delta: File | None = None  # what makes the model of the one before
+
+
+class Aggregation:
+    """One job's rounds, one after the other, under its plan and on models of one layout."""
+
+    def __init__(self, plan: Plan, layout: Layout, server: File | None = None) -> None:
+        """`server` is the strategy's state after the last round; without it, or one of another kind, it begins."""
+        self.strategy = strategy_of(plan.strategy, plan.population, plan.lr)
+        self.fold: Fold | None = None
+        self._plan = plan
+        self._size = layout.size
+        self._encoding = encoding_of(plan.compress.update, layout.of_updates(self.strategy.channels))
+        self._down: Encoding | None = None
+        if plan.compress.model is not None:
+            self._down = encoding_of(plan.compress.model, layout.of_updates())
+        self.update_layout = self._encoding.layout
+        self.partial_layout = weights.layout_of({"sums": ("I64", (layout.size,))})
+        self._server, self._state = self._begun(server)
+
+    @property
+    def is_stateful(self) -> bool:
+        return bool(self._state)
+
+    # --- a round's updates ----------------------------------------------------------------------
+
+    def begin(self, grid: Grid) -> None:
+        """Empties the fold."""
+        if isinstance(self.strategy, Robust):
+            return
+        if self.fold is None or self.fold.grid != grid:
+            self.fold = None  # its memory goes before the next one's comes
+            self.fold = Fold(len(self.strategy.channels) * self._size, grid)
+        else:
+            self.fold.reset()
+
+    def layout_of(self, *, partial: bool) -> Layout:
+        """What an update's file looks like: of one client, or a partial fold of several."""
+        return self.partial_layout if partial else self.update_layout
+
+    def measure(
+        self, file: File, examples: Sequence[int], grid: Grid, max_norm: float | None = None, *, partial: bool = False
+    ) -> Measures:
+        """Checks an update's file and measures it; `Refused` where it must not be folded."""
+        weights.check_header(file, self.layout_of(partial=partial))
+        if not partial:
+            return fold.check(self._encoding.tiles(file), examples[0], grid, max_norm)
+        if wrong := [n for n in examples if not 1 <= n <= grid.max_weight]:
+            raise Refused(f"examples is {wrong[0]}; allowed: 1 to {grid.max_weight} (limits.max_examples)")
+        weighed = sum(self.strategy.weight(Counted("", n)) for n in examples)
+        return fold.check_partial(self._sums(file), weighed, len(examples), grid)
+
+    def add(self, file: File, updates: Sequence[Counted], *, partial: bool = False) -> None:
+        """Folds a measured update, of one client or of several."""
+        if self.fold is None:
+            return  # the strategy reads it again, from the store
+        if partial:
+            weighed = sum(self.strategy.weight(update) for update in updates)
+            self.fold.add_partial(self._sums(file), weighed, len(updates))
+        else:
+            (update,) = updates
+            self.fold.add(self._encoding.tiles(file), self.strategy.weight(update), self.strategy.scale(update))
+
+    # --- the next model -------------------------------------------------------------------------
+
+    def advance(self, model: Flat, updates: Sequence[Counted], slices: Slices | None = None) -> Advanced:
+        """Makes the next model in place of `model`, shape (P,), of the frozen updates in client order."""
+        before = model.copy() if self._down is not None else None
+        kept = {name: vector for name, vector in self._state.items() if name != RESIDUAL}
+        if isinstance(self.strategy, Robust):
+            if slices is None:
+                raise Stale("its updates are not at hand")
+            self.strategy.advance(model, self.strategy.combine(updates, slices))
+        elif self.fold is not None:
+            factor = self.strategy.factor(updates)
+            channels = len(self.strategy.channels)
+            self.fold.apply(model, self.strategy.step, kept, factor=factor, channels=channels)
+        delta = None
+        if before is not None and self._down is not None:
+            delta = self._down.layout.empty_file()
+            difference.shrink(before, model, self._down, self._state.get(RESIDUAL), delta)
+        return Advanced(self._server if self._state else None, delta)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _sums(self, file: File) -> npt.NDArray[np.int64]:
+        sums: npt.NDArray[np.int64] = self.partial_layout.views(file)["sums"]
+        return sums
+
+    def _begun(self, server: File | None) -> tuple[File, dict[str, Flat]]:
+        """The server state's file and its vectors inside it."""
+        starts = dict(self.strategy.state)
+        down = self._plan.compress.model
+        if down is not None and down.error_feedback:
+            starts[RESIDUAL] = 0.0
+        layout = weights.layout_of(dict.fromkeys(starts, ("F32", (self._size,))))
+        if server is not None and server[: len(layout.header)].tobytes() == layout.header:
+            return server, layout.views(server)
+        file = layout.empty_file()
+        vectors: dict[str, Flat] = layout.views(file)
+        for name, start in starts.items():
+            vectors[name][:] = start
+        return file, vectors
