@@ -257,8 +257,8 @@ def _evaluation(spec: "JobSpec") -> Iterator[str]:
             f"evaluate.on is {evaluate.on}, and the clients hold out no examples for it: "
             "set data.local_test, such as to 0.2"
         )
-    alone = isinstance(data, Digits | Csv | Npz | Images)  # LEAF's files may have a test set of their own
-    if evaluate.every and evaluate.on != "clients" and alone and not data.test_fraction:
+    held_out = data.test_fraction if isinstance(data, Digits | Csv | Npz | Images) else 1  # LEAF may bring its own
+    if evaluate.every and evaluate.on != "clients" and not held_out:
         yield (
             "data.test_fraction is 0, so that the server has nothing to evaluate on: "
             "set evaluate.every to 0, or evaluate.on to clients"

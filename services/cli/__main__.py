@@ -51,6 +51,19 @@ def schema() -> None:
 
 
 @app.command()
+def catalog(
+    family: Annotated[
+        str | None, typer.Argument(metavar="FAMILY", help="One section alone: model, train.optimizer, partition.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Lists every name that a job file may give, with its parameters, their bounds and their defaults."""
+    from services.cli import catalog as found
+
+    found.catalog(family, as_json)
+
+
+@app.command()
 def start(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="The job file, YAML; with --resume, instead of the job's own.")

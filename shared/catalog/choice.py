@@ -17,6 +17,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 ATTRIBUTE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+DURATION = "Seconds, or a duration such as 500ms, 60s, 5m or 2h."
 CUSTOM = "custom"  #: the tag of the user's own
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -36,7 +37,12 @@ Seconds = Annotated[
     BeforeValidator(_duration),
     Field(gt=0, le=7 * 86400),
     # Ours, because pydantic's own has `gt` and `le` here, which no editor knows.
-    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 604800}, {"type": "string"}]}),
+    WithJsonSchema(
+        {
+            "description": DURATION,
+            "anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 604800}, {"type": "string"}],
+        }
+    ),
 ]
 
 
