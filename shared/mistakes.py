@@ -44,7 +44,9 @@ def _sentence(mistake: dict[str, Any], root: Model) -> str:
             return f"{where}: unknown key{_hint(path[-1], allowed)}; allowed here: {', '.join(allowed)}"
         case "value_error":
             reason = str(context["error"])
-            return f"{where}: {_show(found)} is not allowed: {reason}" if path else reason
+            if isinstance(found, Mapping):  # a section that does not fit together; it is too long to be shown
+                return f"{where}: {reason}" if path else reason
+            return f"{where}: {_show(found)} is not allowed: {reason}"
         case "unknown_name":
             return _unknown(where, found, mistake["msg"])
     return f"{where}: {_show(found)} is not allowed: {_reason(kind, context, mistake['msg'])}"

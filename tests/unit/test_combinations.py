@@ -93,11 +93,6 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"rounds.target": None},
     ),
     (
-        {"model": {"name": "transformer", "width": 30}},
-        "model.heads is 4, which does not divide model.width, 30",
-        {"model.width": 32},
-    ),
-    (
         {"model": {"name": "char_lstm"}},
         "model char_lstm reads sequences of characters, which digits has none of: shakespeare has",
         {"data.name": "shakespeare"},

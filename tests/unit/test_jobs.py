@@ -103,6 +103,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "model.depth: 19 is not allowed: it should be 18, 20, 32, 44, 50 or 56",
     ),
     ({"model": {"name": "torchvision"}}, "model.arch: is missing"),
+    ({"model": {"name": "transformer", "width": 30}}, "model: heads is 4, which does not divide width, 30"),
     (
         {"model": {"name": "torchvision", "arch": "ResNet"}},
         "model.arch: 'ResNet' is not allowed: the name of one of torchvision's models, such as mobilenet_v3_small",
