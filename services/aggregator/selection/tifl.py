@@ -83,7 +83,9 @@ def beginning(spec: JobSpec, policy: Tifl) -> Tiers:
 def observed(spec: JobSpec, policy: Tifl, before: "History", now: Mapping[str, Known], facts: "Facts") -> Tiers:
     """The tiers after a round: the one that trained has a credit less, and every `interval` rounds chances change."""
     memory = before.tifl or beginning(spec, policy)
-    if facts.cohort and not is_profiling(spec, facts.number):
+    if is_profiling(spec, facts.number):
+        return memory
+    if facts.cohort:
         # The tier that most of the cohort are of: neighbours only fill it up.
         tier_of = tiers(spec, policy, before.clients)
         counts = Counter(tier_of[client] for client in facts.cohort)
