@@ -64,6 +64,20 @@ def catalog(
 
 
 @app.command()
+def data(
+    file: File,
+    assignments: Set = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Draws each client's share, a PNG file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrites this file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows which client would have which examples; reads the data, where the trainer's packages are installed."""
+    from services.cli import jobfile, sharing
+
+    sharing.data(jobfile.load(file, assignments or ()), plot=plot, force=force, as_json=as_json)
+
+
+@app.command()
 def start(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="The job file, YAML; with --resume, instead of the job's own.")

@@ -1,12 +1,8 @@
 """How good a job's model became: the figures of each round, the model itself, and the learning curve."""
 
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from services.cli import history, output
+from services.cli import history, output, saving
 from services.cli.history import PastRound
 from services.cli.progress import last_line
 from services.cli.servers import Servers
@@ -18,7 +14,7 @@ def results(servers: Servers, job: str, *, export: Path | None, plot: Path | Non
     """Prints every committed round, of a job that has ended or of one that runs; saves what is asked for."""
     for path in (export, plot):
         if path is not None:
-            _check_target(path, force)
+            saving.check_target(path, force)
     spec = history.known_spec(servers.blobs, servers.ledger, job)
     rounds = history.rounds(servers.blobs, job)
     end = history.end(servers.blobs, job)
@@ -38,7 +34,7 @@ def results(servers: Servers, job: str, *, export: Path | None, plot: Path | Non
             print(f"job {job} {end.outcome} after {end.rounds} rounds: {end.reason}")
     if export is not None:
         model = end.model if end and end.model else _last_model(job, rounds)
-        with _replacing(export) as fresh:
+        with saving.replacing(export) as fresh:
             servers.blobs.get(model).tofile(fresh)  # checked against its digest on the way
         output.note(f"saved {export}: {model.size} bytes, digest {model.digest[:12]}")
     if plot is not None:
@@ -46,7 +42,7 @@ def results(servers: Servers, job: str, *, export: Path | None, plot: Path | Non
 
         if len(rounds) < 2:
             raise BadInput(f"job {job} has no committed round to draw yet")
-        with _replacing(plot) as fresh:
+        with saving.replacing(plot) as fresh:
             learning_curve(job, rounds, fresh)
         output.note(f"saved {plot}")
 
@@ -81,25 +77,3 @@ def _last_model(job: str, rounds: list[PastRound]) -> BlobRef:
     if not rounds:
         raise BadInput(f"job {job} has no model yet")
     return BlobRef.model_validate(rounds[-1].manifest["model"])
-
-
-def _check_target(path: Path, force: bool) -> None:
-    if not path.parent.is_dir():
-        raise BadInput(f"{path}: there is no directory {path.parent}")
-    if path.is_dir():
-        raise BadInput(f"{path}: is a directory; name a file")
-    if path.exists() and not force:
-        raise BadInput(f"{path}: exists already; --force overwrites it")
-
-
-@contextmanager
-def _replacing(path: Path) -> "Iterator[Path]":
-    """A file beside `path` that takes its place when it is whole."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield fresh
-        os.replace(fresh, path)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
