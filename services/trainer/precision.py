@@ -19,8 +19,7 @@ def lower(spec: TrainSpec, device: torch.device) -> torch.dtype | None:
     """
     if spec.precision == "full" or device.type != "cuda":
         return None
-    with torch.cuda.device(device):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:

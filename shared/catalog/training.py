@@ -51,9 +51,9 @@ OptimizerSpec = Annotated[Sgd | Adam | AdamW, Choice("train.optimizer", default=
 
 
 class Schedule(Strict):
-    """What every schedule has: the learning rate of a round as a multiple of the optimizer's."""
+    """How the learning rate goes from round to round: a warm-up, then what the schedule does."""
 
-    warmup: StrictInt = Field(default=0, ge=0)  # first rounds, in which it rises linearly to the whole
+    warmup: StrictInt = Field(default=0, ge=0)  # first rounds, in which it rises linearly to the optimizer's
 
 
 class Constant(Schedule):
@@ -80,7 +80,7 @@ class Exponential(Schedule):
 
 
 class Cosine(Schedule):
-    """Half a cosine from the optimizer's learning rate in the first round to `floor` in the last."""
+    """Half a cosine from the optimizer's learning rate, where the warm-up ends, to `floor` in the last round."""
 
     name: Literal["cosine"] = "cosine"
     floor: float = Field(default=0.0, ge=0)
@@ -117,12 +117,12 @@ class TrainSpec(Kept):
     optimizer: OptimizerSpec = Sgd()
     schedule: ScheduleSpec = Constant()
     fedprox: FedProx | None = None
-    clip_norm: float | None = Field(default=None, gt=0)  # of each batch's gradient, L2
+    clip_norm: float | None = Field(default=None, gt=0)  # of each batch's gradient with FedProx's part, L2
     precision: Literal["full", "mixed"] = "full"  # mixed: bfloat16 or float16 where the device is CUDA
 
 
 class CustomTrain(Custom, Kept):
-    """The user's own local step; see `services.trainer.learning`."""
+    """The user's own local step; see `services.trainer.own_step`."""
 
 
 def _tag(value: object) -> str:

@@ -1,8 +1,8 @@
-"""Local training: deterministic, stoppable, and plain SGD when nobody else takes part."""
+"""Local training: deterministic, stoppable, plain SGD when nobody else takes part, and what a job may ask for."""
 
 import subprocess
 import sys
-import types
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from services.trainer import learning
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
 from shared.catalog.models import LeNet
-from shared.catalog.training import CustomTrain, Sgd, TrainSpec
-from shared.errors import BadInput, Stale
+from shared.catalog.training import Adam, AdamW, Cosine, FedProx, OptimizerSpec, Sgd, TrainSpec
+from shared.errors import Stale
 
 SPEC = TrainSpec(epochs=2, batch_size=7, optimizer=Sgd(lr=0.05, momentum=0.9, weight_decay=1e-4))
 
@@ -101,31 +101,205 @@ def test_one_client_with_all_the_data_is_central_sgd() -> None:
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_the_optimizer_is_that_of_torch() -> None:
-    """Momentum and weight decay included, and parameters that the loss does not reach or that are frozen."""
-    x, y = examples()
-    ours, theirs = (catalog.build(LeNet(), (1, 8, 8), 10, seed=0) for _ in range(2))
-    for model in (ours, theirs):
-        model.unused = nn.Linear(2, 2)
-        model.forward = model[:-1].forward  # type: ignore[index, method-assign]
-        model[0].weight.requires_grad_(False)  # type: ignore[index]
-    learning.train(ours, x, y, SPEC, seed=1, client="a", number=1)
+OPTIMIZERS: list[tuple[OptimizerSpec, Callable[..., torch.optim.Optimizer], dict[str, object]]] = [
+    (Sgd(lr=0.05), torch.optim.SGD, {"lr": 0.05}),
+    (
+        Sgd(lr=0.05, momentum=0.9, weight_decay=1e-2),
+        torch.optim.SGD,
+        {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2},
+    ),
+    (Adam(), torch.optim.Adam, {"lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-8}),
+    (
+        Adam(lr=0.01, beta_1=0.7, beta_2=0.8, eps=1e-3, weight_decay=0.1),
+        torch.optim.Adam,
+        {"lr": 0.01, "betas": (0.7, 0.8), "eps": 1e-3, "weight_decay": 0.1},
+    ),
+    (
+        AdamW(lr=0.01, beta_1=0.7, beta_2=0.8, eps=1e-3, weight_decay=0.1),
+        torch.optim.AdamW,
+        {"lr": 0.01, "betas": (0.7, 0.8), "eps": 1e-3, "weight_decay": 0.1},
+    ),
+]
 
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
-    for epoch in range(SPEC.epochs):
-        generator = torch.Generator().manual_seed(learning.shuffle_seed(1, "a", 1, epoch))
-        for batch in torch.randperm(len(y), generator=generator).split(SPEC.batch_size):
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), OPTIMIZERS)
+def test_optimizers_are_those_of_torch(
+    ours: OptimizerSpec, theirs: Callable[..., torch.optim.Optimizer], options: dict[str, object]
+) -> None:
+    """Bit for bit, with parameters that are frozen or not reached by the loss, which is the last epoch's mean."""
+    x, y = examples()
+    spec = TrainSpec(epochs=2, batch_size=7, optimizer=ours)
+    model, other = mlp(), mlp()
+    for one in (model, other):
+        one.register_parameter("unused", nn.Parameter(torch.ones(2)))
+        one[1].bias.requires_grad_(False)
+    found = learning.train(model, x, y, spec, seed=1, client="a", number=1)
+
+    optimizer = theirs(other.parameters(), **options)
+    for epoch in range(spec.epochs):
+        total = torch.zeros(())
+        for batch in order(epoch, len(y)).split(spec.batch_size):
             optimizer.zero_grad()
-            functional.cross_entropy(theirs(x[batch]), y[batch]).backward()
+            loss = functional.cross_entropy(other(x[batch]), y[batch])
+            loss.backward()
             optimizer.step()
-    for name, tensor in ours.state_dict().items():
-        if not name.startswith("unused"):
-            assert torch.equal(tensor, theirs.state_dict()[name]), name
+            total += loss.detach() * len(batch)
+    assert found == {"train_loss": float(total) / len(y), "steps": 12}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def mlp() -> nn.Sequential:
+    """The same at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
+def order(epoch: int, size: int, number: int = 1) -> Tensor:
+    """That of client a, with the seed 1."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(learning.shuffle_seed(1, "a", number, epoch)))
+
+
+def vector(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def moved(spec: TrainSpec, *, number: int = 1, rounds: int = 1) -> Tensor:
+    """How far the same model goes when it is trained like that."""
+    model = mlp()
+    learning.train(model, *examples(), spec, seed=1, client="a", number=number, rounds=rounds)
+    return vector(model) - vector(mlp())
+
+
+def test_training_loads_no_compiler() -> None:
+    """torch's would take 150 MB and more than a second in every slot."""
+    code = (
+        "import sys, torch; from torch import nn; from services.trainer import learning\n"
+        "from shared.catalog.training import Adam, AdamW, FedProx, Sgd, TrainSpec\n"
+        "for optimizer in (Sgd(momentum=0.5), Adam(), AdamW()):\n"
+        "    spec = TrainSpec(optimizer=optimizer, clip_norm=1, fedprox=FedProx(), precision='mixed')\n"
+        "    x, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)\n"
+        "    learning.train(nn.Linear(2, 2), x, y, spec, seed=0, client='a', number=1)\n"
+        "print(sorted({'torch._dynamo', 'torch._inductor', 'sympy'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+    assert found.stdout.strip() == "[]"
 
 
 def test_training_lowers_the_loss() -> None:
     """`train_loss` is the mean over the last epoch."""
     assert trained(TrainSpec(epochs=30, batch_size=8))[1] < trained(TrainSpec(epochs=1, batch_size=8))[1]
+
+
+@pytest.mark.parametrize("steps", [1, 5, 6, 8, 12])
+def test_steps_are_exactly_so_many_batches(steps: int) -> None:
+    """Of 6 an epoch, shuffled as epochs are; the loss is the mean over the last pass, whole or not."""
+    x, y = examples()
+    spec = TrainSpec(steps=steps, epochs=99, batch_size=7, optimizer=Sgd(lr=0.1))
+    model, other = mlp(), mlp()
+    found = learning.train(model, x, y, spec, seed=1, client="a", number=1)
+
+    batches = [(epoch, batch) for epoch in range(2) for batch in order(epoch, len(y)).split(7)][:steps]
+    losses = []
+    for epoch, batch in batches:
+        loss = functional.cross_entropy(other(x[batch]), y[batch])
+        gradients = torch.autograd.grad(loss, list(other.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(other.parameters(), gradients, strict=True):
+                parameter.sub_(0.1 * gradient)
+        losses.append((epoch, loss.item(), len(batch)))
+    last = [(loss, size) for epoch, loss, size in losses if epoch == losses[-1][0]]
+    assert torch.allclose(vector(model), vector(other), rtol=0, atol=1e-6)
+    assert found["steps"] == steps
+    assert found["train_loss"] == pytest.approx(
+        sum(loss * size for loss, size in last) / sum(size for _, size in last), rel=1e-5
+    )
+
+
+def test_the_learning_rate_is_that_of_the_round() -> None:
+    """One full batch of plain SGD moves the model by the learning rate times the same gradient."""
+    spec = TrainSpec(batch_size=40, optimizer=Sgd(lr=0.5), schedule=Cosine(floor=0.1))
+
+    assert torch.allclose(moved(spec, number=3, rounds=5), moved(spec, number=1, rounds=5) * 0.6, rtol=0, atol=1e-6)
+    assert torch.allclose(moved(spec, number=5, rounds=5), moved(spec, number=1, rounds=5) * 0.2, rtol=0, atol=1e-6)
+
+
+def test_fedprox_pulls_back_to_the_model_of_the_round() -> None:
+    """The gradient of mu/2 · ‖w − w_round‖² is added to that of the loss, so a larger mu stays closer."""
+    x, y = examples()
+    spec = TrainSpec(epochs=3, batch_size=8, optimizer=Sgd(lr=0.1, momentum=0.5), fedprox=FedProx(mu=0.7))
+    other = mlp()
+    begin = [parameter.detach().clone() for parameter in other.parameters()]
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.5)
+    for epoch in range(3):
+        for batch in order(epoch, len(y)).split(8):
+            optimizer.zero_grad()
+            pull = sum(((now - then) ** 2).sum() for now, then in zip(other.parameters(), begin, strict=True))
+            (functional.cross_entropy(other(x[batch]), y[batch]) + 0.7 / 2 * pull).backward()
+            optimizer.step()
+
+    assert torch.allclose(moved(spec), vector(other) - vector(mlp()), rtol=0, atol=1e-6)
+    far = [float(moved(spec.model_copy(update={"fedprox": FedProx(mu=mu)})).norm()) for mu in (1e-9, 0.1, 1, 5)]
+    assert far == sorted(far, reverse=True)
+    assert far[-1] < 0.7 * far[0]
+
+
+def test_gradients_are_clipped_together() -> None:
+    """To an L2 norm of all parameters, as torch's `clip_grad_norm_` does; a shorter one is left as it is."""
+    x, y = examples()
+    spec = TrainSpec(epochs=2, batch_size=8, optimizer=Sgd(lr=0.1), clip_norm=0.3)
+    other = mlp()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    norms = []
+    for epoch in range(2):
+        for batch in order(epoch, len(y)).split(8):
+            optimizer.zero_grad()
+            functional.cross_entropy(other(x[batch]), y[batch]).backward()
+            norms.append(float(nn.utils.clip_grad_norm_(other.parameters(), 0.3)))
+            optimizer.step()
+
+    assert min(norms) > 0.3  # or nothing would be tested
+    assert torch.allclose(moved(spec), vector(other) - vector(mlp()), rtol=0, atol=1e-6)
+    unclipped = spec.model_copy(update={"clip_norm": None})
+    assert torch.equal(moved(spec.model_copy(update={"clip_norm": 1e3})), moved(unclipped))
+    once = TrainSpec(steps=1, batch_size=40, optimizer=Sgd(lr=1.0), clip_norm=0.3)
+    assert float(moved(once).norm()) == pytest.approx(0.3, rel=1e-5)
+
+
+def test_the_pull_of_fedprox_is_clipped_too() -> None:
+    """It is a part of the client's objective, whose gradient never moves a parameter by more than lr · clip_norm."""
+    spec = TrainSpec(batch_size=8, optimizer=Sgd(lr=0.1), fedprox=FedProx(mu=1e4), clip_norm=0.01)
+
+    assert 0 < float(moved(spec).norm()) <= 5 * 0.1 * 0.01 * (1 + 1e-5)
+
+
+def test_a_correction_is_added_unclipped_by_the_names_of_the_parameters() -> None:
+    """Where the loss does not reach, the gradient is zero; what is frozen stays; what none is given for has none."""
+    x, y = examples()
+    spec = TrainSpec(steps=2, batch_size=40, optimizer=Sgd(lr=0.1), clip_norm=1e-9)
+    model = nn.Sequential(*mlp(), nn.Linear(10, 2))
+    model.forward = model[:-1].forward  # type: ignore[method-assign]
+    model[1].weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    correction = {name: torch.full_like(tensor, 2.0) for name, tensor in before.items() if name != "3.bias"}
+    learning.train(model, x, y, spec, seed=1, client="a", number=1, correction=correction)
+
+    for name, tensor in model.state_dict().items():
+        expected = 0.0 if name in ("1.weight", "3.bias") else -2 * 0.1 * 2.0
+        assert torch.allclose(tensor - before[name], torch.tensor(expected), rtol=0, atol=1e-6), name
+
+
+def test_what_an_optimizer_remembers_begins_anew() -> None:
+    """With each client, so that one trained after another is trained as if it were the first."""
+    spec = TrainSpec(batch_size=8, optimizer=Adam(lr=0.01))
+    model = mlp()
+    for _ in range(2):
+        model.load_state_dict(mlp().state_dict())
+        learning.train(model, *examples(), spec, seed=1, client="a", number=1)
+
+    assert torch.equal(vector(model) - vector(mlp()), moved(spec))
 
 
 def test_training_stops_between_two_batches() -> None:
@@ -159,38 +333,3 @@ def test_shuffle_seeds_are_what_they_always_were() -> None:
     """A job that is replayed next year must shuffle as it did."""
     assert learning.shuffle_seed(7, "client-03", 2, 1) == 7756393106385750254
     assert 0 <= learning.shuffle_seed(2**31 - 1, "x" * 63, 10**6, 10**4) < 2**63
-
-
-def test_own_step_trains_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told whom it trains, gets its args, and its metrics are numbers."""
-    module = types.ModuleType("own_step")
-    monkeypatch.setitem(sys.modules, "own_step", module)
-
-    def step(
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        client: str,
-        round: int,  # noqa: A002 - the keyword that the user's step is given
-        seed: int,
-        scale: float,
-    ) -> dict[str, object]:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(scale * round + seed)
-        return {"size": len(y), "client": 3}
-
-    module.step = step  # type: ignore[attr-defined]
-    module.chatty = lambda *_, **__: {str(number): 0 for number in range(65)}  # type: ignore[attr-defined]
-    module.mute = lambda *_, **__: None  # type: ignore[attr-defined]
-    model = nn.Linear(1, 1)
-    spec = CustomTrain(name="own_step:step", args={"scale": 10})
-    found = learning.step(model, *examples(4), spec, seed=1, client="a", number=2)
-
-    assert found == {"size": 4.0, "client": 3.0}
-    assert model.weight.item() == 21
-    with pytest.raises(BadInput, match="own_step:mute gave a NoneType; it gives its metrics as a dict"):
-        learning.step(model, *examples(4), CustomTrain(name="own_step:mute"), seed=1, client="a", number=2)
-    with pytest.raises(BadInput, match="own_step:chatty gave 65 metrics; at most 64"):
-        learning.step(model, *examples(4), CustomTrain(name="own_step:chatty"), seed=1, client="a", number=2)
