@@ -155,6 +155,17 @@ def test_bfloat16_rounds_as_torch_does(values: Flat) -> None:
     assert there_and_back(Bf16(), values).tobytes() == expected.tobytes()
 
 
+@given(arrays.arrays(np.uint16, 64), st.sampled_from([0x7FFF, 0x8000, 0x8001]))
+def test_bfloat16_rounds_ties_to_even(upper: np.ndarray, lower: int) -> None:
+    """Values half way between two, and next to it."""
+    bits = upper.astype(np.uint32) << 16 | np.uint32(lower)
+    values = bits.view(np.float32)
+    values = values[np.abs(values) < 3e38]
+    expected = torch.from_numpy(values).to(torch.bfloat16).to(torch.float32).numpy()
+
+    assert there_and_back(Bf16(), values).tobytes() == expected.tobytes()
+
+
 @given(vectors, st.sampled_from([Int8(block=8), Int8(block=24), Int4(block=8), Int4(block=24)]))
 def test_integers_are_off_by_half_a_scale_at_most(values: Flat, spec: Int8 | Int4) -> None:
     """And no decoded value is larger than the largest of its block, which a limit may have been set for."""
@@ -176,6 +187,16 @@ def test_scales_are_the_largest_value_over_the_largest_integer(spec: Int8 | Int4
 
     assert scales_of(spec, values).tolist() == [1.0] * 8 + [2.0] * 4
     assert there_and_back(spec, values).tolist() == [top, 0, 2, 0, -2, 2, -2, -3, 0, 0, 0, -2 * top]
+
+
+@pytest.mark.parametrize("spec", [Int8(block=8), Int4(block=8)], ids=name_of)
+@pytest.mark.parametrize("value", [2e-43, 1e-45, 1e-38])
+def test_values_too_small_to_divide_become_zeros(spec: Int8 | Int4, value: float) -> None:
+    """Their scale would be subnormal, so coarse that an integer would not fit; the blocks beside them are not touched."""
+    values = np.array([value, -value] * 4 + [1, -1] * 4, np.float32)
+
+    np.testing.assert_array_equal(there_and_back(spec, values)[:8], np.zeros(8))
+    np.testing.assert_allclose(there_and_back(spec, values)[8:], [1, -1] * 4, rtol=1e-6)
 
 
 @given(small, st.floats(0.001, 0.5))
