@@ -90,10 +90,10 @@ def arrival(spec: JobSpec, client: str, seconds: float) -> float:
     """In how many seconds a client is there: 0 where it is, infinite where it never will be again."""
     simulate = spec.simulate
     match simulate.availability if simulate else None:
-        case Cycle(on=on, off=off):
-            period = on + off
+        case Cycle(there=there, away=away):
+            period = there + away
             now = (seconds + _uniform(spec, "cycle", client) * period) % period
-            return 0.0 if now < on else period - now
+            return 0.0 if now < there else period - now
         case Trace() as trace if client in trace.spans:
             return _traced(trace, trace.spans[client], seconds)
         case _:

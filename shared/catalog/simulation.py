@@ -59,11 +59,11 @@ class NetworkSpec(Strict):
 
 
 class Cycle(Strict):
-    """Each client is there for `on`, away for `off`, again and again, from a moment of its own."""
+    """Each client is there for a while and away for a while, again and again, from a moment of its own."""
 
     name: Literal["cycle"] = "cycle"
-    on: Seconds
-    off: Seconds
+    there: Seconds
+    away: Seconds
 
 
 class Trace(Strict):

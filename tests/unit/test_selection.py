@@ -159,7 +159,7 @@ def test_every_policy_asks_those_that_are_there(name: str) -> None:
 
 def test_a_job_may_simulate_that_selection_does_not_know_who_is_away() -> None:
     """Then it asks as if all were there, and they do not answer."""
-    changes = {"availability": {"name": "cycle", "on": 60, "off": 60}}
+    changes = {"availability": {"name": "cycle", "there": 60, "away": 60}}
     aware, unaware = spec(simulate=changes), spec(simulate=changes | {"aware": False})
     away = frozenset(select(unaware, {"cpu": 1}, 1, 1))
 
@@ -230,7 +230,7 @@ def test_nobody_new_is_asked_where_all_places_are_taken_and_that_is_enough() -> 
 
 def test_a_job_whose_clients_are_away_says_so() -> None:
     """Nothing needs to be started: they come back."""
-    job = spec(simulate={"availability": {"name": "cycle", "on": 60, "off": 60}})
+    job = spec(simulate={"availability": {"name": "cycle", "there": 60, "away": 60}})
 
     assert lacking(job, {"cpu": 1}, frozenset(job.clients[2:])) == (
         "2 of 20 clients are there (simulate.availability) and 5 are needed"

@@ -121,24 +121,24 @@ def test_rates_are_drawn_around_those_of_the_job() -> None:
 
 
 @given(st.floats(0.5, 100), st.floats(0.5, 100), st.floats(0, 10_000), st.integers(0, 99))
-def test_a_cycle_goes_on_and_off(on: float, off: float, seconds: float, seed: int) -> None:
-    """Who is away comes when `arrival` says, and stays for `on`; the share of the time that clients are there fits."""
-    job = spec(seed=seed, availability={"name": "cycle", "on": on, "off": off})
+def test_a_cycle_comes_and_goes(there: float, away: float, seconds: float, seed: int) -> None:
+    """Who is away comes when `arrival` says, and stays as long as it should."""
+    job = spec(seed=seed, availability={"name": "cycle", "there": there, "away": away})
     client = job.clients[3]
     wait = simulation.arrival(job, client, seconds)
 
-    assert wait <= off + 1e-6
+    assert wait <= away + 1e-6
     assert simulation.is_there(job, client, seconds) is (wait == 0)
     if wait:
-        tiny = on * 1e-3
+        tiny = there * 1e-3
         assert simulation.is_there(job, client, seconds + wait + tiny)
-        assert simulation.is_there(job, client, seconds + wait + on - tiny)
+        assert simulation.is_there(job, client, seconds + wait + there - tiny)
         assert not simulation.is_there(job, client, seconds + wait - tiny) or wait < tiny
 
 
 def test_clients_do_not_come_and_go_together() -> None:
-    """Each has a moment of its own, so that about on / (on + off) of them are there at any time."""
-    job = spec(clients=1000, availability={"name": "cycle", "on": 30, "off": 90})
+    """Each has a moment of its own, so that the right share of them are there at any time."""
+    job = spec(clients=1000, availability={"name": "cycle", "there": 30, "away": 90})
     for seconds in (0, 17, 1000):
         there = sum(simulation.is_there(job, client, seconds) for client in job.clients)
         assert abs(there - 250) < 5 * math.sqrt(1000 * 0.25 * 0.75)
