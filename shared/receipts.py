@@ -12,13 +12,17 @@ from pydantic import ValidationError
 
 from shared import names
 from shared.errors import Refused
-from shared.events import BlobRef, ModelUpdate
+from shared.events import BlobRef, ModelUpdate, StateRef
 
 MAX_METRICS = 1000  #: characters; S3 keeps 2 KB of metadata, and a client may report more than that
 
 
 def receipt(update: ModelUpdate) -> dict[str, Any]:
-    """The metadata of an update's blob; without `metrics` where they are too long, so that it is no receipt."""
+    """The metadata of an update's blob.
+
+    It is no receipt, and has no `metrics`, where these are too long, and where the blob is of several clients: what
+    each of them did would not fit.
+    """
     about: dict[str, Any] = {
         "job": update.job,
         "round": update.round,
@@ -31,6 +35,10 @@ def receipt(update: ModelUpdate) -> dict[str, Any]:
     for name in ("loss", "accuracy"):
         if f"client_{name}" in update.metrics:
             about[name] = update.metrics[f"client_{name}"]
+    if update.state is not None:
+        about |= {"state": update.state.digest, "state-size": update.state.size}
+    if update.members:
+        return about
     metrics = json.dumps(update.metrics)
     if len(metrics) <= MAX_METRICS and metrics.isascii():
         about["metrics"] = metrics
@@ -50,9 +58,15 @@ def told_again(key: str, size: int, metadata: Mapping[str, str]) -> ModelUpdate:
             update=BlobRef(key=key, size=size, digest=metadata["digest"]),
             examples=int(metadata["examples"]),
             metrics=json.loads(metadata["metrics"]),
+            state=_state(metadata),
         )
     except (KeyError, ValueError, ValidationError) as error:
         raise Refused(f"{key}: its metadata does not tell of an update ({error})") from error
     if key != names.update_blob(update.job, update.round, update.client, metadata["digest"]):
         raise Refused(f"{key}: its metadata tells of another blob")
     return update
+
+
+def _state(metadata: Mapping[str, str]) -> StateRef | None:
+    digest = metadata.get("state")
+    return None if digest is None else StateRef(size=int(metadata["state-size"]), digest=digest)

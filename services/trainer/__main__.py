@@ -79,7 +79,7 @@ def _serve(arguments: argparse.Namespace, configuration: settings.Trainer, board
         stop.wait()
         bus.cancel(rounds)
 
-    app = make_app(configuration, group, name, slots, board.directory)
+    app = make_app(configuration, group, name, slots, board.directory, silo=arguments.pool is None)
     dispatch = Dispatch(app, name)
     heartbeat = Heartbeat(bus, configuration.heartbeat_s, describe)
     worker = Worker(app, board, name, slots, on_ready)

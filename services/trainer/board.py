@@ -114,16 +114,16 @@ class Board:
             return None
 
 
-def private_directory(path: Path) -> None:
-    """Makes a directory for this user alone, or `BadInput` where that cannot be."""
+def private_directory(path: Path, setting: str = "FEDQ_CACHE_DIR") -> None:
+    """Makes a directory for this user alone, or `BadInput` that names its setting where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
         owner = path.stat().st_uid
     except OSError as error:
-        raise BadInput(f"FEDQ_CACHE_DIR: {path} cannot be made: {error.strerror}") from error
+        raise BadInput(f"{setting}: {path} cannot be made: {error.strerror}") from error
     if owner != os.getuid():
-        raise BadInput(f"FEDQ_CACHE_DIR: {path} belongs to another user, who could put any model there")
+        raise BadInput(f"{setting}: {path} belongs to another user, who could put any model there")
 
 
 def _sweep(parent: Path) -> None:

@@ -1,23 +1,36 @@
-"""Models on this node's disk, by digest: each is downloaded once, however many processes want it."""
+"""Models on this node's disk, by digest: each is downloaded, or made of the one before, once for all processes."""
 
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from services.trainer.board import private_directory
-from shared.blobs import Blobs
+from shared import weights
+from shared.blobs import Blobs, NotFound
+from shared.errors import Refused
 from shared.events import BlobRef
+from shared.weights import File
 
 log = structlog.get_logger()
 
-File = npt.NDArray[np.uint8]
+OPEN = 2  #: files that stay mapped: a model, and what else its round needs
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """The way to a model from the one before it."""
+
+    previous: str  # its digest
+    delta: BlobRef
+    rebuild: Callable[[File, File], File]  # (previous, delta) → the model; `Refused` where they do not go together
 
 
 class Cache:
@@ -28,15 +41,22 @@ class Cache:
         private_directory(directory)
         self._sweep()
         self.received = 0  #: bytes that this process has downloaded
-        self._last: tuple[str, File] | None = None
+        self._open: OrderedDict[str, File] = OrderedDict()  # by digest
 
-    def get(self, ref: BlobRef) -> File:
-        """A whole blob as an array over its file; what is written to it stays in this process."""
-        if self._last is None or self._last[0] != ref.digest:
-            self._last = (ref.digest, self._find(ref))
-        return self._last[1]
+    def get(self, ref: BlobRef, shortcut: Shortcut | None = None) -> File:
+        """A whole blob as an array over its file; what is written to it stays in this process.
 
-    def _find(self, ref: BlobRef) -> File:
+        Where the node has the model before, it is made of that one: less is downloaded.
+        """
+        file = self._open.pop(ref.digest, None)
+        if file is None:
+            while len(self._open) >= OPEN:
+                self._open.popitem(last=False)
+            file = self._find(ref, shortcut)
+        self._open[ref.digest] = file
+        return file
+
+    def _find(self, ref: BlobRef, shortcut: Shortcut | None) -> File:
         path = self._directory / f"{ref.digest}.safetensors"
         if (found := _opened(path, ref.size)) is not None:
             return found
@@ -44,22 +64,45 @@ class Cache:
             # Whoever held the lock before has most likely brought it.
             if (found := _opened(path, ref.size)) is not None:
                 return found
+            made = self._rebuilt(ref, shortcut) if shortcut is not None else None
             try:
-                found = self._download(ref, path)
+                found = self._written(ref, path, made)
             except OSError as error:
                 log.warning("not cached", directory=str(self._directory), reason=str(error))
-                found = self._blobs.get(ref)
-        self.received += ref.size
+                found = made if made is not None else self._blobs.get(ref)
+        if made is None:
+            self.received += ref.size
         self._evict(path)
         return found
 
-    def _download(self, ref: BlobRef, path: Path) -> File:
+    def _rebuilt(self, ref: BlobRef, shortcut: Shortcut) -> File | None:
+        """The model made of the one before, or None where it must be downloaded whole."""
+        previous = _opened(self._directory / f"{shortcut.previous}.safetensors", ref.size)
+        if previous is None:
+            return None
+        try:
+            delta = self._blobs.get(shortcut.delta)
+            self.received += shortcut.delta.size
+            file = shortcut.rebuild(previous, delta)
+            if (found := weights.digest_of(file)) != ref.digest:
+                raise Refused(f"the model that {shortcut.delta.key} makes is {found[:12]}…, not {ref.digest[:12]}…")
+        except (NotFound, Refused) as error:
+            log.warning("downloads the whole model", reason=str(error))
+            return None
+        return file
+
+    def _written(self, ref: BlobRef, path: Path, made: File | None) -> File:
+        """A blob in its file: the one that was made, or else downloaded."""
         part = path.with_suffix(".part")
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             # Its blocks first: writing to a mapping of a full disk would end the process.
             os.posix_fallocate(descriptor, 0, ref.size)
-            self._blobs.get_into(ref, np.frombuffer(mmap.mmap(descriptor, ref.size), np.uint8))
+            target = np.frombuffer(mmap.mmap(descriptor, ref.size), np.uint8)
+            if made is None:
+                self._blobs.get_into(ref, target)
+            else:
+                target[:] = made
             os.rename(part, path)
             return _mapped(descriptor, ref.size)
         except BaseException:

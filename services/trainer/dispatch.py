@@ -1,4 +1,4 @@
-"""Turns what a trainer hears into what its slots do: a round-start into one task for each client."""
+"""Turns what a trainer hears into what its slots do: a round-start into a task for each client, or each batch."""
 
 import threading
 import time
@@ -109,7 +109,9 @@ def on_notice(board: Board, event: AnyEvent) -> None:
     """Handles `RoundEnd` and `TrainingEnd`: the slots see at once what nobody waits for."""
     match event:
         case RoundEnd(outcome="committed"):
-            board.end(event.job, event.round)
+            # Where rounds do not wait for each other, work of the last few is still wanted.
+            if event.round >= event.lag:
+                board.end(event.job, event.round - event.lag)
         case RoundEnd():
             board.end(event.job, event.round, event.fence, event.attempt)
         case TrainingEnd():
@@ -124,11 +126,11 @@ def _tasks(event: AnyEvent, now: float) -> Iterator[Task]:
     match event:
         case RoundStart():
             for order in orders(event, now):
-                identity = task_id(order.job, order.round, order.attempt, order.client)
-                description = f"{order.client}, round {order.round} of {order.job}"
-                yield "train", identity, description, order.model_dump(mode="json")
+                others = f" and {len(order.members) - 1} more" if len(order.members) > 1 else ""
+                description = f"{order.client}{others}, round {order.round} of {order.job}"
+                yield "train", order.identity, description, order.model_dump(mode="json")
         case EvaluateModel():
-            identity = task_id(event.job, event.round, 0, event.model.digest)
+            identity = task_id(event.job, event.round, 0, event.model.digest, *event.clients[:1])
             yield "evaluate", identity, f"round {event.round} of {event.job}", event.model_dump(mode="json")
         case _:
             raise Stale(f"{event.type} is no work for a trainer")

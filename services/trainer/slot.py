@@ -1,70 +1,39 @@
-"""One slot of a trainer: a warm process that trains one client at a time and tells the aggregator."""
+"""One slot of a trainer: a warm process that does one task at a time and tells the aggregator."""
 
 import functools
-import multiprocessing
-import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from contextlib import suppress
 
 import structlog
-import torch
 
-from services.trainer import learning
-from services.trainer.board import Board
-from services.trainer.cache import Cache, File
+from services.trainer import answers, batch, evaluation, parcel
+from services.trainer.answers import sentence
+from services.trainer.bench import Bench
+from services.trainer.client import Clients
 from services.trainer.data import dataset
-from services.trainer.data.dataset import Dataset
-from services.trainer.models import catalog
-from services.trainer.models.flat import FlatModel
-from services.trainer.orders import HandedBack, Order, task_id
-from shared import fold, logs, names, receipts, settings, weights
-from shared.blobs import Blobs, NotFound
+from services.trainer.hindrance import Hindrance
+from services.trainer.orders import Order
+from services.trainer.stopwatch import Stopwatch
+from shared import names, receipts, weights
+from shared.blobs import NotFound
 from shared.bus import Bus
-from shared.catalog.training import CustomTrain, TrainSpec
-from shared.errors import BadInput, Refused, Stale, Unavailable
-from shared.events import AnyEvent, BlobRef, EvaluateModel, ModelEvaluated, ModelUpdate
+from shared.errors import FedqError, QueueFull, Refused, Stale, Unavailable
+from shared.events import BlobRef, EvaluateModel, ModelEvaluated, ModelUpdate
 from shared.failpoints import failpoint
-from shared.jobs import JobSpec
+from shared.weights import File
 
 log = structlog.get_logger()
 
-Result = TypeVar("Result")
-
-PATIENCE = 30.0  #: seconds a server may be away before the task goes back to its queue
-GLANCE = 10.0  #: of them in one call of the store: between two, a slot looks whether somebody still waits for it
 ANSWERS = 16  #: updates remembered: after a lost connection the broker hands out what was not acknowledged
-
-
-@dataclass
-class Stopwatch:
-    """How long each step of a task took, in seconds."""
-
-    timings: dict[str, float] = field(default_factory=dict)
-    _began: float = field(default_factory=time.perf_counter)
-    _lap: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> None:
-        """The step that ends now."""
-        now = time.perf_counter()
-        self.timings[name] = round(now - self._lap, 6)
-        self._lap = now
-
-    def total(self) -> dict[str, float]:
-        return {**self.timings, "total": round(time.perf_counter() - self._began, 6)}
 
 
 class Slot:
     """Does what a task says; keeps the data, the model and its buffers for the next one."""
 
-    def __init__(self, trainer: str, board: Board, bus: Bus, blobs: Blobs, cache: Cache, device: torch.device) -> None:
-        self._trainer, self._board, self._bus, self._blobs, self._cache = trainer, board, bus, blobs, cache
-        self._device = device
-        self._warm: tuple[str, FlatModel] | None = None
-        self._answers: OrderedDict[str, tuple[JobSpec, ModelUpdate]] = OrderedDict()  # the latest, by task
+    def __init__(self, bench: Bench, bus: Bus) -> None:
+        self._bench, self._bus = bench, bus
+        self._answers: OrderedDict[str, tuple[Order, ModelUpdate]] = OrderedDict()  # the latest, by task
 
     def do(self, work: Order | EvaluateModel, tries: int) -> None:
         """Does what a task asks for in this many deliveries, and publishes the answer; `Unavailable` to try later."""
@@ -77,12 +46,13 @@ class Slot:
         """Answers that there will be none; `Unavailable` where not even that can be said."""
         log.error("given up", job=work.job, round=work.round, client=getattr(work, "client", None), reason=reason)
         if isinstance(work, Order):
-            self._say(_update(work, self._trainer, error=reason).model_copy(update={"tries": tries}))
+            answer = answers.failed(work, self._bench.trainer, reason)
+            self._say(answer.model_copy(update={"tries": tries}))
         else:
-            self._say(_evaluated(work, self._trainer, error=reason))
+            self._say(answers.evaluated(work, self._bench.trainer, error=reason))
 
     def train(self, order: Order, tries: int) -> None:
-        """Trains a client and publishes its update, or the error that prevented it; `Unavailable` to try later."""
+        """Trains a client, or a batch, and publishes the update, or the error that prevented it."""
         about = log.bind(job=order.job, round=order.round, client=order.client)
         watch = Stopwatch()
         failpoint("trainer.taken")
@@ -96,120 +66,120 @@ class Slot:
             raise
         except (Exception, SystemExit) as error:  # user code may do anything
             about.exception("failed")
-            self._warm = None  # who knows what it left behind
-            update = _update(order, self._trainer, error=_sentence(error))
-        self._say(update.model_copy(update={"attempt": order.attempt, "tries": tries}))
+            self._bench.forget_model()
+            update = answers.failed(order, self._bench.trainer, sentence(error))
+        if not self._say(update.model_copy(update={"attempt": order.attempt, "tries": tries})):
+            self._take_back(update, order)
         failpoint("trainer.told")
         about.info("trained" if update.error is None else "reported", **watch.total())
 
     def evaluate(self, event: EvaluateModel) -> None:
-        """Evaluates a model on the held-out test set and publishes the result; `Unavailable` to try later."""
+        """Evaluates a model on held-out examples and publishes the result; `Unavailable` to try later."""
         about = log.bind(job=event.job, round=event.round)
-        watch = Stopwatch()
-        examples, metrics, failure = 0, {}, None
+        bench, watch = self._bench, Stopwatch()
         try:
-            if self._patiently(lambda: self._blobs.exists(names.result_blob(event.job))):
+            if bench.patiently(lambda: bench.blobs.exists(names.result_blob(event.job))):
                 about.info("not evaluated", reason="the job is over")
                 return
-            data = dataset.load(event.spec)
-            test = dataset.of_test(data)
-            if test is not None:
-                model = self._model(event.spec, data)
-                model.load(self._patiently(lambda: self._cache.get(event.model)))
-                x, y = (part.to(self._device) for part in test)
-                examples, metrics = len(y), learning.evaluate(model.model, x, y)
+            if event.clients:
+                members = evaluation.on_clients(bench, event)
+                examples = sum(member.examples for member in members)
+                answer = answers.evaluated(event, bench.trainer, examples=examples, members=members)
+            else:
+                examples, metrics = evaluation.on_test_set(bench, event)
+                answer = answers.evaluated(event, bench.trainer, examples=examples, metrics=metrics)
         except Unavailable:
             raise
         except (Exception, SystemExit) as error:
             about.exception("failed")
-            self._warm = None
-            failure = _sentence(error)
-        self._say(_evaluated(event, self._trainer, examples=examples, metrics=metrics, error=failure))
-        about.info("evaluated", **watch.total(), **metrics)
+            bench.forget_model()
+            answer = answers.evaluated(event, bench.trainer, error=sentence(error))
+        self._say(answer)
+        about.info("evaluated", **watch.total(), **answer.metrics)
+
+    # --- an update ------------------------------------------------------------------------------
 
     def _answered(self, order: Order, tries: int, watch: Stopwatch) -> ModelUpdate:
         """The update that is asked for: the one made before, where it is asked for again."""
-        identity = task_id(order.job, order.round, order.attempt, order.client)
-        spec, known = self._answers.get(identity, (None, None))
-        if known is not None and known.base == _digest(order.base) and spec == order.spec:
+        asked, known = self._answers.get(order.identity, (None, None))
+        if asked is not None and known is not None and _same(asked, order):
             return known
-        # A look costs milliseconds, so only where there may be something to find.
-        if (tries > 1 or order.again) and (found := self._stored(order)) is not None:
+        # A look costs milliseconds, so only where there may be something to find; a batch leaves no receipt.
+        if (tries > 1 or order.again) and not order.is_batch and (found := self._stored(order)) is not None:
             return found
         watch.timings["wait"] = max(0.0, round(time.time() - order.asked, 6))
-        update = self._initial(order, watch) if order.base is None else self._trained(order, order.base, watch)
-        self._answers[identity] = (order.spec, update)
+        update = self._made(order, watch)
+        self._answers[order.identity] = (order, update)
         while len(self._answers) > ANSWERS:
             self._answers.popitem(last=False)
         return update
 
     def _stored(self, order: Order) -> ModelUpdate | None:
         """The client's update to the same base, where a slot that could not tell of it had it uploaded."""
+        bench = self._bench
         prefix = f"{names.updates_prefix(order.job, order.round)}{order.client}-"
-        for key in self._patiently(lambda: self._blobs.list(prefix), order):
+        for key in bench.patiently(lambda: bench.blobs.list(prefix), order):
             try:
-                found = receipts.told_again(key, *self._patiently(functools.partial(self._blobs.stat, key), order))
+                found = receipts.told_again(key, *bench.patiently(functools.partial(bench.blobs.stat, key), order))
             except (NotFound, Refused) as error:
                 log.info("not told again", key=key, reason=str(error))
                 continue
-            if (found.client, found.base) == (order.client, _digest(order.base)):  # `a-b` begins like `a`
+            if (found.client, found.base) == (order.client, answers.base_of(order)):  # `a-b` begins like `a`
                 return found
         return None
 
+    def _made(self, order: Order, watch: Stopwatch) -> ModelUpdate:
+        if order.base is None:
+            return self._initial(order, watch)
+        if order.is_batch:
+            return self._batch(order, order.base, watch)
+        return self._client(order, order.base, watch)
+
     def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
-        """The seeded model that a job begins with, whole."""
-        spec, data = order.spec, dataset.load(order.spec)
-        model = FlatModel(catalog.build(spec.model, tuple(data.shape), data.classes, spec.seed))
+        """The model that a job begins with, whole."""
+        model = self._bench.fresh_model(order.job, order.spec, dataset.load(order.spec))
         watch.lap("train")
-        return self._uploaded(_update(order, self._trainer, examples=1), model.save(), order, watch)
+        return self._uploaded(answers.update(order, self._bench.trainer, examples=1), model.save(), order, watch)
 
-    def _trained(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
+    def _client(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
         """A client's update to the base model, its metrics and timings."""
-        spec = order.spec
-        data = dataset.load(spec)
-        x, y = dataset.of_client(data, order.client, dataset.index_of(spec, order.client))
-        x, y = x.to(self._device), y.to(self._device)
-        model = self._model(spec, data)
-        received = self._cache.received
-        file = self._patiently(lambda: self._cache.get(base), order)
-        model.load(file)
-        watch.lap("fetch")
-        failpoint("trainer.fetched")
-        metrics = {}
-        if isinstance(spec.train, TrainSpec):
-            found = learning.evaluate(model.model, x, y)
-            metrics = {"client_loss": found["loss"], "client_accuracy": found["accuracy"]}
-            watch.lap("evaluate")
-        metrics |= self._learned(model, x, y, order)
-        watch.lap("train")
-        update = model.update(file)
-        _refuse_diverged(model.layout.of_updates().flat(update), len(y), spec)
-        downloaded = self._cache.received - received
-        event = _update(order, self._trainer, examples=len(y), metrics=metrics, downloaded=downloaded)
-        return self._uploaded(event, update, order, watch)
+        bench, client = self._bench, order.client
+        hindrance = Hindrance(bench, order, client)
+        hindrance.appear()
+        clients = Clients(bench, order, base, watch)
+        trained = clients.train(client, hindrance)
+        file, state = parcel.pack(trained, clients.layout, order.spec)
+        ref = None
+        if order.spec.is_stateful and (kept := state.pack()) is not None:
+            # Before the update, which says that it is there.
+            ref = bench.patiently(lambda: bench.keeper.save(order.job, client, kept), order)
+        hindrance.upload(file.nbytes)
+        update = answers.update(
+            order,
+            bench.trainer,
+            examples=trained.examples,
+            metrics=trained.metrics,
+            state=ref,
+            downloaded=clients.downloaded,
+        )
+        return self._uploaded(update, file, order, watch)
 
-    def _learned(self, model: FlatModel, x: torch.Tensor, y: torch.Tensor, order: Order) -> dict[str, float]:
-        def stopped() -> bool:
-            return self._board.is_over(*order.work) or self._board.grace <= 0
-
-        how, seed, client, number = order.spec.train, order.spec.seed, order.client, order.round
-        try:
-            if isinstance(how, CustomTrain):
-                return learning.step(model.model, x, y, how, seed=seed, client=client, number=number, stopped=stopped)
-            return learning.train(model.model, x, y, how, seed=seed, client=client, number=number, stopped=stopped)
-        except Stale:
-            if self._board.is_over(*order.work):
-                raise
-            raise HandedBack("this trainer stops before the client is trained") from None
-
-    def _model(self, spec: JobSpec, data: Dataset) -> FlatModel:
-        """The warm model of a job; its tensors hold whatever the last client left in them."""
-        key = f"{spec.model.model_dump_json()} {list(data.shape)} {data.classes}"
-        if self._warm is None or self._warm[0] != key:
-            self._warm = None  # the old one's memory first
-            model = catalog.build(spec.model, tuple(data.shape), data.classes, spec.seed)
-            self._warm = (key, FlatModel(model.to(self._device)))
-        return self._warm[1]
+    def _batch(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
+        """The folded updates of a batch."""
+        folded = batch.train(self._bench, order, base, watch)
+        if folded.file is None:
+            reason = next(iter(folded.failures.values()))
+            return answers.failed(order, self._bench.trainer, reason, folded.failures)
+        update = answers.update(
+            order,
+            self._bench.trainer,
+            examples=folded.examples,
+            metrics=folded.metrics,
+            members=folded.members,
+            failures=folded.failures,
+            downloaded=folded.downloaded,
+        )
+        return self._uploaded(update, folded.file, order, watch)
 
     def _uploaded(self, update: ModelUpdate, file: File, order: Order, watch: Stopwatch) -> ModelUpdate:
         """The update, its file in the store with a receipt: whoever finds it there can tell of it."""
@@ -218,145 +188,55 @@ class Slot:
         key = names.update_blob(order.job, order.round, order.client, digest)
 
         def put() -> BlobRef:
-            return self._blobs.put(
+            return self._bench.blobs.put(
                 key, file, digest=digest, metadata=about, on_piece=lambda: failpoint("trainer.uploading")
             )
 
-        blob = self._patiently(put, order)
+        blob = self._bench.patiently(put, order)
         watch.lap("upload")
         failpoint("trainer.uploaded")
         return update.model_copy(update={"update": blob, "timings": watch.total()})
 
     def _refuse_if_over(self, order: Order) -> None:
         """Raises `Stale` where the round was over before this task began: within 20 ms, whatever was missed."""
-        if self._board.is_over(*order.work):
+        bench = self._bench
+        if bench.board.is_over(*order.work):
             raise Stale(f"round {order.round} is over")
-        manifest, result = names.manifest_blob(order.job, order.round), names.result_blob(order.job)
-        if self._patiently(lambda: self._blobs.exists(manifest) or self._blobs.exists(result), order):
+        # Where rounds do not wait for each other, the model that ends a round's work is one of a later round.
+        manifest = names.manifest_blob(order.job, order.round + order.spec.max_staleness)
+        result = names.result_blob(order.job)
+        if bench.patiently(lambda: bench.blobs.exists(manifest) or bench.blobs.exists(result), order):
             raise Stale(f"round {order.round} is over, says the object store")
 
-    def _patiently(self, call: Callable[[], Result], order: Order | None = None) -> Result:
-        """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""
-        deadline, delay = time.monotonic() + PATIENCE, 0.2
-        while True:
-            try:
-                return call()
-            except Unavailable as error:
-                if order is not None and self._board.is_over(*order.work):
-                    raise Stale("nobody waits for it any more") from error
-                if self._board.is_stopping:
-                    raise HandedBack(str(error)) from error
-                if time.monotonic() >= deadline:
-                    raise
-                log.warning("trying again", reason=str(error))
-                time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
-                delay = min(2 * delay, 2.0)
+    # --- telling --------------------------------------------------------------------------------
 
-    def _say(self, event: AnyEvent) -> None:
-        # Where nobody listens, the job is over.
-        self._bus.publish(event, required=False)
+    def _say(self, event: ModelUpdate | ModelEvaluated) -> bool:
+        """Whether somebody hears of it: where there is no queue for a job's answers, the job is over."""
+        try:
+            self._bus.publish(event)
+        except QueueFull:
+            raise
+        except Unavailable:
+            if self._bus.depth(names.updates_queue(event.job)) is not None:
+                raise
+            return False
+        return True
 
-
-def start(trainer: str, directory: str, index: int, threads: int) -> Slot:
-    """Makes this process a slot: imports, threads and connections first, so that no task pays for them."""
-    configuration = settings.load(settings.Trainer)
-    logs.configure(configuration, "trainer")
-    structlog.contextvars.bind_contextvars(trainer=trainer)
-    # Python lets no daemon have children, and Celery's processes are daemons; the workers of a DataLoader are children.
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    device = _device(configuration.device, index)
-    torch.set_num_threads(configuration.threads or threads)
-    board = Board(Path(directory))
-    blobs = Blobs(configuration, patience=GLANCE)
-    cache = Cache(configuration.cache_dir, configuration.cache_mb << 20, blobs)
-    bus = Bus(configuration, trainer, patience=PATIENCE)
-    _rehearse(device)
-    try:
-        bus.declare()  # connects
-    except Unavailable as error:
-        log.warning("not connected yet", reason=str(error))
-    board.tell(f"warm {device if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
-    return Slot(trainer, board, bus, blobs, cache, device)
+    def _take_back(self, update: ModelUpdate, order: Order) -> None:
+        """Removes what came too late for the end of its job, where the job keeps no updates."""
+        blobs = self._bench.blobs
+        log.info("nobody listens", job=order.job, round=order.round, client=order.client)
+        if update.update is None or order.spec.keep_updates:
+            return
+        with suppress(FedqError):  # it is tidiness alone
+            if blobs.exists(names.result_blob(order.job)):
+                blobs.remove([update.update.key])
+                if update.state is not None:
+                    self._bench.keeper.drop(order.job, order.client, update.state)
 
 
-def _device(name: str, index: int) -> torch.device:
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", index % torch.cuda.device_count())  # each slot its own, where there are enough
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise BadInput(f"FEDQ_DEVICE: {name} cannot be used here: {error}") from error
-    return device
-
-
-def _rehearse(device: torch.device) -> None:
-    """Trains for one step on nothing: torch loads half of itself when it is first used."""
-    model = catalog.lenet((1, 8, 8), 2).to(device)
-    x, y = torch.zeros(4, 1, 8, 8, device=device), torch.zeros(4, dtype=torch.int64, device=device)
-    learning.train(model, x, y, TrainSpec(), seed=0, client="nobody", number=0)
-    learning.evaluate(model, x, y)
-
-
-def _update(
-    order: Order,
-    trainer: str,
-    *,
-    examples: int = 0,
-    metrics: dict[str, float] | None = None,
-    downloaded: int = 0,
-    error: str | None = None,
-) -> ModelUpdate:
-    return ModelUpdate(
-        job=order.job,
-        round=order.round,
-        attempt=order.attempt,
-        client=order.client,
-        trainer=trainer,
-        base=_digest(order.base),
-        update=None,
-        examples=examples,
-        metrics=metrics or {},
-        downloaded=downloaded,
-        error=error,
+def _same(asked: Order, order: Order) -> bool:
+    """Whether two orders ask for the same update, of the same model with the same settings and state."""
+    return all(getattr(asked, name) == getattr(order, name) for name in ("members", "spec", "state", "server")) and (
+        answers.base_of(asked) == answers.base_of(order)
     )
-
-
-def _evaluated(
-    event: EvaluateModel,
-    trainer: str,
-    *,
-    examples: int = 0,
-    metrics: dict[str, float] | None = None,
-    error: str | None = None,
-) -> ModelEvaluated:
-    return ModelEvaluated(
-        job=event.job,
-        round=event.round,
-        model=event.model.digest,
-        trainer=trainer,
-        examples=examples,
-        metrics=metrics or {},
-        error=error,
-    )
-
-
-def _digest(base: BlobRef | None) -> str | None:
-    return base.digest if base is not None else None
-
-
-def _refuse_diverged(deltas: weights.Flat, examples: int, spec: JobSpec) -> None:
-    """Holds an update to the job's limits before it travels: the round then knows at once that none will come."""
-    grid = fold.Grid(max_abs=spec.limits.max_abs, max_weight=spec.limits.max_examples, updates=1)
-    try:
-        fold.check(deltas, examples, grid, spec.limits.max_norm)
-    except Refused as refused:
-        raise BadInput(f"training diverged: the update {refused}; a lower learning rate may help") from refused
-
-
-def _sentence(error: BaseException) -> str:
-    """`<Type>: <what it says>`, on one line that fits into an event."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:1000] if text else type(error).__name__

@@ -33,12 +33,12 @@ _slot: "Slot | None" = None
 
 
 def train(task: Any, order: dict[str, Any]) -> None:
-    """Trains one client and says so."""
+    """Trains a client, or a batch of them, and says so."""
     _try(task, Order.model_validate(order))
 
 
 def evaluate(task: Any, event: dict[str, Any]) -> None:
-    """Evaluates a model on the held-out test set and says so."""
+    """Evaluates a model on held-out examples and says so."""
     _try(task, EvaluateModel.model_validate(event))
 
 
@@ -94,9 +94,10 @@ def warm_up(**_: Any) -> None:
     os.register_at_fork(after_in_child=lambda: platforms.set_pdeathsig("SIGKILL"))
     try:
         failpoints.arm()
-        from services.trainer import slot  # noqa: PLC0415 - not in the parent
+        from services.trainer import startup  # noqa: PLC0415 - not in the parent
 
-        _slot = slot.start(place["trainer"], place["board"], current_process().index, place["threads"])
+        own = {name: place[name] for name in ("threads", "silo")}
+        _slot = startup.start(place["trainer"], place["board"], current_process().index, **own)
     except Exception as error:
         # Celery would log it and go on with a slot that can do nothing.
         reason = str(error) if isinstance(error, FedqError) else f"{type(error).__name__}: {error}"

@@ -41,7 +41,7 @@ LOST = 1.0  #: seconds in which the result of a slot that died may still be read
 CLOSING = 1.0  #: seconds that the broker may take for each answer while we stop
 
 
-def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Path) -> Celery:
+def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Path, *, silo: bool = False) -> Celery:
     """The Celery app of one trainer: one quorum queue for its group, and nothing else on the broker."""
     queue = Queue(  # type: ignore[no-untyped-call]
         names.tasks_queue(group),
@@ -87,6 +87,7 @@ def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Pat
             "trainer": trainer,
             "board": str(board),
             "parent": os.getpid(),
+            "silo": silo,
             "threads": max(1, cpu_budget(use_cgroup_quota=True).count // slots),
         },
     )

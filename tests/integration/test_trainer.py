@@ -271,7 +271,7 @@ def test_a_round_from_start_to_updates(federation: Federation) -> None:
     assert first.update is not None
     assert first.update.key == names.update_blob(federation.job, 0, "client-0", first.update.digest)
     layout = weights.read_layout(blobs.get(first.update))
-    assert {tensor.name: tensor.shape for tensor in layout.tensors} == {"1.bias": (10,), "1.weight": (10, 64)}
+    assert {tensor.name: tensor.shape for tensor in layout.tensors} == {"head.bias": (10,), "head.weight": (10, 64)}
 
     cohort = spec.clients[:4]
     federation.ask(1, *cohort, spec=spec, base=first.update)
@@ -286,7 +286,7 @@ def test_a_round_from_start_to_updates(federation: Federation) -> None:
         assert np.abs(layout.of_updates().flat(delta)).max() > 0
         assert update.base == first.update.digest
         assert update.examples in (143, 144)  # of 1,438, among ten
-        assert update.metrics.keys() == {"client_loss", "client_accuracy", "train_loss"}
+        assert update.metrics.keys() == {"client_loss", "client_accuracy", "train_loss", "steps"}
         assert update.metrics["train_loss"] < update.metrics["client_loss"] == pytest.approx(2.3, abs=0.3)
         assert update.timings.keys() == {"wait", "fetch", "evaluate", "train", "upload", "total"}
     # The node downloads a base once, whatever its number of slots.
@@ -842,7 +842,7 @@ def test_a_device_that_is_not_there_is_one_sentence(federation: Federation) -> N
 
 def fetch(store: settings.Store, directory: Path, ref: BlobRef) -> tuple[int, str]:
     cache = Cache(directory, 1 << 30, Blobs(store))
-    return weights.digest_of(cache.get(ref)) == ref.digest and cache.received, cache._last[0] if cache._last else ""
+    return weights.digest_of(cache.get(ref)) == ref.digest and cache.received, next(iter(cache._open))
 
 
 def test_processes_of_a_node_download_a_model_once(servers: Servers, tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""What a slot works with: the servers, the node's cache, the device, and the model of the job it last worked for."""
+
+import functools
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+import torch
+
+from services.trainer.board import Board
+from services.trainer.cache import Cache, Shortcut
+from services.trainer.data.dataset import Dataset
+from services.trainer.models import catalog, start
+from services.trainer.models.flat import FlatModel
+from services.trainer.orders import HandedBack, Order
+from services.trainer.states import Keeper, State
+from shared import names, weights
+from shared.blobs import Blobs
+from shared.catalog.compression import EncodingSpec
+from shared.compression import difference
+from shared.compression.choose import encoding_of
+from shared.errors import Refused, Stale, Unavailable
+from shared.events import BlobRef, StateRef
+from shared.jobs import JobSpec
+from shared.weights import File, Layout
+
+log = structlog.get_logger()
+
+Result = TypeVar("Result")
+
+PATIENCE = 30.0  #: seconds a server may be away before the task goes back to its queue
+
+
+class Bench:
+    """Stays as it is from one task to the next, the model warm."""
+
+    def __init__(
+        self, trainer: str, board: Board, blobs: Blobs, cache: Cache, keeper: Keeper, device: torch.device
+    ) -> None:
+        self.trainer, self.board, self.blobs, self.cache, self.keeper = trainer, board, blobs, cache, keeper
+        self.device = device
+        self._warm: tuple[str, FlatModel] | None = None
+
+    def model(self, job: str, spec: JobSpec, data: Dataset) -> FlatModel:
+        """The warm model of a job; its tensors hold whatever the last client left in them."""
+        key = " ".join(
+            (
+                spec.model.model_dump_json(),
+                spec.train.model_dump_json(include={"buffers", "personal"}),
+                f"{list(data.shape)} {data.classes} {spec.seed}",
+                job if spec.model.start else "",
+            )
+        )
+        if self._warm is None or self._warm[0] != key:
+            self._warm = None  # the old one's memory first
+            self._warm = (key, self.fresh_model(job, spec, data))
+        return self._warm[1]
+
+    def fresh_model(self, job: str, spec: JobSpec, data: Dataset) -> FlatModel:
+        """The model that a job begins with: seeded, or with the tensors that the job was given."""
+        model = catalog.build(spec.model, tuple(data.shape), data.classes, spec.seed)
+        if spec.model.start is not None:
+            with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+                file.write(self.patiently(lambda: self._given(job)).data)
+                file.flush()
+                start.begin_with(model, Path(file.name))
+        return FlatModel(model.to(self.device), spec.train)
+
+    def forget_model(self) -> None:
+        """For when the user's code failed: who knows what it left behind."""
+        self._warm = None
+
+    def base(self, order: Order, ref: BlobRef) -> File:
+        """The model that an order begins with, from the node's cache; made of the one before where that is shorter."""
+        how = order.spec.compress.model
+        if order.delta is None or order.previous is None or how is None:
+            return self.cache.get(ref)
+        return self.cache.get(ref, Shortcut(order.previous, order.delta, functools.partial(_rebuilt, how)))
+
+    def state(
+        self, job: str, spec: JobSpec, client: str, ref: StateRef | None, model: Layout, order: Order | None = None
+    ) -> State:
+        """What a client keeps of the rounds before."""
+        if ref is None or not spec.is_stateful:
+            return State()
+        file = self.patiently(lambda: self.keeper.load(job, client, ref), order)
+        return State() if file is None else State.unpack(file, model)
+
+    def patiently(self, call: Callable[[], Result], order: Order | None = None) -> Result:
+        """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""
+        deadline, delay = time.monotonic() + PATIENCE, 0.2
+        while True:
+            try:
+                return call()
+            except Unavailable as error:
+                if order is not None and self.board.is_over(*order.work):
+                    raise Stale("nobody waits for it any more") from error
+                if self.board.is_stopping:
+                    raise HandedBack(str(error)) from error
+                if time.monotonic() >= deadline:
+                    raise
+                log.warning("trying again", reason=str(error))
+                time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
+                delay = min(2 * delay, 2.0)
+
+    def _given(self, job: str) -> File:
+        key = names.start_blob(job)
+        size, about = self.blobs.stat(key)
+        if "digest" not in about:
+            raise Refused(f"{key} does not say its digest: start the job again, by fedq")
+        return self.cache.get(BlobRef(key=key, size=size, digest=about["digest"]))
+
+    def stopped(self, order: Order) -> bool:
+        """Whether training shall stop between two batches. Takes 4 µs."""
+        return self.board.is_over(*order.work) or self.board.grace <= 0
+
+    def why_stopped(self, order: Order) -> Stale | HandedBack:
+        """What to raise then."""
+        if self.board.is_over(*order.work):
+            return Stale(f"round {order.round} is over")
+        return HandedBack("this trainer stops before the client is trained")
+
+
+def _rebuilt(how: EncodingSpec, previous: File, delta: File) -> File:
+    """A model of the one before it and the difference, each as its file; `Refused` where these do not go together."""
+    layout = weights.read_layout(previous)
+    encoding = encoding_of(how, layout.of_updates())
+    weights.check_header(delta, encoding.layout)
+    file = previous.copy()
+    difference.rebuild(layout.flat(file), delta, encoding)
+    return file

@@ -1,0 +1,59 @@
+"""What travels of a client's training, held to the job's limits before it does, and what the client keeps."""
+
+import dataclasses
+
+import numpy as np
+
+from services.trainer.client import Trained
+from services.trainer.states import State
+from shared import fold
+from shared.compression.choose import encoding_of
+from shared.compression.feedback import encode_with_feedback
+from shared.errors import BadInput, Refused
+from shared.fold import Measures
+from shared.jobs import JobSpec
+from shared.strategies.strategy import CONTROL, DELTA
+from shared.weights import File, Flat, Layout, Tiles
+
+
+def pack(trained: Trained, model: Layout, spec: JobSpec) -> tuple[File, State]:
+    """The update's file, and the state that counts if the update does; `BadInput` where training diverged."""
+    if spec.compress.update is not None:
+        return _compressed(trained, model, spec)
+    file = trained.file
+    if trained.change is not None:
+        layout = model.of_updates((CONTROL, DELTA))
+        file = layout.empty_file()
+        flat = layout.flat(file)
+        flat[: model.size], flat[model.size :] = trained.change, trained.delta
+        measured(flat, trained.examples, spec)
+    else:
+        measured(trained.delta, trained.examples, spec)
+    return file, trained.state
+
+
+def measured(values: Flat | Tiles, examples: int, spec: JobSpec) -> Measures:
+    """Holds an update to the job's limits before it travels: the round then knows at once that none will come."""
+    grid = fold.grid_of(spec, 1)
+    try:
+        return fold.check(values, examples, grid, spec.limits.max_norm)
+    except Refused as refused:
+        raise _diverged(refused) from refused
+
+
+def _compressed(trained: Trained, model: Layout, spec: JobSpec) -> tuple[File, State]:
+    encoding = encoding_of(spec.compress.update, model.of_updates())
+    file, residual = encoding.layout.empty_file(), None
+    if spec.compress.update is not None and spec.compress.update.error_feedback:
+        residual = trained.state.residual
+        residual = np.zeros(model.size, np.float32) if residual is None else residual
+    try:
+        encode_with_feedback(encoding, trained.delta, residual, file)
+    except Refused as refused:
+        raise _diverged(refused) from refused
+    measured(encoding.tiles(file), trained.examples, spec)
+    return file, dataclasses.replace(trained.state, residual=residual)
+
+
+def _diverged(refused: Refused) -> BadInput:
+    return BadInput(f"training diverged: the update {refused}; a lower learning rate may help")
