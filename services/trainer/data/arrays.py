@@ -42,7 +42,7 @@ def read(file: Path, spec: Npz, key: str | None) -> Source:
 
 def _arrays(file: Path, names: list[str]) -> list[npt.NDArray[Any]]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             if missing := [name for name in names if name not in archive.files]:
                 raise BadInput(
                     f"{file.absolute()} has no array {', '.join(missing)}; it has {', '.join(archive.files)}"
