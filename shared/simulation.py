@@ -128,9 +128,7 @@ def hostile(spec: JobSpec) -> frozenset[str]:
     attack = spec.simulate.attack if spec.simulate else None
     if spec.simulate is None or attack is None:
         return frozenset()
-    clients = spec.clients
-    places = _places(spec.simulate.seed, "attack", clients)
-    return frozenset(client for client in clients if places[client] < round(attack.fraction * len(clients)))
+    return _first(spec.simulate.seed, "attack", spec.clients, round(attack.fraction * spec.population))
 
 
 def flipped(y: Any, classes: int) -> Any:
@@ -160,6 +158,11 @@ def _place(spec: JobSpec, what: str, client: str) -> int:
 def _places(seed: int, what: str, clients: tuple[str, ...]) -> dict[str, int]:
     order = sorted(clients, key=lambda client: _hash(seed, what, client))
     return {client: place for place, client in enumerate(order)}
+
+
+@lru_cache(maxsize=8)
+def _first(seed: int, what: str, clients: tuple[str, ...], size: int) -> frozenset[str]:
+    return frozenset(client for client, place in _places(seed, what, clients).items() if place < size)
 
 
 def _hash(seed: int, what: str, client: str) -> bytes:
