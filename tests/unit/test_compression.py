@@ -192,7 +192,7 @@ def test_scales_are_the_largest_value_over_the_largest_integer(spec: Int8 | Int4
 @pytest.mark.parametrize("spec", [Int8(block=8), Int4(block=8)], ids=name_of)
 @pytest.mark.parametrize("value", [2e-43, 1e-45, 1e-38])
 def test_values_too_small_to_divide_become_zeros(spec: Int8 | Int4, value: float) -> None:
-    """Their scale would be subnormal, so coarse that an integer would not fit; the blocks beside them are not touched."""
+    """Their scale would be subnormal, so coarse that integers would not fit; the blocks beside them are not touched."""
     values = np.array([value, -value] * 4 + [1, -1] * 4, np.float32)
 
     np.testing.assert_array_equal(there_and_back(spec, values)[:8], np.zeros(8))
