@@ -1,8 +1,8 @@
 """The models that a job file may name."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, model_validator
 
 from shared.catalog.choice import Choice, Custom, Strict
 
@@ -98,6 +98,12 @@ class Transformer(Network):
     layers: StrictInt = Field(default=2, ge=1, le=48)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     patch: StrictInt = Field(default=4, ge=1, le=64)  # pixels of one side of an image's patch
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads is {self.heads}, which does not divide width, {self.width}")
+        return self
 
 
 class CustomModel(Custom, Network):

@@ -1,72 +1,64 @@
 """The models that a job file may name, and the way to the user's own."""
 
-import math
-
 import torch
 from torch import nn
 
+from services.trainer.models.classic import lenet, mlp, softmax
+from services.trainer.models.convolutional import cnn, vgg9, vgg11
+from services.trainer.models.residual import resnet
+from services.trainer.models.sequences import CharLstm, Transformer
+from services.trainer.models.shapes import Shape
 from shared import user_code
-from shared.catalog.models import CustomModel, LeNet, Mlp, ModelSpec, Softmax
+from shared.catalog import models
+from shared.catalog.models import CustomModel, ModelSpec
 from shared.errors import BadInput
 
-Shape = tuple[int, ...]
+__all__ = ["build", "lenet"]
 
 
 def build(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:
-    """A model for examples of `shape` and that many `classes`, its weights drawn from `seed`."""
+    """A model for examples of `shape`, which gives logits (n, classes); its weights are drawn from `seed`.
+
+    With adapters, where the job asks for them. What `spec.start` says is the caller's to load (`start.begin_with`).
+    `BadInput` where the model cannot take the shape.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        match spec:
-            case Softmax():
-                return softmax(shape, classes)
-            case Mlp(hidden=hidden):
-                return mlp(shape, classes, hidden)
-            case LeNet():
-                return lenet(shape, classes)
-            case CustomModel():
-                return _own(spec, shape, classes, seed)
-    raise NotImplementedError(spec.name)
+        model = _named(spec, shape, classes, seed)
+        if spec.adapters is not None:
+            from services.trainer.models import adapters  # noqa: PLC0415 - seconds of imports, for who asks alone
+
+            adapters.adapt(model, spec.adapters, spec.name)
+    return model
 
 
-def softmax(shape: Shape, classes: int) -> nn.Module:
-    """Multinomial logistic regression on the flattened input."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+def _named(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:  # noqa: C901, PLR0911 - a table
+    match spec:
+        case models.Softmax():
+            return softmax(shape, classes)
+        case models.Mlp(hidden=hidden):
+            return mlp(shape, classes, hidden)
+        case models.LeNet():
+            return lenet(shape, classes)
+        case models.Cnn(channels=channels, hidden=width):
+            return cnn(shape, classes, channels, width)
+        case models.ResNet(depth=depth, norm=norm):
+            return resnet(shape, classes, depth, norm)
+        case models.Vgg9():
+            return vgg9(shape, classes)
+        case models.Vgg11():
+            return vgg11(shape, classes)
+        case models.Torchvision(arch=arch):
+            from services.trainer.models import vision  # noqa: PLC0415 - a second of imports, for who asks alone
 
-
-def mlp(shape: Shape, classes: int, hidden: tuple[int, ...]) -> nn.Module:
-    """Fully connected layers with ReLU between them."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    before = math.prod(shape)
-    for width in hidden:
-        layers += [nn.Linear(before, width), nn.ReLU()]
-        before = width
-    return nn.Sequential(*layers, nn.Linear(before, classes))
-
-
-def lenet(shape: Shape, classes: int) -> nn.Module:
-    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling, for images of at least 4×4 pixels.
-
-    28×28 gives the network of the paper. Below 12×12 the second convolution is padded too: nothing would be left.
-    """
-    if len(shape) != 3 or min(shape[1:]) < 4:
-        raise BadInput(f"model.name is lenet: it takes images (channels, height, width) from 4×4, not {list(shape)}")
-    channels, height, width = shape
-    small = min(height, width) < 12
-    rows, columns = (side // 2 // 2 if small else (side // 2 - 4) // 2 for side in (height, width))
-    return nn.Sequential(
-        nn.Conv2d(channels, 6, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5, padding=2 if small else 0),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(16 * rows * columns, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, classes),
-    )
+            return vision.by_name(arch, shape, classes)
+        case models.CharLstm(embedding=embedding, hidden=width, layers=layers):
+            return CharLstm(shape, classes, embedding, width, layers)
+        case models.Transformer():
+            options = spec.model_dump(exclude={"name", "start", "adapters"})
+            return Transformer(shape, classes, **options)
+        case models.CustomModel():
+            return _own(spec, shape, classes, seed)
 
 
 def _own(spec: CustomModel, shape: Shape, classes: int, seed: int) -> nn.Module:

@@ -1,17 +1,28 @@
-"""A model's tensors in a flat file and back: every floating one as float32, the others as they are."""
+"""What is shared of a model, in a flat file and back: every floating tensor as float32, the others as they are.
 
+Not all of a model is: a client may keep layers and batch norm's statistics, and what adapters freeze is the same
+everywhere. Names are those of the model's state.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from shared import weights
-from shared.errors import BadInput
+from shared.catalog.training import Kept
+from shared.errors import BadInput, Refused
 from shared.weights import Layout
 
 File = npt.NDArray[np.uint8]
+Array = npt.NDArray[Any]
+
+BATCH_NORM = "batch_norm"  #: in `Kept.personal`: every parameter and buffer of a batch norm layer
 
 _KEPT = {
     torch.int64: "I64",
@@ -21,40 +32,67 @@ _KEPT = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_SHOWN = 8
 
 
 class FlatModel:
     """A warm model: loaded from a base, trained in place, and asked for what changed.
 
-    Its tensors and the buffer of its update stay allocated from one client to the next.
+    Its tensors and the buffer of its update stay allocated from one client to the next; their values do not: whatever
+    is not in the base is the client's own, or what the model had when this was made.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, kept: Kept | None = None) -> None:
+        """`kept` is what stays with a client; `BadInput` where a pattern fits no tensor, or none would travel."""
         self.model = model
-        self.layout = layout_of(model)
-        # What the state does not hold must not pass from one client to the next either.
-        saved = model.state_dict().keys()
-        self._aside = {name: buffer.clone() for name, buffer in model.named_buffers() if name not in saved}
+        kept = kept or Kept()
+        state = model.state_dict()
+        frozen = _frozen(model)
+        statistics = _batch_norm(model, parameters=False) & state.keys() if kept.buffers != "averaged" else set()
+        personal = _personal(model, kept.personal, state.keys() - frozen)
+        apart = personal | statistics
+        self.layout = layout_of(model, apart | frozen)
+        if not self.layout.size:
+            raise BadInput(
+                f"train.personal: {', '.join(kept.personal)} is all that is trained; nothing would be shared"
+            )
+        _refuse_tied(state, personal, state.keys() - apart - frozen)
+        self._own = apart if kept.buffers == "local" else personal
+        self._shapes = {name: tensor.shape for name, tensor in state.items()}
+        # What is not in the base must not pass from one client to the next: it begins as it was.
+        self._first = {name: state[name].clone() for name in apart}
+        self._aside = {name: buffer.clone() for name, buffer in model.named_buffers() if name not in state}
+        self._frozen = {name: _identity(state[name]) for name in frozen}
         self._updates = self.layout.of_updates()
         self._update: File | None = None
 
-    def load(self, file: File) -> None:
-        """Takes over the tensors of a model file, or `Refused` where they are not this model's."""
+    def load(self, file: File, personal: Mapping[str, Array] | None = None) -> None:
+        """Takes over the tensors of a model file, or `Refused` where they are not those that this model shares.
+
+        What the client keeps comes from `personal`; what is absent there begins as the model did.
+        """
         weights.check_header(file, self.layout)
+        personal = personal or {}
+        self._check(personal)
         with torch.no_grad():
             values = self.layout.views(file)
             for name, tensor in self._state().items():
-                tensor.copy_(torch.from_numpy(values[name]))
+                if name in values:
+                    tensor.copy_(torch.from_numpy(values[name]))
+                elif name in personal:
+                    tensor.copy_(torch.tensor(personal[name]))
+                elif name in self._first:
+                    tensor.copy_(self._first[name])
             for name, buffer in self.model.named_buffers():
                 if name in self._aside:
                     buffer.copy_(self._aside[name])
 
     def save(self) -> File:
-        """The whole model as a new file."""
+        """All that is shared of the model, as a new file."""
         file = self.layout.empty_file()
-        places = self.layout.views(file)
-        for name, tensor in self._state().items():
-            np.copyto(places[name], _array(tensor), casting="same_kind")
+        state = self._state()
+        for name, place in self.layout.views(file).items():
+            np.copyto(place, _array(state[name]), casting="same_kind")
         return file
 
     def update(self, base: File) -> File:
@@ -66,21 +104,41 @@ class FlatModel:
             self._update = self._updates.empty_file()
         old, new = self.layout.views(base), self._updates.views(self._update)
         state = self._state()
+        for name, identity in self._frozen.items():
+            if _identity(state[name]) != identity:
+                raise BadInput(f"training changed {name}, which adapters freeze: it would not be sent")
         for name, difference in new.items():
             np.subtract(_array(state[name]), old[name], out=difference, casting="same_kind")
         return self._update
 
+    def personal(self) -> dict[str, Array]:
+        """Copies of what the client keeps, floats as float32, by name; empty where nothing is kept."""
+        state = self._state()
+        found = {}
+        for name in sorted(self._own):
+            array = _array(state[name])
+            found[name] = array.astype(np.float32 if array.dtype.kind == "f" else array.dtype)
+        return found
+
+    def _check(self, personal: Mapping[str, Array]) -> None:
+        for name, array in personal.items():
+            if name not in self._own:
+                raise Refused(f"what the client keeps has a tensor {name}, which is not among those that it may keep")
+            if array.shape != self._shapes[name]:
+                raise Refused(
+                    f"what the client keeps has {name} of shape {array.shape}, not {tuple(self._shapes[name])}"
+                )
+
     def _state(self) -> dict[str, Tensor]:
         # Anew each time: training may have replaced a tensor. Detached, they share the model's memory.
         state = self.model.state_dict()
-        expected = {tensor.name: tensor.shape for tensor in self.layout.tensors}
-        if {name: tuple(tensor.shape) for name, tensor in state.items()} != expected:
+        if {name: tensor.shape for name, tensor in state.items()} != self._shapes:
             raise BadInput("training changed the names or shapes of the model's tensors")
         return state
 
 
-def layout_of(model: nn.Module) -> Layout:
-    """Where each tensor of a model lies in its file, or `BadInput` for one that cannot travel."""
+def layout_of(model: nn.Module, apart: Collection[str] = ()) -> Layout:
+    """Where each tensor of a model but those `apart` lies in its file, or `BadInput` for one that cannot travel."""
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
@@ -91,10 +149,61 @@ def layout_of(model: nn.Module) -> Layout:
         tensors[name] = (dtype, tuple(tensor.shape))
     if not any(dtype == "F32" for dtype, _ in tensors.values()):
         raise BadInput("model: it has no floating point tensors to train")
-    return weights.layout_of(tensors)
+    return weights.layout_of({name: what for name, what in tensors.items() if name not in apart})
 
 
-def _array(tensor: Tensor) -> npt.NDArray[Any]:
+def _frozen(model: nn.Module) -> set[str]:
+    """The parameters that adapters freeze; peft leaves its configuration on a model that it changed."""
+    if not any(hasattr(module, "peft_config") for module in model.modules()):
+        return set()
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in parameters if not parameter.requires_grad}
+
+
+def _personal(model: nn.Module, patterns: Sequence[str], names: Collection[str]) -> set[str]:
+    """Which of `names` the client keeps, or `BadInput` for a pattern that fits none."""
+    found: set[str] = set()
+    for pattern in patterns:
+        if pattern == BATCH_NORM:
+            fitting = _batch_norm(model, parameters=True).intersection(names)
+        else:
+            fitting = {name for name in names if fnmatchcase(name, pattern)}
+        if not fitting:
+            shown = sorted(names)[:_SHOWN]
+            more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+            raise BadInput(
+                f"train.personal: {pattern} fits no tensor that is trained; there are {', '.join(shown)}{more}"
+            )
+        found |= fitting
+    return found
+
+
+def _batch_norm(model: nn.Module, *, parameters: bool) -> set[str]:
+    """The running statistics of batch norm layers, with their parameters too where asked."""
+    found = set()
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _BatchNorm):
+            own = [name for name, _ in module.named_buffers(recurse=False)]
+            own += [name for name, _ in module.named_parameters(recurse=False)] if parameters else []
+            found |= {f"{prefix}.{name}" if prefix else name for name in own}
+    return found
+
+
+def _refuse_tied(state: Mapping[str, Tensor], personal: Collection[str], shared: Collection[str]) -> None:
+    """Two names of one tensor must not be of two minds: what is personal would travel under the other."""
+    places = {state[name].data_ptr(): name for name in shared if state[name].numel()}
+    for name in sorted(personal):
+        other = places.get(state[name].data_ptr())
+        if other is not None:
+            raise BadInput(f"train.personal: {name} and {other} are one tensor; name both, or neither")
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Changes with every change that torch is asked to make: where it lies, and how often it was written to."""
+    return tensor.data_ptr(), tensor._version
+
+
+def _array(tensor: Tensor) -> Array:
     """A tensor as an array, sharing its memory where numpy knows the dtype and the tensor is in main memory."""
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
