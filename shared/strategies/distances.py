@@ -19,8 +19,8 @@ from shared.strategies.strategy import Counted, Slices
 
 _HIGH, _LOW = 26, 16  # bits
 _BITS = _HIGH + _LOW
-_TILE = 16 * 1024  # values of an update worked on at once
-_TILES = 1024 * 1024  # and of all of them together
+_TILE = 2 * 1024  # values of an update worked on at once
+_TILES = 256 * 1024  # and of all of them together
 
 
 def squared_distances(updates: Sequence[Counted], slices: Slices) -> list[list[int]]:

@@ -37,7 +37,10 @@ def middle(rows: Rows) -> Tile:
 
 
 def mean(rows: Sequence[npt.NDArray[np.float32]]) -> Tile:
-    """The mean of rows, shape (n,), added up in their order: its bits depend on nothing else."""
+    """The mean of rows, shape (n,), added up in their order: its bits depend on nothing else.
+
+    Beginning with 0.0, it is never −0.0: which of the two is the smaller is for the processor to say.
+    """
     total = np.zeros(rows[0].shape, np.float64)
     for row in rows:
         total += row

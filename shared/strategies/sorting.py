@@ -37,8 +37,7 @@ def by_coordinate(
             tile = values[:, left : left + width]
             lines = list(work[:, : tile.shape[1]])
             np.copyto(work[:count, : tile.shape[1]], tile)
-            # + 0.0, because which of 0.0 and −0.0 is the smaller is for the processor to say.
-            result[start + left : start + left + tile.shape[1]] = made_of(_sorted(lines, comparators)) + 0.0
+            result[start + left : start + left + tile.shape[1]] = made_of(_sorted(lines, comparators))
     return result
 
 
