@@ -146,10 +146,10 @@ def _personal(spec: "JobSpec") -> Iterator[str]:
     if "batch_norm" in train.personal and without:
         yield f"train.personal keeps batch_norm on the clients, and model {model.name} has none"
     stays = "train.personal" if train.personal else "train.buffers: local" if train.buffers == "local" else ""
-    if stays and spec.evaluate.every and spec.evaluate.on != "clients":
+    if stays and spec.evaluate.every and spec.evaluate.where != "clients":
         yield (
             f"{stays} keeps a part of the model on the clients, so that the server has none to evaluate: "
-            "set evaluate.on to clients, or evaluate.every to 0"
+            "set evaluate.where to clients, or evaluate.every to 0"
         )
 
 
@@ -248,18 +248,18 @@ def _evaluation(spec: "JobSpec") -> Iterator[str]:
     evaluate, data = spec.evaluate, spec.data
     if evaluate.clients is not None and evaluate.clients > spec.population:
         yield f"evaluate.clients is {evaluate.clients}, but there are {spec.population} clients"
-    if evaluate.clients is not None and evaluate.on == "server":
-        yield "evaluate.clients is how many clients evaluate, and evaluate.on is server: set that to clients or both"
-    if evaluate.every and evaluate.on != "server" and not data.local_test:
+    if evaluate.clients is not None and evaluate.where == "server":
+        yield "evaluate.clients is how many clients evaluate, and evaluate.where is server: set that to clients or both"
+    if evaluate.every and evaluate.where != "server" and not data.local_test:
         yield (
-            f"evaluate.on is {evaluate.on}, and the clients hold out no examples for it: "
+            f"evaluate.where is {evaluate.where}, and the clients hold out no examples for it: "
             "set data.local_test, such as to 0.2"
         )
     held_out = data.test_fraction if isinstance(data, Digits | Csv | Npz | Images) else 1  # LEAF may bring its own
-    if evaluate.every and evaluate.on != "clients" and not held_out:
+    if evaluate.every and evaluate.where != "clients" and not held_out:
         yield (
             "data.test_fraction is 0, so that the server has nothing to evaluate on: "
-            "set evaluate.every to 0, or evaluate.on to clients"
+            "set evaluate.every to 0, or evaluate.where to clients"
         )
     if evaluate.stop is not None:
         yield from _stop(evaluate.every, evaluate.stop)

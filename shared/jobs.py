@@ -7,6 +7,7 @@ its value and what is allowed. What may be named in it is `shared.catalog`'s.
 import copy
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
@@ -72,7 +73,7 @@ class JobSpec(Strict):
         """How many clients the job has."""
         return len(self.silos) if self.silos is not None else self.data.clients or 0
 
-    @property
+    @cached_property
     def clients(self) -> tuple[str, ...]:
         """Their names, in order."""
         if self.silos is not None:

@@ -141,7 +141,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
     base = tally.bases.get(number)
     grid = tally.grid if base is not None else None
     fresh = tuple(client for client in record.cohort if client not in record.carried)
-    memory = memories.after(seat.memory, seat.spec, number, fresh, accepted)
+    memory = memories.after(seat.memory, seat.spec, number, fresh, accepted, seat.evaluated)
     failpoint("aggregator.stepped")
     about = {"job": seat.job, "round": number}
     blobs.put(model.key, tally.file, digest=model.digest, metadata=about)
@@ -214,7 +214,7 @@ def _move_on(seat: Seat, number: int, model: BlobRef, left: dict[str, BlobRef | 
         seat.tally.model.blob = model
     seat.server, seat.delta = left["server"], left["delta"]
     seat.memory, seat.remembered = memory, left["memory"]
-    seat.committed = number
+    seat.committed, seat.evaluated = number, {}
 
 
 def _check_first(seat: Seat, number: int) -> None:
@@ -313,14 +313,14 @@ def evaluate(seat: Seat, number: int) -> None:
 
 def _on_server(seat: Seat) -> Iterator[tuple[str, tuple[str, ...]]]:
     group = seat.spec.pool or next((silo for silo in seat.spec.clients if seat.alive.get(silo)), None)
-    if group is not None and seat.spec.evaluate.on != "clients":
+    if group is not None and seat.spec.evaluate.where != "clients":
         yield group, ()
 
 
 def _on_clients(seat: Seat, number: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Groups and the clients that they evaluate on: those of a pool in as many parts as it has slots."""
     spec = seat.spec
-    if spec.evaluate.on == "server":
+    if spec.evaluate.where == "server":
         return
     chosen = evaluators(spec, seat.alive, number)
     for group, members in by_group(spec, chosen).items():

@@ -122,7 +122,7 @@ def _on_duplicate(seat: Seat, state: rounds.State, update: ModelUpdate) -> Happe
 
 def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
     """Keeps the figures of a round's model; the job goes on once all who were asked have answered."""
-    if event.round not in seat.evaluations and seat.spec.evaluate.on != "server":
+    if event.round not in seat.evaluations and seat.spec.evaluate.where != "server":
         raise Stale(f"the evaluation of round {event.round} was asked for by another owner, or is complete")
     pending = seat.evaluations.setdefault(event.round, Evaluation(event.round))
     if event.error is not None:
@@ -133,6 +133,7 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
     del seat.evaluations[event.round]
     if pending.examples:
         seat.metrics = {**seat.metrics, **pending.metrics}
+        seat.evaluated = {**seat.evaluated, **pending.clients}
         # The ledger first: it knows whether the job is still ours to write about.
         seat.edges.ledger.set_metrics(seat.job, seat.fence, seat.metrics)
         record = {"job": seat.job, "model": event.model, **pending.document()}

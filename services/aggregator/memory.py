@@ -39,8 +39,18 @@ def read(document: Mapping[str, Any]) -> Memory:
     return Memory(states, History.from_document(document["history"]))
 
 
-def after(memory: Memory, spec: JobSpec, number: int, cohort: tuple[str, ...], accepted: Mapping[str, Any]) -> Memory:
-    """What is known once round `number` is committed with these accepted updates."""
+def after(
+    memory: Memory,
+    spec: JobSpec,
+    number: int,
+    cohort: tuple[str, ...],
+    accepted: Mapping[str, Any],
+    evaluated: Mapping[str, Mapping[str, float]] | None = None,
+) -> Memory:
+    """What is known once round `number`, which asked `cohort` anew, is committed with these accepted updates.
+
+    `evaluated` are the clients' figures of the last evaluation on their own held-out examples.
+    """
     if number == 0 or not is_kept(spec):
         return memory
     fresh = {
@@ -52,7 +62,7 @@ def after(memory: Memory, spec: JobSpec, number: int, cohort: tuple[str, ...], a
     }
     known = memory.history
     if history.is_needed(spec):
-        known = history.observe(known, spec, Facts(number, cohort, reports))
+        known = history.observe(known, spec, Facts(number, cohort, reports, evaluated or {}))
     return replace(memory, states={**memory.states, **fresh}, history=known)
 
 

@@ -1,7 +1,7 @@
 """What the owner of a job has at hand: the servers, its fence, the job's arrays, and where the job stands."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +78,7 @@ class Seat:
     delta: BlobRef | None = None  # what makes the current one of it, compressed
     server: BlobRef | None = None  # what the strategy keeps
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # that are asked for and not complete
+    evaluated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # clients' figures since the last commit
     progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job
 
     def __post_init__(self) -> None:

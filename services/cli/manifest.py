@@ -90,11 +90,13 @@ class Manifest(Record):
 
     @property
     def groups(self) -> list[tuple[Counted, ...]]:
-        """The updates, those of one blob together."""
-        found: dict[str, list[Counted]] = {}
+        """The updates, those of one partial fold together."""
+        batches: dict[str, list[Counted]] = {}
+        alone = [(update,) for update in self.updates if update.batch is None]
         for update in self.updates:
-            found.setdefault(update.blob.key, []).append(update)
-        return [tuple(group) for group in found.values()]
+            if update.batch is not None:
+                batches.setdefault(update.blob.key, []).append(update)
+        return [*alone, *map(tuple, batches.values())]
 
 
 def read(document: dict[str, Any]) -> Manifest:

@@ -44,6 +44,6 @@ class EvaluateSpec(Strict):
 
     every: StrictInt = Field(default=1, ge=0)
     deadline: Seconds = 60.0
-    on: Literal["server", "clients", "both"] = "server"  # the held-out test set; the clients' own held-out examples
+    where: Literal["server", "clients", "both"] = "server"  # the held-out test set; the clients' own held-out examples
     clients: StrictInt | None = Field(default=None, ge=1)  # how many of a pool's evaluate; all where left out
     stop: StopSpec | None = None

@@ -179,13 +179,13 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     (
         {"train": {"personal": ["head.*"]}},
         "train.personal keeps a part of the model on the clients, so that the server has none to evaluate: "
-        "set evaluate.on to clients, or evaluate.every to 0",
-        {"evaluate.on": "clients", "data.local_test": 0.2},
+        "set evaluate.where to clients, or evaluate.every to 0",
+        {"evaluate.where": "clients", "data.local_test": 0.2},
     ),
     (
-        {"train": {"buffers": "local"}, "evaluate": {"on": "both"}, "data.local_test": 0.2},
+        {"train": {"buffers": "local"}, "evaluate": {"where": "both"}, "data.local_test": 0.2},
         "train.buffers: local keeps a part of the model on the clients, so that the server has none to evaluate: "
-        "set evaluate.on to clients, or evaluate.every to 0",
+        "set evaluate.where to clients, or evaluate.every to 0",
         {"evaluate.every": 0},
     ),
     (
@@ -303,24 +303,24 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"simulate.availability.period": "90s"},
     ),
     (
-        {"evaluate": {"on": "clients", "clients": 13}, "data.local_test": 0.2},
+        {"evaluate": {"where": "clients", "clients": 13}, "data.local_test": 0.2},
         "evaluate.clients is 13, but there are 12 clients",
         {"evaluate.clients": 12},
     ),
     (
         {"evaluate": {"clients": 3}},
-        "evaluate.clients is how many clients evaluate, and evaluate.on is server: set that to clients or both",
-        {"evaluate.on": "both", "data.local_test": 0.2},
+        "evaluate.clients is how many clients evaluate, and evaluate.where is server: set that to clients or both",
+        {"evaluate.where": "both", "data.local_test": 0.2},
     ),
     (
-        {"evaluate": {"on": "both"}},
-        "evaluate.on is both, and the clients hold out no examples for it: set data.local_test, such as to 0.2",
+        {"evaluate": {"where": "both"}},
+        "evaluate.where is both, and the clients hold out no examples for it: set data.local_test, such as to 0.2",
         {"data.local_test": 0.2},
     ),
     (
         {"data.test_fraction": 0},
         "data.test_fraction is 0, so that the server has nothing to evaluate on: "
-        "set evaluate.every to 0, or evaluate.on to clients",
+        "set evaluate.every to 0, or evaluate.where to clients",
         {"evaluate.every": 0},
     ),
     (

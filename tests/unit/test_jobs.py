@@ -254,7 +254,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"limits": {"max_abs": 0}}, "limits.max_abs: 0 is not allowed: it should be greater than 0"),
     ({"evaluate": {"every": -1}}, f"evaluate.every: -1 is not allowed: {AT_LEAST} 0"),
-    ({"evaluate": {"on": "me"}}, "evaluate.on: 'me' is not allowed: it should be 'server', 'clients' or 'both'"),
+    ({"evaluate": {"where": "me"}}, "evaluate.where: 'me' is not allowed: it should be 'server', 'clients' or 'both'"),
     (
         {"evaluate": {"stop": {"target": 1, "mode": "up"}}},
         "evaluate.stop.mode: 'up' is not allowed: it should be 'max' or 'min'",

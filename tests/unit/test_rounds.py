@@ -277,3 +277,116 @@ def test_rounds_only_move_forward_and_close_once(story) -> None:
 
     assert closed == list(range(len(closed)))
     assert ended <= 1
+
+
+# --- asynchronous rounds ------------------------------------------------------------------------
+
+
+def buffered(buffer: int = 2, staleness: int = 2, clients: int = 4, count: int = 9, **changes):
+    return jobs.parse(
+        {
+            "name": "t",
+            "model": {"name": "softmax"},
+            "data": {"name": "digits", "clients": clients},
+            "rounds": {"count": count, "deadline": "10s"},
+            "strategy": {"name": "fedbuff", "buffer_size": buffer, "max_staleness": staleness},
+            "evaluate": {"every": 0},
+            "pool": "cpu",
+        }
+        | changes
+    )
+
+
+def test_a_full_buffer_closes_a_round_and_the_others_go_on() -> None:
+    """Who has not answered is carried into the next round, and is not asked again."""
+    state = opened(buffered())
+    state, effects = play(state, Accepted("client-0"), Accepted("client-2"))
+    assert effects == [Close(1)]
+
+    state, effects = play(state, Committed(), ALIVE)
+    cohort = ("client-0", "client-1", "client-2", "client-3")
+    assert effects == [Look(), Open(2, 1, cohort, carried={"client-1": 1, "client-3": 1})]
+    assert (state.asked("client-1"), state.asked("client-0")) == (1, 2)
+
+
+def test_whose_update_would_be_too_stale_is_asked_anew() -> None:
+    """After `max_staleness` rounds nobody waits for it any more."""
+    state = opened(buffered(staleness=1))
+    for number in (1, 2):
+        state, _ = play(state, Accepted("client-0"), Accepted("client-2"))
+        state, effects = play(state, Committed(), ALIVE, Opened(10.0), Reviewed(10.0))
+        carried = next(effect.carried for effect in effects if isinstance(effect, Open))
+        assert carried == ({"client-1": 1, "client-3": 1} if number == 1 else {})
+
+
+def test_at_its_deadline_an_asynchronous_round_closes_with_one_update() -> None:
+    """One is enough, unless the job file says otherwise; none is not."""
+    state, _ = play(opened(buffered()), Accepted("client-0"))
+    assert play(state, Ticked(), now=10.0)[1] == [Close(1)]
+
+    state, effects = play(opened(buffered()), Ticked(), now=10.0)
+    assert isinstance(effects[0], Abandon)
+
+
+def test_an_attempt_that_failed_takes_those_along_who_were_at_work() -> None:
+    """They were told that it is over, so all are asked anew."""
+    job = buffered(rounds={"count": 9, "deadline": "10s", "below_minimum": "retry"})
+    state, _ = play(opened(job), Accepted("client-0"), Accepted("client-2"))
+    state, _ = play(state, Committed(), ALIVE, Opened(10.0), Reviewed(10.0))
+    state, effects = play(state, Ticked(), ALIVE, now=20.0)
+
+    assert effects[-1] == Open(2, 2, ("client-0", "client-1", "client-2", "client-3"))
+
+
+def test_who_is_at_work_is_rung_for_the_round_that_it_began_in() -> None:
+    """A second ring names the round that a client was asked in."""
+    state, _ = play(opened(buffered()), Accepted("client-0"), Accepted("client-2"))
+    state, _ = play(state, Committed(), ALIVE, Opened(10.0), Reviewed(10.0), Accepted("client-1"))
+    state, effects = play(state, Interrupted(), Reviewed(10.0))
+
+    assert effects == [Review(2), Ring(2, 1, ("client-0", "client-2", "client-3"), carried={"client-3": 1})]
+
+
+# --- an early end -------------------------------------------------------------------------------
+
+
+def stopping_at(target: float = 0.9):
+    return jobs.parse(
+        {
+            "name": "t",
+            "model": {"name": "softmax"},
+            "data": {"name": "digits", "clients": 4},
+            "rounds": {"count": 9, "target": 3, "deadline": "10s"},
+            "evaluate": {"every": 1, "stop": {"target": target}, "deadline": "20s"},
+            "pool": "cpu",
+        }
+    )
+
+
+def test_a_job_that_may_end_early_evaluates_before_it_goes_on() -> None:
+    """The model that is good enough is the last one; otherwise the next round is opened."""
+    state, _ = play(opened(stopping_at()), *map(Accepted, ("client-0", "client-1", "client-2")))
+    state, effects = play(state, Committed())
+    assert (state.phase, effects) == ("evaluating", [Evaluate(1)])
+
+    assert play(state, Evaluated(1, "it is good"))[1] == [End("finished", "it is good")]
+    going_on, effects = play(state, Evaluated(1))
+    assert (going_on.round, effects) == (2, [Look()])
+    going_on, effects = play(state, Ticked(), now=20.0)
+    assert (going_on.round, effects) == (2, [Look()])
+
+
+def test_a_pause_while_evaluating_comes_before_the_next_round() -> None:
+    """And a job that is good enough by then has ended."""
+    state, _ = play(opened(stopping_at()), *map(Accepted, ("client-0", "client-1", "client-2")))
+    state, _ = play(state, Committed(), Paused("why"))
+
+    assert play(state, Evaluated(1))[1] == [Pause("why")]
+    assert play(state, Evaluated(1, "good"))[1] == [End("finished", "good")]
+
+
+def test_a_job_that_was_good_enough_is_not_gone_on_with() -> None:
+    """Whoever takes it over reads so in the record."""
+    state, effects = rounds.begin(stopping_at(), 3, done="accuracy is 0.95")
+
+    assert (state.phase, effects) == ("ended", (End("finished", "accuracy is 0.95"),))
