@@ -137,6 +137,28 @@ def watch(job: Job, as_json: Json = False) -> None:
 
 
 @app.command()
+def track(
+    job: Job,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Writes event files into DIR/JOB, for TensorBoard.")
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", envvar="MLFLOW_TRACKING_URI", help="Logs a run there, with MLflow.")
+    ] = None,
+    clients: Annotated[int, typer.Option(min=0, help="How many clients get series of their own.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Follows a job to its end and writes each round's figures for TensorBoard and MLflow."""
+    from services.cli import screen, tracking
+
+    places = tracking.Places(tensorboard, mlflow)
+    with _servers() as servers:
+        with screen.view(as_json) as view:
+            end = tracking.track(servers, job, view, places, clients)
+        _conclude(end, as_json)
+
+
+@app.command()
 def stop(job: Job, reason: Reason = "stopped by an operator") -> None:
     """Ends a job where it stands."""
     from services.cli import wishes
@@ -197,6 +219,9 @@ def results(
     job: Job,
     export: Annotated[Path | None, typer.Option(metavar="PATH", help="Saves the model, a safetensors file.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Draws the learning curve, a PNG file.")] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", metavar="PATH", help="Saves a row for each round and client, a CSV file.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrites these files.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -204,7 +229,7 @@ def results(
     from services.cli import results as found
 
     with _servers() as servers:
-        found.results(servers, job, export=export, plot=plot, force=force, as_json=as_json)
+        found.results(servers, job, export=export, plot=plot, table=table, force=force, as_json=as_json)
 
 
 @app.command()

@@ -24,9 +24,14 @@ class PastRound:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Loss and accuracy on the test set, and those of the model it began with on the clients' own data."""
-        tested = self.evaluation["metrics"] if self.evaluation else {}
-        return {**self.manifest["metrics"], **{name: tested[name] for name in ("loss", "accuracy") if name in tested}}
+        """Those of the model on the test set and on held-out examples; those of its base on the clients' own data."""
+        return {**self.manifest["metrics"], **(self.evaluation["metrics"] if self.evaluation else {})}
+
+    @property
+    def evaluated(self) -> dict[str, dict[str, float]]:
+        """What each client measured on the examples that it holds out, where clients were asked to."""
+        found: dict[str, dict[str, float]] = (self.evaluation or {}).get("clients", {})
+        return found
 
     def events(self) -> "Iterator[RoundEnd | ModelEvaluated]":
         """The events that told of it, for whoever did not hear them."""

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from services.cli.history import PastRound
 
-TEST, CLIENTS = "#1f5f9e", "#d9822b"
+TEST, CLIENTS, HELD_OUT = "#1f5f9e", "#d9822b", "#3d8f5f"
 Counts = npt.NDArray[np.int64]  # (clients, classes)
 Colour = tuple[float, float, float, float]
 
@@ -34,7 +34,12 @@ def learning_curve(job: str, rounds: list[PastRound], file: Path) -> None:
         owned = [
             (past.number - 1, past.figures[f"client_{name}"]) for past in rounds if f"client_{name}" in past.figures
         ]
-        for label, points, colour in (("test set", tested, TEST), ("clients' own data", owned, CLIENTS)):
+        held_out = [(past.number, past.figures[f"local_{name}"]) for past in rounds if f"local_{name}" in past.figures]
+        for label, points, colour in (
+            ("test set", tested, TEST),
+            ("clients' own data", owned, CLIENTS),
+            ("clients' held-out data", held_out, HELD_OUT),
+        ):
             if points:
                 axes.plot(
                     *zip(*points, strict=True), label=label, color=colour, marker="o", markersize=3.5, linewidth=1.6
@@ -45,7 +50,7 @@ def learning_curve(job: str, rounds: list[PastRound], file: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0, top=1 if name == "accuracy" else None)
-        if tested or owned:
+        if tested or owned or held_out:
             axes.legend(frameon=False)
     figure.savefig(file, format="png", dpi=150)
 

@@ -134,8 +134,9 @@ class Progress:
         row = self.rows.get(event.round)
         if row is None or not event.examples or (row.loss, row.accuracy) != (None, None):
             return ""
-        row.loss, row.accuracy = event.metrics.get("loss"), event.metrics.get("accuracy")
-        return f"{self._name(event.round)}: test{_figures('', row.loss, row.accuracy).lstrip(',')}"
+        place, prefix = ("test", "") if event.metrics.keys() & {"loss", "accuracy"} else ("on the clients", "local_")
+        row.loss, row.accuracy = event.metrics.get(f"{prefix}loss"), event.metrics.get(f"{prefix}accuracy")
+        return f"{self._name(event.round)}: {place}{_figures('', row.loss, row.accuracy).lstrip(',')}"
 
     def _name(self, number: int) -> str:
         return f"round {number}/{self.count}"

@@ -2,17 +2,38 @@
 
 from pathlib import Path
 
-from services.cli import history, output, saving
+from services.cli import history, output, rows, saving
 from services.cli.history import PastRound
 from services.cli.progress import last_line
 from services.cli.servers import Servers
 from shared.errors import BadInput
 from shared.events import BlobRef
 
+#: What a table shows of a round, and how it is called there; what no round has is left out, but for the first four.
+FIGURES = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "client_loss": "clients' loss",
+    "client_accuracy": "clients' acc.",
+    "local_loss": "held-out loss",
+    "local_accuracy": "held-out acc.",
+    "local_accuracy_worst_decile": "worst tenth",
+}
+SHOWN = ("loss", "accuracy", "client_loss", "client_accuracy")
 
-def results(servers: Servers, job: str, *, export: Path | None, plot: Path | None, force: bool, as_json: bool) -> None:
+
+def results(
+    servers: Servers,
+    job: str,
+    *,
+    export: Path | None,
+    plot: Path | None,
+    table: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Prints every committed round, of a job that has ended or of one that runs; saves what is asked for."""
-    for path in (export, plot):
+    for path in (export, plot, table):
         if path is not None:
             saving.check_target(path, force)
     spec = history.known_spec(servers.blobs, servers.ledger, job)
@@ -37,6 +58,10 @@ def results(servers: Servers, job: str, *, export: Path | None, plot: Path | Non
         with saving.replacing(export) as fresh:
             servers.blobs.get(model).tofile(fresh)  # checked against its digest on the way
         output.note(f"saved {export}: {model.size} bytes, digest {model.digest[:12]}")
+    if table is not None:
+        with saving.replacing(table) as fresh:
+            rows.save(rounds, fresh)
+        output.note(f"saved {table}")
     if plot is not None:
         from services.cli.plotting import learning_curve
 
@@ -48,13 +73,18 @@ def results(servers: Servers, job: str, *, export: Path | None, plot: Path | Non
 
 
 def _print(rounds: list[PastRound]) -> None:
-    columns = ("round", "loss", "accuracy", "clients' loss", "clients' acc.", "updates", "rejected", "time")
+    shown = [
+        (name, title)
+        for name, title in FIGURES.items()
+        if name in SHOWN or any(name in past.figures for past in rounds)
+    ]
+    columns = ("round", *(title for _, title in shown), "updates", "rejected", "time")
     made = output.table(*columns, numbers=columns)
     for past in rounds:
         figures = past.figures
         made.add_row(
             str(past.number),
-            *(output.figure(figures.get(name)) for name in ("loss", "accuracy", "client_loss", "client_accuracy")),
+            *(output.figure(figures.get(name)) for name, _ in shown),
             str(len(past.manifest["updates"])),
             str(len(past.manifest["rejected"])),
             f"{past.manifest['seconds']:.1f}",

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from services.cli import history, output
+from services.cli import history, output, participation
 from services.cli.servers import Servers
 from shared.ledger import ENDED, JobRecord, RoundRecord
 from shared.roster import Member
@@ -71,13 +71,23 @@ def show(servers: Servers, job: str, as_json: bool) -> None:
     """A job's record and settings, and who took part in each round."""
     record = servers.ledger.required(job)
     spec = history.spec(servers.blobs, job)
-    rounds = [_committed(past) for past in history.rounds(servers.blobs, job)]
+    committed = history.rounds(servers.blobs, job)
+    rounds = [_committed(past) for past in committed]
+    parts = participation.of_job(committed)
     open_round = servers.ledger.round(job, record.round + 1)
     if open_round is not None and open_round.number == len(rounds):
         rounds.append(_open(open_round))
     log = servers.ledger.log(job)
     if as_json:
-        return output.emit({**asdict(record), "spec": spec, "by_round": rounds, "log": log})
+        return output.emit(
+            {
+                **asdict(record),
+                "spec": spec,
+                "by_round": rounds,
+                "participation": participation.document(parts),
+                "log": log,
+            }
+        )
     terminal = output.Terminal()
     terminal.print(Text(job, "bold"), record.status)
     for name, value in {**_facts(record), **(spec or {})}.items():
@@ -98,6 +108,9 @@ def show(servers: Servers, job: str, as_json: bool) -> None:
             Text(output.shortened(rejected, 2), "red"),
         )
     terminal.print(made if rounds else "no round has begun")
+    if parts and spec:
+        terminal.print()
+        participation.show(parts, len(spec["silos"] or ()) or spec["data"]["clients"])
     if log:
         terminal.print()
         terminal.print(_log(log, servers.ledger.now()))

@@ -1,0 +1,77 @@
+"""Rounds as rows: one for the round itself, then one for each client that had to do with it.
+
+The shape is tidy: every figure is a column, and a row is one thing measured once. `fedq results --csv` saves it.
+"""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from services.cli.history import PastRound
+
+FIRST = ("round", "client", "state", "examples", "seconds", "norm", "staleness")  #: columns; then metrics by name
+
+
+@dataclass(frozen=True)
+class Row:
+    """A round (`client` is empty), or what one client gave in it; None where nothing is known."""
+
+    round: int
+    client: str
+    state: str  # committed; accepted, rejected, unanswered, evaluated
+    examples: int | None = None
+    seconds: float | None = None
+    norm: float | None = None
+    staleness: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def of_round(past: PastRound) -> Iterator[Row]:
+    """The round's own row, then its clients' by name.
+
+    What a client measured on the examples that it holds out has `local_` before its name, as the round's means have.
+    """
+    found = past.manifest
+    updates = {update["client"]: update for update in found["updates"]} if past.number else {}
+    yield Row(
+        past.number,
+        "",
+        "committed",
+        examples=sum(update["examples"] for update in updates.values()) if updates else None,
+        seconds=found["seconds"],
+        metrics=past.figures,
+    )
+    states = dict.fromkeys(past.evaluated, "evaluated")
+    states |= dict.fromkeys(found.get("unanswered", ()), "unanswered") | dict.fromkeys(found["rejected"], "rejected")
+    states |= dict.fromkeys(updates, "accepted")  # one of whose updates another was refused was accepted
+    for client, state in sorted(states.items()):
+        yield _of_client(past, client, state, updates.get(client, {}))
+
+
+def save(rounds: Iterable[PastRound], file: Path) -> None:
+    """Writes all rows as CSV, in the order of the rounds; a figure that is not known is an empty field."""
+    rows = [row for past in rounds for row in of_round(past)]
+    names = sorted({name for row in rows for name in row.metrics})
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow([*FIRST, *names])
+        for row in rows:
+            fixed = [getattr(row, column) for column in FIRST]
+            writer.writerow([*fixed, *(row.metrics.get(name) for name in names)])
+
+
+def _of_client(past: PastRound, client: str, state: str, update: Mapping[str, Any]) -> Row:
+    held_out = past.evaluated.get(client, {})
+    own = {f"local_{name}": value for name, value in held_out.items() if name != "examples"}
+    return Row(
+        past.number,
+        client,
+        state,
+        examples=update.get("examples"),
+        seconds=update.get("timings", {}).get("total"),
+        norm=update.get("norm"),
+        staleness=update.get("staleness", 0) if update else None,
+        metrics={**update.get("metrics", {}), **own},
+    )
