@@ -641,6 +641,16 @@ def test_each_folder_is_a_class_and_each_image_a_square(folder: Path) -> None:
     assert np.allclose(grey.client("", 0)[0][0], 76 / 255)
 
 
+def test_an_image_of_the_right_size_is_kept_pixel_by_pixel(folder: Path) -> None:
+    """Rows from above, columns from the left."""
+    raw = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    (folder / "pets/cat").mkdir(parents=True)
+    Image.fromarray(raw).save(folder / "pets/cat/a.png")
+    x, _ = loaded({"name": "images", "path": "pets", "size": 8, "clients": 1, "test_fraction": 0}).client("", 0)
+
+    assert np.array_equal(np.rint(x[0] * 255), raw.transpose(2, 0, 1))
+
+
 def test_folders_that_cannot_be_used_are_refused(folder: Path) -> None:
     """No classes, a class without images, and a file that is no image in spite of its name."""
     (folder / "pets").mkdir()
