@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.catalog.strategies import Bulyan, Krum, Median, MultiKrum, StrategySpec, TrimmedMean
@@ -201,6 +201,7 @@ widths = st.lists(st.integers(1, SIZE), min_size=1, max_size=20)
 
 
 @pytest.mark.parametrize("spec", ALL, ids=named)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 9), widths=widths)
 def test_no_cut_changes_a_bit(spec: StrategySpec, seed: int, widths: list[int]) -> None:
     """Slices of any widths give what one slice gives, with colluding attackers whose distances tie."""
@@ -209,6 +210,7 @@ def test_no_cut_changes_a_bit(spec: StrategySpec, seed: int, widths: list[int]) 
     assert combined(spec, updates, Cut(updates, widths)).tobytes() == combined(spec, updates).tobytes()
 
 
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), widths=widths)
 def test_no_cut_changes_a_distance(seed: int, widths: list[int]) -> None:
     """Not by one unit, and the same two updates are at distance 0, where floats would leave a remainder."""
@@ -222,6 +224,7 @@ def test_no_cut_changes_a_distance(seed: int, widths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("spec", ALL, ids=named)
+@settings(max_examples=30, deadline=None)
 @given(order=st.permutations(range(11)))
 def test_arrival_order_changes_no_bit(spec: StrategySpec, order: list[int]) -> None:
     """Updates are read in client order, whenever they came."""
@@ -235,6 +238,7 @@ def test_arrival_order_changes_no_bit(spec: StrategySpec, order: list[int]) -> N
 
 
 @pytest.mark.parametrize("spec", ALL[:2], ids=named)
+@settings(max_examples=30, deadline=None)
 @given(order=st.permutations(range(11)))
 def test_coordinates_do_not_know_whose_they_are(spec: StrategySpec, order: list[int]) -> None:
     """Median and trimmed mean give the same bits for any order of clients."""
@@ -265,6 +269,7 @@ values = st.floats(-1e3, 1e3, width=32)
 several = st.integers(1, 12).flatmap(lambda count: st.lists(values, min_size=count, max_size=count))
 
 
+@settings(max_examples=30, deadline=None)
 @given(honest=st.lists(values, min_size=7, max_size=12), attack=st.lists(values, min_size=0, max_size=2))
 def test_attackers_cannot_leave_the_range_of_the_honest(honest: list[float], attack: list[float]) -> None:
     """Median, and a trimmed mean that trims as many as there are attackers."""
@@ -276,6 +281,7 @@ def test_attackers_cannot_leave_the_range_of_the_honest(honest: list[float], att
         assert min(honest) - 1e-4 <= found <= max(honest) + 1e-4
 
 
+@settings(max_examples=30, deadline=None)
 @given(honest=st.lists(values, min_size=9, max_size=12), attack=st.tuples(values, values))
 def test_bulyan_stays_as_near_to_the_honest_as_they_are_to_each_other(
     honest: list[float], attack: tuple[float, float]
