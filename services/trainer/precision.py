@@ -46,13 +46,12 @@ class Scaled:
         optimizer, self._take = cast(Optimizer, self), take
         for parameter, gradient in zip(self._parameters, found, strict=True):
             parameter.grad = gradient
-        self._scaler.unscale_(optimizer)
-        self._scaler.step(optimizer)
+        self._scaler.step(optimizer)  # unscales first
         self._scaler.update()
         for parameter in self._parameters:
             parameter.grad = None
 
     def step(self) -> None:
-        """The scaler calls it."""
+        """The scaler calls it, with gradients that are unscaled and finite."""
         assert self._take is not None  # noqa: S101
         self._take([parameter.grad for parameter in self._parameters])

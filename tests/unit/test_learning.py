@@ -27,7 +27,7 @@ def examples(size: int = 40) -> tuple[Tensor, Tensor]:
 def trained(spec: TrainSpec = SPEC, *, seed: int = 1, client: str = "a", number: int = 3) -> tuple[Tensor, float]:
     model = catalog.build(LeNet(), (1, 8, 8), 10, seed=0)
     metrics = learning.train(model, *examples(), spec, seed=seed, client=client, number=number)
-    return nn.utils.parameters_to_vector(model.parameters()).detach(), metrics["train_loss"]
+    return vector(model), metrics["train_loss"]
 
 
 def test_the_same_seed_client_and_round_give_the_same_bits() -> None:
@@ -58,15 +58,19 @@ def test_another_process_gives_the_same_bits() -> None:
 
 
 def test_dropout_is_deterministic_too() -> None:
-    """Layers that draw numbers draw the same ones."""
+    """Layers that draw numbers draw the same ones, whatever was drawn before, and leave that stream as it was."""
     x, y = examples()
 
-    def once() -> Tensor:
+    def once(process_seed: int) -> Tensor:
+        torch.manual_seed(process_seed)
+        following = torch.rand(1)
+        torch.manual_seed(process_seed)
         model = nn.Sequential(catalog.build(LeNet(), (1, 8, 8), 10, seed=0), nn.Dropout(0.5))
         learning.train(model, x, y, SPEC, seed=1, client="a", number=1)
-        return nn.utils.parameters_to_vector(model.parameters()).detach()
+        assert torch.equal(torch.rand(1), following)
+        return vector(model)
 
-    assert torch.equal(once(), once())
+    assert torch.equal(once(1), once(2))
 
 
 def test_one_client_with_all_the_data_is_central_sgd() -> None:
