@@ -14,7 +14,6 @@ from torch.nn import functional
 from services.trainer import precision
 from services.trainer.gradients import changes_of, corrections
 from services.trainer.optimizers import Gradients, optimizer_of
-from services.trainer.own_step import step as step  # noqa: PLC0414 - given on
 from services.trainer.schedules import rate
 from shared.catalog.training import TrainSpec
 from shared.errors import Stale
