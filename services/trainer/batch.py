@@ -81,7 +81,7 @@ def train(bench: Bench, order: Order, base: BlobRef, watch: Stopwatch) -> Folded
         counted = Counted(client, trained.examples, norm=norm, metrics=trained.metrics)
         folded.add(trained.delta, strategy.weight(counted), strategy.scale(counted))
         members.append(Member(client=client, examples=trained.examples, metrics=_told(trained.metrics, norm)))
-    watch.lap("train")
+        watch.lap("upload")
     if not members and not failures:
         raise Absent("nobody of the batch is there")
     return Folded(_file(folded) if members else None, tuple(members), failures, clients.downloaded)

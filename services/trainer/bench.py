@@ -44,6 +44,7 @@ class Bench:
         self.trainer, self.board, self.blobs, self.cache, self.keeper = trainer, board, blobs, cache, keeper
         self.device = device
         self._warm: tuple[str, FlatModel] | None = None
+        self._began: tuple[str, float] | None = None
 
     def model(self, job: str, spec: JobSpec, data: Dataset) -> FlatModel:
         """The warm model of a job; its tensors hold whatever the last client left in them."""
@@ -89,6 +90,13 @@ class Bench:
             return State()
         file = self.patiently(lambda: self.keeper.load(job, client, ref), order)
         return State() if file is None else State.unpack(file, model)
+
+    def began(self, order: Order) -> float:
+        """When an order's job began: its first round, in seconds since the epoch. The clocks are taken for equal."""
+        if self._began is None or self._began[0] != order.job:
+            first = self.patiently(lambda: self.blobs.get_json(names.manifest_blob(order.job, 0)), order)
+            self._began = (order.job, float(first["opened"]))
+        return self._began[1]
 
     def patiently(self, call: Callable[[], Result], order: Order | None = None) -> Result:
         """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""

@@ -1,13 +1,19 @@
 """What a job simulates of its clients: that they are slow, far away, absent or hostile."""
 
 import time
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 from services.trainer.bench import Bench
 from services.trainer.orders import Order
-from shared.errors import Stale
+from shared import simulation
+from shared.catalog.simulation import LabelFlip, ScaledUpdate
+from shared.errors import Refused, Stale
 from shared.weights import Flat
+
+Attack = TypeVar("Attack", LabelFlip, ScaledUpdate)
 
 GLANCE = 0.05  #: seconds between two looks whether somebody still waits
 
@@ -20,29 +26,61 @@ class Hindrance:
     """One client's, in one task; none where its job simulates nothing."""
 
     def __init__(self, bench: Bench, order: Order, client: str) -> None:
-        self._bench, self._order, self._client = bench, order, client
+        self._bench, self._order, self._client, self._spec = bench, order, client, order.spec
 
     def appear(self) -> None:
-        """`Absent` where the client is away, or drops out."""
+        """`Absent` where the client is away or drops out, `Refused` where it drops out and says so."""
+        simulate = self._spec.simulate
+        if simulate is None:
+            return
+        if simulate.availability is not None and not simulate.aware:
+            since = time.time() - self._bench.began(self._order)
+            if not simulation.is_there(self._spec, self._client, since):
+                raise Absent(f"{self._client} is away (simulated)")
+        dropout = simulate.dropout
+        if dropout is not None and simulation.drops_out(
+            self._spec, self._client, self._order.round, self._order.attempt
+        ):
+            if dropout.how == "silent":
+                raise Absent(f"{self._client} drops out (simulated)")
+            raise Refused(f"{self._client} drops out (simulated)")
 
     def download(self) -> None:
-        """Takes as long as the client's line needs for the model: by itself, whatever the node's cache has."""
+        """Takes as long as what the round sends needs to the client: by itself, whatever the node's cache has."""
+        order = self._order
+        sent = (order.delta or order.base, order.server)
+        self._travel(sum(ref.size for ref in sent if ref is not None), up=False)
 
     def upload(self, size: int) -> None:
-        """Takes as long as the client's line needs for so many bytes."""
+        """Takes as long as so many bytes need from the client."""
+        self._travel(size, up=True)
 
     def work(self, seconds: float) -> None:
         """Takes as much longer than these seconds of training as the client is slow."""
+        self._wait((simulation.ratio(self._spec, self._client) - 1) * seconds)
 
     def labels(self, y: torch.Tensor, classes: int) -> torch.Tensor:
         """The labels that the client trains on."""
-        return y
+        if self._attack(LabelFlip) is None:
+            return y
+        flipped: torch.Tensor = simulation.flipped(y, classes)
+        return flipped
 
     def attack(self, delta: Flat) -> None:
         """Makes of what training changed what the client says it did, in place."""
+        attack = self._attack(ScaledUpdate)
+        if attack is not None:
+            delta *= np.float32(attack.factor)
+
+    def _attack(self, kind: type[Attack]) -> Attack | None:
+        attack = self._spec.simulate.attack if self._spec.simulate else None
+        return attack if isinstance(attack, kind) and self._client in simulation.hostile(self._spec) else None
+
+    def _travel(self, size: int, *, up: bool) -> None:
+        self._wait(simulation.transfer(self._spec, self._client, size, up=up))
 
     def _wait(self, seconds: float) -> None:
-        # Looks again and again, as only simulated time may be waited for: nothing happens in it that could wake us.
+        # Simulated time alone may be waited for like this: at its end nothing happens that could wake us.
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._bench.stopped(self._order):

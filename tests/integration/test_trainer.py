@@ -3,18 +3,15 @@
 import fcntl
 import multiprocessing
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import psutil
@@ -23,212 +20,25 @@ import pytest
 from services.trainer import __main__ as trainer_main
 from services.trainer.board import EVER, Board
 from services.trainer.cache import Cache
-from services.trainer.data import dataset
 from services.trainer.dispatch import Dispatch, on_notice
-from services.trainer.models import catalog
-from services.trainer.models.flat import FlatModel
 from services.trainer.orders import orders
 from services.trainer.worker import make_app
-from shared import failpoints, jobs, names, settings, topology, weights
+from shared import failpoints, names, settings, weights
 from shared.blobs import Blobs
-from shared.bus import Bus
 from shared.errors import BadInput, Refused
 from shared.events import (
-    AnyEvent,
     BlobRef,
     EvaluateModel,
-    Heartbeat,
     ModelEvaluated,
-    ModelUpdate,
     RoundEnd,
     RoundStart,
     TrainingEnd,
 )
-from shared.jobs import JobSpec
+from tests.by_hand import ROOT, WAIT, Federation, Servers, digits, until
 
-ROOT = Path(__file__).parents[2]
 UNTIL_STORED = ("trainer.taken", "trainer.fetched", "trainer.trained", "trainer.uploading")
 ONCE_STORED = ("trainer.uploaded", "trainer.told")
 IN_THE_PARENT = ("trainer.heard", "trainer.dispatched")
-WAIT = 60.0  #: seconds; for what takes a fraction of one on a machine with nothing else to do
-
-OWN = """
-    import os, time
-    from pathlib import Path
-    import numpy as np
-
-    class Ward:
-        shape, classes = (2,), 2
-        def client(self, name, index):
-            x = np.arange(8.0).reshape(4, 2) + index
-            return x, np.array([0, 1, 0, 1])
-        def test(self):
-            return None
-
-    def broken(model, x, y, *, client, round, seed):
-        raise ZeroDivisionError("no such luck")
-
-    def patient(model, x, y, *, client, round, seed, stopped, signs, seconds):
-        Path(signs, f"{client}-{round}-began").touch()
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not stopped():
-            time.sleep(0.01)
-        return {}
-
-    def deadly(model, x, y, *, client, round, seed, signs):
-        from torch.utils.data import DataLoader
-        batches = iter(DataLoader(range(1000), num_workers=1))
-        next(batches)
-        Path(signs, f"helper-{batches._workers[0].pid}").touch()
-        os.kill(os.getpid(), 9)
-"""
-
-
-class Servers(Protocol):
-    """The part of the fixture in `conftest` that is used here."""
-
-    stack: Any
-    vhost: str
-
-    def environment(self, role: Any = ...) -> dict[str, str]: ...
-    def settings(self, kind: Any, role: Any = ...) -> Any: ...
-    def bus(self, app: str = ...) -> Bus: ...
-    def blobs(self) -> Blobs: ...
-
-
-class Federation:
-    """The aggregator's side of a job, by hand, and the trainers of the test."""
-
-    def __init__(self, servers: Servers, directory: Path) -> None:
-        self.servers, self.directory = servers, directory
-        self.bus, self.blobs = servers.bus(), servers.blobs()
-        self.job = jobs.new_job_id("digits")
-        self.updates: queue.SimpleQueue[AnyEvent] = queue.SimpleQueue()
-        self.heartbeats: queue.SimpleQueue[AnyEvent] = queue.SimpleQueue()
-        self.processes: list[subprocess.Popen[str]] = []
-        self.bus.serve(topology.updates(self.job), self.updates.put)
-        self.bus.serve(topology.heartbeats(), self.heartbeats.put)
-        (directory / "own_job.py").write_text(textwrap.dedent(OWN))
-
-    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        """A trainer, running when this returns."""
-        process = self.launch(*arguments, **environment)
-        self.heartbeat(lambda heartbeat: heartbeat.pid == process.pid)
-        return process
-
-    def launch(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
-        with (self.directory / "log").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "services.trainer", *arguments],
-                cwd=self.directory,
-                env={
-                    **inherited,
-                    **self.servers.environment("trainer"),
-                    "PYTHONPATH": str(ROOT),
-                    "FEDQ_HEARTBEAT_S": "0.1",
-                    "FEDQ_CACHE_DIR": str(self.directory / "cache"),
-                    **environment,
-                },
-                stderr=log,
-                text=True,
-            )
-        self.processes.append(process)
-        return process
-
-    def ask(
-        self,
-        number: int,
-        *cohort: str,
-        base: BlobRef | None = None,
-        spec: JobSpec,
-        group: str = "cpu",
-        attempt: int = 1,
-        fence: int = 0,
-        again: bool = False,
-    ) -> None:
-        """Opens a round for these clients."""
-        self.bus.publish(
-            RoundStart(
-                job=self.job,
-                group=group,
-                round=number,
-                attempt=attempt,
-                base=base,
-                cohort=cohort,
-                spec=spec,
-                deadline=0,
-                fence=fence,
-                again=again,
-            )
-        )
-
-    def update(self) -> ModelUpdate:
-        found = self.updates.get(timeout=WAIT)
-        assert isinstance(found, ModelUpdate)
-        return found
-
-    def initial(self, spec: JobSpec, group: str = "cpu") -> BlobRef:
-        """Round 0: the model that the rounds of a test begin with."""
-        self.ask(0, spec.clients[0], spec=spec, group=group)
-        found = self.update()
-        assert found.update is not None, found.error
-        return found.update
-
-    def given(self, spec: JobSpec) -> BlobRef:
-        """The same model, by no trainer."""
-        data = dataset.load(spec)
-        model = FlatModel(catalog.build(spec.model, tuple(data.shape), data.classes, spec.seed))
-        return self.blobs.put(f"jobs/{self.job}/given", model.save())
-
-    def end(self, number: int, outcome: Any = "committed", **changes: Any) -> None:
-        """Says that a round is over."""
-        event = RoundEnd(job=self.job, round=number, outcome=outcome, accepted=0, rejected=0, **changes)
-        self.bus.publish(event)
-
-    def waiting(self, name: str = "") -> int:
-        """Messages that are ready in the queue of tasks, or another."""
-        return (self.bus.depth(name or names.tasks_queue("cpu")) or (0, 0))[0]
-
-    def left_behind(self) -> set[str]:
-        """What is where the trainers of this node keep what they share and what is theirs, but the locks."""
-        cache = self.directory / "cache"
-        found = {path.name for path in (*cache.glob("*.part"), *(cache / "trainers").iterdir())}
-        return found - {"lock"}
-
-    def heartbeat(self, wanted: Callable[[Heartbeat], bool]) -> Heartbeat:
-        """The next heartbeat that is `wanted`."""
-        deadline = time.monotonic() + WAIT
-        while True:
-            found = self.heartbeats.get(timeout=max(0.0, deadline - time.monotonic()))
-            if isinstance(found, Heartbeat) and wanted(found):
-                return found
-
-    def log(self) -> str:
-        return (self.directory / "log").read_text()
-
-
-@pytest.fixture
-def federation(servers: Servers, tmp_path: Path) -> Iterator[Federation]:
-    """A job's other half; its trainers do not outlive the test."""
-    found = Federation(servers, tmp_path)
-    yield found
-    for process in found.processes:
-        process.kill()
-        process.wait()
-
-
-def digits(**changes: Any) -> JobSpec:
-    document: dict[str, Any] = {
-        "name": "digits",
-        "seed": 7,
-        "model": {"name": "softmax"},
-        "data": {"name": "digits", "clients": 10},
-        "train": {"epochs": 2, "batch_size": 16},
-        "rounds": {"count": 3},
-        "pool": "cpu",
-    }
-    return jobs.parse({**document, **changes})
 
 
 @contextmanager
@@ -246,18 +56,6 @@ def alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-Found = TypeVar("Found")
-
-
-def until(condition: Callable[[], Found], what: str) -> Found:
-    """What `condition` returns as soon as it is true, by the deadline."""
-    deadline = time.monotonic() + WAIT
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {WAIT:g} s: {what}"
-        time.sleep(0.01)
-    return found
 
 
 def test_a_round_from_start_to_updates(federation: Federation) -> None:
@@ -381,7 +179,7 @@ def test_an_error_of_the_users_code_is_an_answer(federation: Federation) -> None
     federation.ask(1, "client-2", base=base, spec=digits(model={"name": "nowhere:make"}))
     error = federation.update().error
     assert error is not None
-    assert error.startswith("BadInput: model.name: this trainer has no module nowhere")
+    assert error.startswith("BadInput: model.name: this process has no module nowhere")
 
     federation.ask(1, "client-3", base=base, spec=digits(model={"name": "lenet"}))
     assert (federation.update().error or "").startswith("Refused: tensor ")

@@ -1,0 +1,48 @@
+"""What an update's blob says of itself."""
+
+import pytest
+
+from shared import names, receipts
+from shared.errors import Refused
+from shared.events import BlobRef, Member, ModelUpdate, StateRef
+
+DIGEST = "0123456789ab" + "c" * 52
+
+
+def update(**changes: object) -> ModelUpdate:
+    job = "digits-abcdef"
+    fields = {
+        "job": job,
+        "round": 3,
+        "attempt": 2,
+        "client": "client-1",
+        "trainer": "t1",
+        "base": "d" * 64,
+        "update": BlobRef(key=names.update_blob(job, 3, "client-1", DIGEST), size=100, digest=DIGEST),
+        "examples": 7,
+        "metrics": {"client_loss": 1.5, "client_accuracy": 0.5},
+    }
+    return ModelUpdate.model_validate({**fields, **changes})
+
+
+def told(found: ModelUpdate) -> ModelUpdate:
+    """As somebody tells of it who has found its blob."""
+    assert found.update is not None
+    about = {name: str(value) for name, value in receipts.receipt(found).items()}
+    return receipts.told_again(found.update.key, found.update.size, {**about, "digest": found.update.digest})
+
+
+@pytest.mark.parametrize("state", [None, StateRef(size=12, digest="e" * 64)], ids=["no state", "a state"])
+def test_a_receipt_tells_the_whole_update(state: StateRef | None) -> None:
+    assert told(update(state=state)) == update(state=state)
+
+
+def test_a_batch_leaves_no_receipt() -> None:
+    """What each of its clients did would not fit; it is trained again where it is asked for again."""
+    with pytest.raises(Refused, match="does not tell of an update"):
+        told(update(members=[Member(client="client-1", examples=7)]))
+
+
+def test_metrics_that_do_not_fit_make_it_none() -> None:
+    with pytest.raises(Refused, match="metrics"):
+        told(update(metrics={f"a_metric_of_the_users_own_{number}": 1 / 3 for number in range(60)}))
