@@ -27,7 +27,7 @@ from shared.strategies.choose import strategy_of
 from shared.strategies.strategy import Counted, Robust, Slices
 from shared.weights import File, Flat, Layout
 
-RESIDUAL = "residual"  #: the server state's vector of what compressing the models left out so far
+RESIDUAL = "model.residual"  #: the server state's vector of what compressing the models left out so far
 
 
 class Plan(BaseModel):
@@ -92,16 +92,29 @@ class Aggregation:
         return self.partial_layout if partial else self.update_layout
 
     def measure(
-        self, file: File, examples: Sequence[int], grid: Grid, max_norm: float | None = None, *, partial: bool = False
+        self,
+        file: File,
+        updates: Sequence[Counted],
+        grid: Grid,
+        max_norm: float | None = None,
+        *,
+        partial: bool = False,
     ) -> Measures:
-        """Checks an update's file and measures it; `Refused` where it must not be folded."""
+        """Checks and measures the file of an update, of one client or of several, whose norms are not known yet.
+
+        `Refused` where it must not be folded.
+        """
         weights.check_header(file, self.layout_of(partial=partial))
+        for update in updates:
+            self.strategy.check(update)
+            weight = self.strategy.weight(update)
+            for what, value in (("examples", update.examples), ("its weight", weight)):
+                if not 1 <= value <= grid.max_weight:
+                    raise Refused(f"{what} is {value}; allowed: 1 to {grid.max_weight} (limits.max_examples)")
         if not partial:
-            return fold.check(self._encoding.tiles(file), examples[0], grid, max_norm)
-        if wrong := [n for n in examples if not 1 <= n <= grid.max_weight]:
-            raise Refused(f"examples is {wrong[0]}; allowed: 1 to {grid.max_weight} (limits.max_examples)")
-        weighed = sum(self.strategy.weight(Counted("", n)) for n in examples)
-        return fold.check_partial(self._sums(file), weighed, len(examples), grid)
+            return fold.check(self._encoding.tiles(file), updates[0].examples, grid, max_norm)
+        weighed = sum(map(self.strategy.weight, updates))
+        return fold.check_partial(self._sums(file), weighed, len(updates), grid)
 
     def add(self, file: File, updates: Sequence[Counted], *, partial: bool = False) -> None:
         """Folds a measured update, of one client or of several."""

@@ -27,6 +27,7 @@ from shared.catalog.simulation import Profiles, Ratios, Trace
 from shared.catalog.strategies import (
     ROBUST,
     Bulyan,
+    CustomStrategy,
     FedBuff,
     FedNova,
     Krum,
@@ -159,7 +160,7 @@ def _batches(spec: "JobSpec") -> Iterator[str]:
     place, strategy = "rounds.clients_per_task folds several clients into one update", spec.strategy
     if spec.silos is not None:
         yield f"{place}: that is for a pool, and this job has silos"
-    if isinstance(strategy, (*ROBUST, NormClip)):
+    if isinstance(strategy, (*ROBUST, NormClip, QFedAvg, CustomStrategy)):
         yield f"{place}, and strategy {strategy.name} needs each by itself"
     if isinstance(strategy, Scaffold | FedBuff):
         yield f"{place}, which strategy {strategy.name} has no use for: leave it at 1"

@@ -3,13 +3,20 @@
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 import structlog
 
-from shared.errors import FedqError
+from shared.errors import FedqError, Unavailable
+
+Result = TypeVar("Result")
+
+PATIENCE = 6.0  #: seconds that a server may take to answer when a service starts
+RETRY = 0.5  #: seconds between two tries
 
 
 @contextmanager
@@ -26,6 +33,23 @@ def until_stopped() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def at_start(check: Callable[[], Result], stop: threading.Event) -> Result | None:
+    """What a server answers; asked again for a few seconds while it does not, because it may be starting too.
+
+    None where the service was asked to stop meanwhile; `Unavailable` where the server does not answer in time.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not stop.is_set():
+        try:
+            return check()
+        except Unavailable as error:
+            if time.monotonic() + RETRY >= deadline:
+                raise
+            structlog.get_logger().warning("waiting", reason=str(error))
+            stop.wait(RETRY)
+    return None
 
 
 def run(main: Callable[[], None]) -> None:

@@ -21,8 +21,8 @@ def find(name: str, section: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise BadInput(
-                f"{section}.name: this trainer has no module {error.name}; "
-                "install it there, or start the trainer in the directory that holds it"
+                f"{section}.name: this process has no module {error.name}; "
+                "install it there, or start fedq in the directory that holds it"
             ) from error
         raise
     found = getattr(module, attribute, None)

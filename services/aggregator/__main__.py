@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urlsplit
 
@@ -27,20 +28,14 @@ def main() -> None:
     config = settings.load(settings.Aggregator)
     logs.configure(config, "aggregator")
     name = f"{socket.gethostname()}-{os.getpid()}"
-    vhost = unquote(urlsplit(config.amqp_url.get_secret_value()).path[1:]) or "/"
-    if config.rabbitmq_url is None:
-        log.warning("policies not checked: FEDQ_RABBITMQ_URL is not set")
-    elif missing := console.missing_policies(config, vhost):
-        raise BadInput(
-            f"RabbitMQ's vhost {vhost} lacks the policies {', '.join(missing)}; load deploy/definitions.json into it"
-        )
-    redis = Redis(config)
-    bus = Bus(config, name)
-    blobs = Blobs(config)
+    redis, bus, blobs = Redis(config), Bus(config, name), Blobs(config)
     ledger = Ledger(redis)
-    ledger.now()
-    blobs.probe()
     with service.until_stopped() as stop, ThreadPoolExecutor(1, thread_name_prefix="later") as later:
+        _check_policies(config, stop)
+        service.at_start(ledger.now, stop)
+        service.at_start(blobs.probe, stop)
+        if stop.is_set():
+            return
         edges = Edges(bus, blobs, ledger, Roster(redis), later)
         owner = Owner(name, edges, lease=config.lease_s, most=config.max_jobs)
         owner.start()
@@ -49,6 +44,18 @@ def main() -> None:
         log.info("stopping")
         owner.stop(GRACE)
         bus.close()
+
+
+def _check_policies(config: settings.Aggregator, stop: threading.Event) -> None:
+    """`BadInput` where RabbitMQ lacks the policies that the queues rely on."""
+    if config.rabbitmq_url is None:
+        log.warning("policies not checked: FEDQ_RABBITMQ_URL is not set")
+        return
+    vhost = unquote(urlsplit(config.amqp_url.get_secret_value()).path[1:]) or "/"
+    if missing := service.at_start(lambda: console.missing_policies(config, vhost), stop):
+        raise BadInput(
+            f"RabbitMQ's vhost {vhost} lacks the policies {', '.join(missing)}; load deploy/definitions.json into it"
+        )
 
 
 if __name__ == "__main__":

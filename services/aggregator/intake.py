@@ -10,7 +10,7 @@ from shared.aggregation import Aggregation
 from shared.blobs import Blobs, NotFound
 from shared.catalog.rounds import LimitsSpec
 from shared.errors import Refused
-from shared.events import BlobRef, ModelUpdate
+from shared.events import BlobRef, Member, ModelUpdate
 from shared.fold import Grid, Measures
 from shared.strategies.strategy import Counted
 from shared.weights import File
@@ -30,13 +30,14 @@ class Intake:
         blob = located(update)
         if update.base != base:
             raise Refused(f"was trained on the model {(update.base or 'none')[:12]}, not on {base[:12]}")
-        examples = [member.examples for member in update.members] or [update.examples]
-        return self.receive_again(blob, examples, grid, self._limits.max_norm, partial=bool(update.members))
+        members = update.members or (Member(client=update.client, examples=update.examples, metrics=update.metrics),)
+        told = [Counted(member.client, member.examples, metrics=member.metrics) for member in members]
+        return self.receive_again(blob, told, grid, self._limits.max_norm, partial=bool(update.members))
 
     def receive_again(
         self,
         blob: BlobRef,
-        examples: Sequence[int],
+        updates: Sequence[Counted],
         grid: Grid,
         max_norm: float | None = None,
         *,
@@ -49,11 +50,7 @@ class Intake:
         if self._buffer.nbytes != size:
             self._buffer = np.empty(size, np.uint8)
         _fetch(self._blobs, blob, self._buffer)
-        return self._buffer, self._aggregation.measure(self._buffer, examples, grid, max_norm, partial=partial)
-
-    def check(self, update: Counted) -> None:
-        """`Refused` where an update does not say what the job's strategy needs of it."""
-        self._aggregation.strategy.check(update)
+        return self._buffer, self._aggregation.measure(self._buffer, updates, grid, max_norm, partial=partial)
 
     def _why_another_size(self, blob: BlobRef, *, partial: bool) -> str:
         layout = self._aggregation.layout_of(partial=partial)

@@ -85,8 +85,6 @@ class Tally:
         kept = entries(update, measures, number - update.round)
         partial = bool(update.members)
         updates = tuple(counted(client, entry) for client, entry in kept.items())
-        for one in updates:
-            self._intake.check(one)
         self._in_hand = InHand(file, updates, located(update).digest, partial)
         return kept
 
@@ -106,10 +104,9 @@ class Tally:
         if self.model is None or self._intake is None or self._aggregation is None or self._grid is None:
             self.load(blob)
         else:
-            examples = [entry["examples"] for entry in group.values()]
-            partial = is_partial(group)
-            file, _ = self._intake.receive_again(blob, examples, self._grid, partial=partial)
-            self._aggregation.add(file, [counted(*pair) for pair in group.items()], partial=partial)
+            updates, partial = [counted(*pair) for pair in group.items()], is_partial(group)
+            file, _ = self._intake.receive_again(blob, updates, self._grid, partial=partial)
+            self._aggregation.add(file, updates, partial=partial)
         self.counted |= dict.fromkeys(group, blob.digest)
 
     def advance(self, number: int, cohort: int, accepted: Mapping[str, Any]) -> BlobRef:

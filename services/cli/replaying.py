@@ -71,9 +71,9 @@ class Replay:
         if self._buffer.nbytes != size:
             self._buffer = np.empty(size, np.uint8)
         self._blobs.get_into(blob, self._buffer)
-        examples = [update.examples for update in group]
-        self._aggregation.measure(self._buffer, examples, self._grid, partial=partial)
-        self._aggregation.add(self._buffer, [update.known for update in group], partial=partial)
+        known = [update.known for update in group]
+        self._aggregation.measure(self._buffer, known, self._grid, partial=partial)
+        self._aggregation.add(self._buffer, known, partial=partial)
 
     def digest(self) -> str:
         """The digest of the model that the updates make."""

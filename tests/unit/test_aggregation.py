@@ -43,7 +43,7 @@ def model(seed: int = 9) -> Flat:
 def advanced(aggregation: Aggregation, files: list[File], base: Flat, order: list[int] | None = None) -> Flat:
     aggregation.begin(GRID)
     for index in order or range(len(files)):
-        aggregation.measure(files[index], [CLIENTS[index].examples], GRID)
+        aggregation.measure(files[index], [CLIENTS[index]], GRID)
         aggregation.add(files[index], [CLIENTS[index]])
     result = base.copy()
     aggregation.advance(result, CLIENTS[: len(files)])
@@ -76,7 +76,7 @@ def test_a_partial_fold_is_worth_its_updates_bit_by_bit(weights_of: str) -> None
             fold.add(one, aggregation.strategy.weight(client))
         file = aggregation.partial_layout.empty_file()
         aggregation.partial_layout.views(file)["sums"][:] = fold.sums
-        aggregation.measure(file, [client.examples for client in CLIENTS[part]], GRID, partial=True)
+        aggregation.measure(file, CLIENTS[part], GRID, partial=True)
         aggregation.add(file, CLIENTS[part], partial=True)
     together = model()
     aggregation.advance(together, CLIENTS)
@@ -91,11 +91,11 @@ def test_a_partial_fold_beyond_its_clients_is_refused() -> None:
     sums = aggregation.partial_layout.views(file)["sums"]
     sums[:] = 0
     sums[3] = 2**62
-    with pytest.raises(Refused, match="limits.max_abs"):
-        aggregation.measure(file, [10, 20], GRID, partial=True)
+    with pytest.raises(Refused, match=r"limits\.max_abs"):
+        aggregation.measure(file, CLIENTS[:2], GRID, partial=True)
     sums[3] = 0
     with pytest.raises(Refused, match="examples is 5000"):
-        aggregation.measure(file, [10, 5000], GRID, partial=True)
+        aggregation.measure(file, [CLIENTS[0], Counted("c9", 5000)], GRID, partial=True)
 
 
 def test_what_the_strategy_keeps_goes_on_from_its_file() -> None:

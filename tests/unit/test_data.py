@@ -737,7 +737,7 @@ def test_own_data_without_its_members_is_refused(module: types.ModuleType) -> No
 
 def test_a_module_or_attribute_that_is_not_there_is_named() -> None:
     """The commonest mistake of all."""
-    with pytest.raises(BadInput, match=r"data.name: this trainer has no module nowhere; install it"):
+    with pytest.raises(BadInput, match=r"data.name: this process has no module nowhere; install it"):
         dataset.load(spec({"name": "nowhere:make", "clients": 1}))
     with pytest.raises(BadInput, match=r"data.name: the module json has no nothing"):
         dataset.load(spec({"name": "json:nothing", "clients": 1}))
