@@ -5,6 +5,7 @@ import typing
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel, TypeAdapter
 from typer.testing import CliRunner
 
@@ -18,7 +19,7 @@ from tests.unit.test_jobs import conforms
 FOUND = listing.families()
 ENTRIES = [(family, entry) for family, entries in FOUND.items() for entry in entries]
 #: A value for each key that is required somewhere.
-NEEDED: dict[str, Any] = {"clients": 2, "path": "file", "arch": "resnet18", "on": "1m", "off": "1m", "count": 2}
+NEEDED: dict[str, Any] = {"clients": 2, "path": "file", "arch": "resnet18", "there": "1m", "away": "1m", "count": 2}
 NEEDED |= {"ratios": {"client-0": 2}, "spans": {"client-0": [[0, 1]]}}
 
 
@@ -53,6 +54,16 @@ def test_an_entry_is_what_the_list_says(family: str, entry: listing.Entry) -> No
     assert conforms(section, adapter.json_schema())
     assert conforms(found, adapter.json_schema())
     assert not conforms(section | {"nmae": 1}, adapter.json_schema())
+
+
+def test_every_name_and_key_is_text_to_yaml() -> None:
+    """`on` and `off` are booleans there, and would have to be quoted."""
+    names = [entry.name for _, entry in ENTRIES if entry.name is not None and entry.name != listing.OWN]
+    keys = [one.name for _, entry in ENTRIES for one in entry.parameters]
+    choices = [word for _, entry in ENTRIES for one in entry.parameters if one.type == "choice"
+               for word in one.allowed.split(", ") if not word.isdecimal()]  # fmt: skip
+
+    assert [word for word in (*names, *keys, *choices) if yaml.safe_load(word) != word] == []
 
 
 @pytest.mark.parametrize(

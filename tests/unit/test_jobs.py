@@ -239,7 +239,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "simulate.network.down: unknown key (did you mean down_mbps?); "
         "allowed here: down_mbps, latency, sigma, up_mbps",
     ),
-    ({"simulate": {"availability": {"name": "cycle", "on": "1m"}}}, "simulate.availability.off: is missing"),
+    ({"simulate": {"availability": {"name": "cycle", "there": "1m"}}}, "simulate.availability.away: is missing"),
     (
         {"simulate": {"availability": {"name": "trace", "spans": {"client-0": [[0]]}}}},
         "simulate.availability.spans.client-0.0.1: is missing",
@@ -489,9 +489,48 @@ FULL = document(
 )
 
 
+RICH = document(
+    model={
+        "name": "cnn",
+        "channels": [8, 16],
+        "start": "begin.safetensors",
+        "adapters": {"rank": 4, "targets": ["a.*"]},
+    },
+    data={"name": "mnist", "clients": 9, "partition": {"name": "quantity", "sigma": 0.5}, "local_test": 0.2},
+    train={
+        "steps": 20,
+        "optimizer": {"lr": 0.01},
+        "schedule": {"name": "cosine", "warmup": 2},
+        "fedprox": {"mu": 0.1},
+        "clip_norm": 5,
+        "personal": ["head.*"],
+    },
+    select={"name": "tifl", "clients": 3, "tiers": 3},
+    rounds={"count": 50},
+    strategy={"name": "fedyogi", "weights": "equal"},
+    compress={"update": {"name": "int4", "block": 64}, "model": {"name": "topk", "ratio": 0.1}},
+    evaluate={"where": "clients", "clients": 5, "stop": {"metric": "local_accuracy", "target": 0.9, "patience": 3}},
+    simulate={
+        "speed": {"name": "ratios", "ratios": {"client-3": 2}},
+        "network": {"latency": "50ms", "up_mbps": 5},
+        "availability": {"name": "trace", "spans": {"client-1": [[0, 10.5], [20, 30]]}, "period": "1h"},
+        "dropout": {"rate": 0.2, "how": "error"},
+        "attack": {"name": "scaled_update", "fraction": 0.1},
+        "seed": 3,
+    },
+)
+
+
 @pytest.mark.parametrize(
     "found",
-    [document(), FULL, document(pool=..., silos=["b", "a"], data={"name": "m:d", "args": {"x": [1, {"y": None}]}})],
+    [
+        document(),
+        FULL,
+        RICH,
+        document(pool=..., silos=["b", "a"], data={"name": "m:d", "args": {"x": [1, {"y": None}]}}),
+        document(strategy={"name": "fedbuff", "buffer_size": 3, "max_staleness": 0}),
+    ],
+    ids=["least", "full", "rich", "silos", "fedbuff"],
 )
 def test_a_job_survives_the_way_to_others(found: dict[str, Any]) -> None:
     """What goes into job.json and into events is read as the same job, with the defaults written out."""
@@ -501,6 +540,8 @@ def test_a_job_survives_the_way_to_others(found: dict[str, Any]) -> None:
     assert jobs.parse(dumped) == parsed
     assert jobs.parse(dumped).model_dump(mode="json") == dumped
     assert set(dumped) == set(JobSpec.model_fields)
+    assert conforms(found, SCHEMA)
+    assert conforms(dumped, SCHEMA)
 
 
 @settings(max_examples=100, deadline=None)
@@ -574,7 +615,12 @@ def test_the_schema_accepts_the_examples(file: Path) -> None:
         {"name": ...}, {"name": "Big"}, {"colour": 1}, {"model": {"name": "lenett"}}, {"model": "lenet"},
         {"rounds": {"count": 0}}, {"rounds": {"count": 1, "dead": 1}}, {"data": {"name": "digits"}}, {"seed": -1},
         {"train": {"optimizer": {"name": "adm"}}}, {"select": {"name": "randm"}}, {"keep_updates": "yes"},
-        {"pool": "a b"}, {"silos": []}, digits(partition={"name": "dirichlet", "alpha": 0}),
+        {"pool": "a b"}, {"silos": []}, digits(partition={"name": "dirichlet", "alpha": 0}), digits(partition={}),
+        {"model": {}}, {"select": {"clients": 3}}, {"train": {"optimizer": {"beta_1": 0.5}}}, {"strategy": {"lr": 1}},
+        {"compress": {"update": {"name": "int8", "block": 12}}}, {"model": {"name": "resnet", "depth": 19}},
+        {"simulate": {"speed": {"name": "ratios", "ratios": {"client-0": 0.5}}}},
+        {"simulate": {"availability": {"name": "trace", "spans": {"client-0": [[0]]}}}},
+        {"evaluate": {"stop": {"metric": "m" * 65}}}, {"rounds": {"count": 1, "deadline": 0}},
     ],
 )  # fmt: skip
 def test_the_schema_refuses_mistakes_that_an_editor_can_see(changes: dict[str, Any]) -> None:
