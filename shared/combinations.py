@@ -60,6 +60,13 @@ def _strategy(spec: "JobSpec") -> Iterator[str]:
             yield f"strategy {strategy.name} changes the local step: it needs the built-in one, not your own"
         elif isinstance(strategy, Scaffold | FedNova) and not isinstance(train.optimizer, Sgd):
             yield f"strategy {strategy.name} is defined for sgd; train.optimizer is {train.optimizer.name}"
+    if isinstance(strategy, FedNova) and isinstance(train, TrainSpec) and train.fedprox is not None:
+        pull = train.fedprox.mu * train.optimizer.lr
+        if pull >= 1:
+            yield (
+                f"train.fedprox.mu times train.optimizer.lr is {pull:g}, a pull beyond the round's model, and "
+                "fednova cannot say how far such steps go: keep it below 1"
+            )
     if isinstance(strategy, Scaffold):
         if spec.compress.update is not None:
             yield (

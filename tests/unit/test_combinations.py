@@ -45,6 +45,12 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"train.optimizer.name": "sgd"},
     ),
     (
+        {"strategy": {"name": "fednova"}, "train": {"optimizer": {"lr": 0.5}, "fedprox": {"mu": 2}}},
+        "train.fedprox.mu times train.optimizer.lr is 1, a pull beyond the round's model, and fednova cannot say how "
+        "far such steps go: keep it below 1",
+        {"train.fedprox.mu": 1.9},
+    ),
+    (
         {"strategy": {"name": "scaffold"}, "compress": {"update": {"name": "int8"}}},
         "strategy scaffold sends control variates beside its updates, and those cannot be compressed: "
         "leave compress.update out",
@@ -199,7 +205,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
             f"rounds.clients_per_task folds several clients into one update, and strategy {name} needs each by itself",
             {"rounds.clients_per_task": 1},
         )
-        for name in ("median", "trimmed_mean", "krum", "multikrum", "bulyan", "norm_clip")
+        for name in ("median", "trimmed_mean", "krum", "multikrum", "bulyan", "norm_clip", "qfedavg")
     ],
     *[
         (
@@ -210,6 +216,11 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         )
         for name in ("scaffold", "fedbuff")
     ],
+    (
+        {"strategy": OWN, "rounds.clients_per_task": 2},
+        "rounds.clients_per_task folds several clients into one update, and strategy m:f needs each by itself",
+        {"rounds.clients_per_task": 1},
+    ),
     (
         {"compress": {"update": {"name": "bf16"}}, "rounds.clients_per_task": 2},
         "rounds.clients_per_task folds several clients into one update, whose sum is exact: leave compress.update out",
