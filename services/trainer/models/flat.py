@@ -17,9 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from shared import weights
 from shared.catalog.training import Kept
 from shared.errors import BadInput, Refused
-from shared.weights import Layout
+from shared.weights import File, Layout
 
-File = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
 
 BATCH_NORM = "batch_norm"  #: in `Kept.personal`: every parameter and buffer of a batch norm layer
