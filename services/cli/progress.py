@@ -3,9 +3,10 @@
 Pure. An event may come twice, from the bus and from the record: the second time there is nothing new in it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from shared.events import AnyEvent, JobStatus, ModelEvaluated, ModelUpdate, RoundEnd, RoundStart, TrainingEnd
+from shared.events import AnyEvent, JobStatus, Member, ModelEvaluated, ModelUpdate, RoundEnd, RoundStart, TrainingEnd
 from shared.ledger import JobRecord, RoundRecord
 
 
@@ -19,8 +20,20 @@ class Row:
     seconds: float
     client_loss: float | None = None
     client_accuracy: float | None = None
-    loss: float | None = None
-    accuracy: float | None = None
+    tested: Mapping[str, float] = field(default_factory=dict)  # the model's figures on the test set
+    held_out: Mapping[str, float] = field(default_factory=dict)  # those on what clients hold out
+    members: tuple[Member, ...] = ()  # who told of it
+    parts: set[int] = field(default_factory=set)  # of its evaluation, that were heard
+
+    @property
+    def loss(self) -> float | None:
+        """Of the model, on the test set or else on what clients hold out."""
+        return (self.tested or self.held_out).get("loss")
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the model, as its loss."""
+        return (self.tested or self.held_out).get("accuracy")
 
 
 @dataclass
@@ -132,11 +145,24 @@ class Progress:
         if event.error is not None:
             return f"{self._name(event.round)}: not evaluated: {event.error}"
         row = self.rows.get(event.round)
-        if row is None or not event.examples or (row.loss, row.accuracy) != (None, None):
+        if row is None or not event.examples or event.part in row.parts:
             return ""
-        place, prefix = ("test", "") if event.metrics.keys() & {"loss", "accuracy"} else ("on the clients", "local_")
-        row.loss, row.accuracy = event.metrics.get(f"{prefix}loss"), event.metrics.get(f"{prefix}accuracy")
-        return f"{self._name(event.round)}: {place}{_figures('', row.loss, row.accuracy).lstrip(',')}"
+        row.parts.add(event.part)
+        if event.members:
+            row.members += event.members
+            place, found = f"on {_many(len(event.members), 'client')}", _means(event.members)
+            row.held_out = _means(row.members)
+        elif event.metrics.keys() & {"loss", "accuracy"}:
+            place, found = "test", event.metrics
+            row.tested = found
+        else:  # the record has the means alone
+            place, found = (
+                "on the clients",
+                {name.removeprefix("local_"): event.metrics[name] for name in event.metrics},
+            )
+            row.held_out = found
+        figures = _figures("", found.get("loss"), found.get("accuracy"))
+        return f"{self._name(event.round)}: {place}{figures.removeprefix(',')}"
 
     def _name(self, number: int) -> str:
         return f"round {number}/{self.count}"
@@ -147,6 +173,13 @@ def last_line(end: TrainingEnd) -> str:
     accuracy = end.metrics.get("accuracy")
     begin = "finished" if accuracy is None else f"accuracy {accuracy:.3f}"
     return f"{begin} after {end.rounds} rounds ({end.seconds:.1f} s)"
+
+
+def _means(members: Sequence[Member]) -> dict[str, float]:
+    """What all of them measured, weighted by examples."""
+    names = set.intersection(*(set(member.metrics) for member in members))
+    total = sum(member.examples for member in members)
+    return {name: sum(member.metrics[name] * member.examples for member in members) / total for name in sorted(names)}
 
 
 def _many(count: int, thing: str) -> str:

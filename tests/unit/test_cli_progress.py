@@ -10,6 +10,7 @@ from shared.events import (
     BlobRef,
     Heartbeat,
     JobStatus,
+    Member,
     ModelEvaluated,
     ModelUpdate,
     RoundEnd,
@@ -81,6 +82,40 @@ def test_what_is_known_is_no_news(event: Any) -> None:
     progress.apply(event)
 
     assert progress.apply(event) == ""
+
+
+def test_clients_tell_of_what_they_hold_out_part_by_part() -> None:
+    """Each part once; what is shown of the round is the mean over all that were heard, or else the test set's."""
+    progress = Progress(JOB, 3)
+    parts = [
+        [Member(client=name, examples=examples, metrics={"loss": 1.0, "accuracy": accuracy})]
+        for name, examples, accuracy in (("a", 10, 0.5), ("b", 30, 0.9))
+    ]
+    heard = [
+        evaluated(examples=each[0].examples, metrics={}, members=each, part=number)
+        for number, each in enumerate(parts, 1)
+    ]
+    told = [progress.apply(event) for event in (ended(), *heard, *heard)]
+
+    assert told[1:] == [
+        "round 1/3: on 1 client loss 1.000, accuracy 0.500",
+        "round 1/3: on 1 client loss 1.000, accuracy 0.900",
+        "",
+        "",
+    ]
+    assert (progress.rows[1].loss, progress.rows[1].accuracy) == (1.0, pytest.approx(0.8))
+    assert progress.apply(evaluated(metrics={"loss": 0.5, "accuracy": 0.25})).endswith(
+        "test loss 0.500, accuracy 0.250"
+    )
+    assert progress.rows[1].accuracy == 0.25
+
+
+def test_the_record_tells_of_what_clients_hold_out() -> None:
+    """By the means that it keeps."""
+    progress = Progress(JOB, 3)
+    progress.apply(ended())
+
+    assert progress.apply(evaluated(metrics={"local_accuracy": 0.5})) == "round 1/3: on the clients accuracy 0.500"
 
 
 def test_other_jobs_are_not_heard() -> None:
