@@ -3,7 +3,7 @@
 from typing import Any
 
 from services.trainer.orders import Order
-from shared.events import EvaluateModel, Member, ModelEvaluated, ModelUpdate, StateRef
+from shared.events import EvaluateModel, Member, ModelEvaluated, ModelUpdate
 
 REASON = 120  #: characters of why one of a batch failed: those of all must fit into one event
 SENTENCE = 1000  #: characters of any other reason
@@ -17,7 +17,6 @@ def update(
     metrics: dict[str, float] | None = None,
     members: tuple[Member, ...] = (),
     failures: dict[str, str] | None = None,
-    state: StateRef | None = None,
     downloaded: int = 0,
 ) -> ModelUpdate:
     """What training gave, as it will be told once it is in the store."""
@@ -32,7 +31,6 @@ def update(
         examples=examples,
         members=members,
         failures=failures or {},
-        state=state,
         metrics=metrics or {},
         downloaded=downloaded,
     )

@@ -75,7 +75,7 @@ def train(bench: Bench, order: Order, base: BlobRef, watch: Stopwatch) -> Folded
             raise
         except (Exception, SystemExit) as error:  # user code may do anything
             log.exception("failed", job=order.job, round=order.round, client=client)
-            bench.forget_model()
+            clients.renew()
             failures[client] = sentence(error, REASON)
             continue
         counted = Counted(client, trained.examples, norm=norm, metrics=trained.metrics)

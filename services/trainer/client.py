@@ -53,7 +53,6 @@ class Clients:
         order, spec, watch = self._order, self._order.spec, self._watch
         x, y = (part.to(self._bench.device) for part in dataset.of_client(self._data, spec, client))
         state = self._bench.state(order.job, spec, client, order.state, self.layout, order)
-        self._model = self._bench.model(order.job, spec, self._data)  # another one, where the last client failed
         self._model.load(self._base, state.personal)
         hindrance.download()
         watch.lap("fetch")
@@ -75,6 +74,11 @@ class Clients:
         wishes.shape(delta, spec, order.round, metrics)
         kept = State(control, state.residual, self._model.personal())
         return Trained(len(y), file, delta, change, metrics, kept)
+
+    def renew(self) -> None:
+        """For when a client failed: its code may have broken the model."""
+        self._bench.forget_model()
+        self._model = self._bench.model(self._order.job, self._order.spec, self._data)
 
     def _learned(self, x: torch.Tensor, y: torch.Tensor, client: str, state: State) -> dict[str, float]:
         order, how, model = self._order, self._order.spec.train, self._model.model

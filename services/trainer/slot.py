@@ -149,20 +149,15 @@ class Slot:
         clients = Clients(bench, order, base, watch)
         trained = clients.train(client, hindrance)
         file, state = parcel.pack(trained, clients.layout, order.spec)
-        ref = None
-        if order.spec.is_stateful and (kept := state.pack()) is not None:
-            # Before the update, which says that it is there.
-            ref = bench.patiently(lambda: bench.keeper.save(order.job, client, kept), order)
         hindrance.upload(file.nbytes)
         update = answers.update(
             order,
             bench.trainer,
             examples=trained.examples,
             metrics=trained.metrics,
-            state=ref,
             downloaded=clients.downloaded,
         )
-        return self._uploaded(update, file, order, watch)
+        return self._uploaded(update, file, order, watch, state.pack())
 
     def _batch(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
         """The folded updates of a batch."""
@@ -181,9 +176,17 @@ class Slot:
         )
         return self._uploaded(update, folded.file, order, watch)
 
-    def _uploaded(self, update: ModelUpdate, file: File, order: Order, watch: Stopwatch) -> ModelUpdate:
-        """The update, its file in the store with a receipt: whoever finds it there can tell of it."""
+    def _uploaded(
+        self, update: ModelUpdate, file: File, order: Order, watch: Stopwatch, kept: File | None = None
+    ) -> ModelUpdate:
+        """The update, its file in the store with a receipt: whoever finds it there can tell of it.
+
+        Before that, what the client is to keep if it counts: an update refers to nothing that is not there.
+        """
         failpoint("trainer.trained")
+        if kept is not None:
+            ref = self._bench.patiently(lambda: self._bench.keeper.save(order.job, order.client, kept), order)
+            update = update.model_copy(update={"state": ref})
         digest, about = weights.digest_of(file), receipts.receipt(update)
         key = names.update_blob(order.job, order.round, order.client, digest)
 

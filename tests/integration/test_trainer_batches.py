@@ -92,7 +92,7 @@ def test_a_batch_that_is_asked_for_again_is_trained_again(federation: Federation
 def test_a_model_is_evaluated_on_what_clients_hold_out(federation: Federation) -> None:
     """Each by itself, and never on what it trains on; who holds out nothing is left out."""
     federation.start("--pool", "cpu")
-    spec = digits(data={"name": "digits", "clients": 10, "local_test": 0.25}, evaluate={"on": "clients"})
+    spec = digits(data={"name": "digits", "clients": 10, "local_test": 0.25}, evaluate={"where": "clients"})
     base = federation.given(spec)
     found = federation.evaluated(base, spec, "client-3", "stranger-77", "client-5", part=2)
     assert (found.error, found.metrics, found.part) == (None, {}, 2)
@@ -117,7 +117,7 @@ def test_a_client_is_evaluated_with_what_is_its_own(federation: Federation) -> N
         data={"name": "digits", "clients": 10, "local_test": 0.25},
         model={"name": "mlp", "hidden": [32]},
         train={"epochs": 30, "batch_size": 16, "personal": ["head.*"]},
-        evaluate={"on": "clients"},
+        evaluate={"where": "clients"},
     )
     base = federation.given(spec)
     (update,) = federation.trained(1, "client-3", base=base, spec=spec)
@@ -130,7 +130,7 @@ def test_evaluating_a_silo_uses_its_own_examples(federation: Federation) -> None
     """And is asked of the silo itself."""
     federation.start("--client", "north")
     spec = digits(
-        data={"name": "own_job:Ward", "local_test": 0.25}, pool=None, silos=["north"], evaluate={"on": "clients"}
+        data={"name": "own_job:Ward", "local_test": 0.25}, pool=None, silos=["north"], evaluate={"where": "clients"}
     )
     base = federation.initial(spec, group="north")
     found = federation.evaluated(base, spec, "north", group="north")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from services.trainer.states import State
-from shared import names, weights
+from shared import jobs, names, weights
 from shared.blobs import Blobs
 from shared.compression import difference
 from shared.compression.choose import encoding_of
@@ -245,11 +245,11 @@ def test_a_job_may_begin_with_given_tensors(federation: Federation) -> None:
 def test_what_comes_too_late_for_its_job_is_taken_back(federation: Federation) -> None:
     """Nobody listens any more and the result is written: neither update nor state stays behind."""
     federation.start("--pool", "cpu")
+    federation.job = jobs.new_job_id("ended")  # nobody consumes its updates: the queue is gone
     signs = {"signs": str(federation.directory), "seconds": 1}
     spec = digits(train={"name": "own_job:patient", "args": signs, "buffers": "local"}, evaluate={"every": 0})
     federation.ask(1, "client-1", base=federation.given(digits()), spec=spec)
     until((federation.directory / "client-1-1-began").exists, "client-1 is being trained")
-    federation.bus.delete(names.updates_queue(federation.job))
     federation.blobs.put_json(names.result_blob(federation.job), {})
     until(lambda: '"nobody listens"' in federation.log(), "nobody listens")
     updates = names.updates_prefix(federation.job, 1)

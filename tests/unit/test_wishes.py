@@ -1,0 +1,54 @@
+"""What a strategy makes of what training changed, before it travels."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.trainer import parcel, wishes
+from services.trainer.client import Trained
+from shared import weights
+from shared.errors import BadInput
+from tests.by_hand import digits
+
+METRICS = {"client_loss": 2.0, "steps": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "factor", "told"),
+    [
+        ({"name": "fedavg"}, 1.0, {}),
+        ({"name": "fednova"}, 1 / 8, {"local_norm": 8.0}),
+        ({"name": "qfedavg", "q": 2.0}, 4.0, {}),
+        ({"name": "qfedavg", "q": 0.0}, 1.0, {}),
+    ],
+    ids=["fedavg", "fednova", "qfedavg", "qfedavg as fedavg"],
+)
+def test_a_strategy_gets_what_it_folds(strategy: dict[str, Any], factor: float, told: dict[str, float]) -> None:
+    """FedNova's is divided by its steps, q-FedAvg's times the loss to the q; others' is as it is."""
+    delta, metrics = np.array([1.0, -2.0], np.float32), dict(METRICS)
+    wishes.shape(delta, digits(strategy=strategy), 1, metrics)
+    assert delta.tolist() == [factor, -2 * factor]
+    assert metrics == METRICS | told
+
+
+def trained(*values: float) -> Trained:
+    layout = weights.layout_of({"w": ("F32", (len(values),))})
+    file = layout.empty_file()
+    layout.flat(file)[:] = values
+    return Trained(5, file, layout.flat(file))
+
+
+@pytest.mark.parametrize("compress", [{}, {"update": {"name": "bf16"}}], ids=["plain", "compressed"])
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [((1.0, float("nan")), "holds NaN"), ((300.0, 1.0), "exceeds limits.max_abs"), ((3.0, 4.0), "its norm, 5,")],
+    ids=["not a number", "too large", "too long"],
+)
+def test_what_diverged_does_not_travel(compress: dict[str, Any], values: tuple[float, ...], reason: str) -> None:
+    """By the limits that the aggregator would hold it to, whatever it is packed in."""
+    spec = digits(compress=compress, limits={"max_norm": 4.0 if values[0] == 3 else 1000})
+    layout = weights.layout_of({"w": ("F32", (2,))})
+    with pytest.raises(BadInput, match=f"training diverged: the update .*{reason}"):
+        parcel.pack(trained(*values), layout, spec)
+    assert parcel.pack(trained(1.0, 2.0), layout, spec)[0].nbytes
