@@ -128,7 +128,7 @@ def straggler(seeds: int) -> list[Row]:
     """Seconds to the target with one client that takes twenty times as long, eight of them on eight trainers."""
     rows = []
     slow = {"speed": {"name": "ratios", "ratios": {"client-0": 20.0}}}
-    base = {
+    base: dict[str, Any] = {
         "data": {"name": "digits", "clients": 8, "partition": {"name": "iid"}},
         "select": {"name": "all"},
         "train": {"epochs": 5, "batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.02}},

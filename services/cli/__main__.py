@@ -35,6 +35,7 @@ def validate(file: File, assignments: Set = None, as_json: Json = False) -> None
     from services.cli import jobfile, output
 
     spec = jobfile.load(file, assignments or ())
+    jobfile.start_file(spec, file.parent)
     if as_json:
         output.emit(spec.model_dump(mode="json"))
     else:
@@ -109,7 +110,7 @@ def start(
             begin = partial(operating.resume, servers, going_on)
         elif spec is not None:
             job = operating.check_id(job_id) if job_id else new_job_id(spec.name)
-            begin = partial(operating.start, servers, job, spec)
+            begin = partial(operating.start, servers, job, spec, folder=file.parent if file else Path())
         if not watch:
             begin()
             _announce(job, as_json)

@@ -16,6 +16,22 @@ def load(file: Path, assignments: Sequence[str] = ()) -> JobSpec:
     return amended(_read(file), assignments, str(file))
 
 
+def start_file(spec: JobSpec, folder: Path) -> Path | None:
+    """The file that the job's model begins with, `BadInput` where it cannot be read; None where it begins at random."""
+    if spec.model.start is None:
+        return None
+    path = folder / spec.model.start
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            known = file.read(1) == b"{" and length < path.stat().st_size
+    except OSError as error:
+        raise BadInput(f"model.start: {path} cannot be read: {error.strerror}") from error
+    if not known:
+        raise BadInput(f"model.start: {path} is no safetensors file")
+    return path
+
+
 def amended(document: Any, assignments: Sequence[str], place: str) -> JobSpec:
     """The job of a document that was read at `place`, with each assignment put in its place."""
     try:

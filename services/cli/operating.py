@@ -4,7 +4,10 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from services.cli import history, jobfile
 from services.cli.servers import Servers
@@ -29,8 +32,9 @@ def check_id(job: str) -> str:
     return job
 
 
-def start(servers: Servers, job: str, spec: JobSpec, watch: Watch | None = None) -> None:
-    """Records a job and announces it: both, or neither."""
+def start(servers: Servers, job: str, spec: JobSpec, watch: Watch | None = None, folder: Path = Path()) -> None:
+    """Records a job and announces it: both, or neither. Files that it names are looked for from `folder` on."""
+    begin_with = jobfile.start_file(spec, folder)
     event = _announcement(job, spec)
     ledger, blobs, bus = servers.ledger, servers.blobs, servers.bus
     record = ledger.job(job)
@@ -41,6 +45,8 @@ def start(servers: Servers, job: str, spec: JobSpec, watch: Watch | None = None)
         raise BadInput(f"job {job} exists already (status {status}); choose another --id or leave it out")
     declared = False
     try:
+        if begin_with is not None:
+            blobs.put(names.start_blob(job), np.fromfile(begin_with, np.uint8), metadata={"job": job})
         blobs.put_json(names.job_blob(job), _document(job, spec))  # before anybody can take the job
         bus.declare(topology.commands(), topology.updates(job), topology.dead_letters())
         declared = True
@@ -52,7 +58,7 @@ def start(servers: Servers, job: str, spec: JobSpec, watch: Watch | None = None)
         with suppress(FedqError):
             ledger.forget(job)
         with suppress(FedqError):
-            blobs.delete(names.job_blob(job))
+            blobs.remove([names.job_blob(job), *([names.start_blob(job)] if begin_with else [])])
         if declared:
             with suppress(FedqError):
                 bus.delete(names.updates_queue(job))
