@@ -46,6 +46,7 @@ def manifest(
     grid: Grid | None,
     left: Mapping[str, BlobRef | None],
     accepted: Mapping[str, Any],
+    traffic: Mapping[str, int],
     faults: Sequence[Mapping[str, Any]],
     committed: float,
 ) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def manifest(
         "rejected": record.rejected,
         "unanswered": [client for client in record.cohort if client not in accepted and client not in record.rejected],
         "metrics": mean_metrics(accepted),
+        "traffic": traffic,
         "faults": list(faults),
         "opened": record.opened,
         "deadline": record.deadline,

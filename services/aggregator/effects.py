@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from services.aggregator import closing, recovery, rounds
 from services.aggregator import memory as memories
+from services.aggregator.entries import traffic
 from services.aggregator.evaluation import Evaluation, evaluators
 from services.aggregator.memory import Memory
 from services.aggregator.seat import Seat
@@ -158,6 +159,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         grid=grid,
         left=left,
         accepted=accepted,
+        traffic=traffic(accepted, tally.plain_size),
         faults=[line for line in ledger.log(seat.job) if line["round"] == number],
         committed=ledger.now(),
     )

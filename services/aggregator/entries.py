@@ -19,7 +19,7 @@ def entries(update: ModelUpdate, measures: Measures | None, staleness: int = 0) 
         "trainer": update.trainer,
         "blob": update.update.model_dump() if update.update else None,
     }
-    common: dict[str, Any] = {"timings": update.timings}
+    common: dict[str, Any] = {"timings": update.timings, "downloaded": update.downloaded}
     if measures is not None:
         common |= {"max_abs": measures.max_abs, "norm": measures.norm}
     if staleness:
@@ -44,6 +44,13 @@ def counted(client: str, entry: Entry) -> Counted:
 def all_counted(accepted: Mapping[str, Entry]) -> list[Counted]:
     """What a strategy knows of a round's accepted updates, in client order."""
     return [counted(client, accepted[client]) for client in sorted(accepted)]
+
+
+def traffic(accepted: Mapping[str, Entry], plain: int) -> dict[str, int]:
+    """Bytes of a round's updates, what they would be as float32 of `plain` bytes a client, and bytes of models down."""
+    files = [blob_of(group).size for group in by_blob(accepted)]
+    down = sum(next(iter(group.values())).get("downloaded", 0) for group in by_blob(accepted))
+    return {"up": sum(files), "up_plain": plain * len(accepted), "down": down}
 
 
 def by_blob(accepted: Mapping[str, Entry]) -> Iterable[dict[str, Entry]]:

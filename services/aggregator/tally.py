@@ -140,6 +140,13 @@ class Tally:
         return self._grid
 
     @property
+    def plain_size(self) -> int:
+        """Bytes of an update as float32; of the initial model itself while there is no other."""
+        if self.model is None:
+            return 0
+        return self.model.layout.of_updates().file_size if self._grid else self.model.file.nbytes
+
+    @property
     def file(self) -> Any:
         """The model's whole file, shape (bytes,)."""
         return self.model.file if self.model else np.empty(0, np.uint8)

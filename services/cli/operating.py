@@ -21,6 +21,8 @@ from shared.names import JOB_ID
 
 FROZEN = ("name", "seed", "model", "data", "silos")  #: what the committed rounds of a job were made with
 
+KEPT = ("personal", "buffers")  #: of `train`: which tensors travel
+
 
 def check_id(job: str) -> str:
     """The id a person chose, or `BadInput` with what one looks like."""
@@ -90,6 +92,7 @@ def plan(servers: Servers, job: str, given: JobSpec | None, assignments: Sequenc
     before = jobfile.amended(document, (), names.job_blob(job))
     spec = given or jobfile.amended(document, assignments, f"job {job}")
     changed = [key for key in FROZEN if getattr(before, key) != getattr(spec, key)]
+    changed += [f"train.{key}" for key in KEPT if getattr(before.train, key) != getattr(spec.train, key)]
     if (before.pool is None) != (spec.pool is None):
         changed.append("pool")
     if changed:
