@@ -61,9 +61,11 @@ class JobSpec(Strict):
         if isinstance(self.select, Some) and self.select.clients > self.population:
             raise ValueError(f"select.clients is {self.select.clients}, but there are {self.population} clients")
         if self.target > self.cohort_size:
-            raise ValueError(f"rounds.target is {self.target}, but a round asks {self.cohort_size} clients")
+            key = "strategy.buffer_size" if isinstance(self.strategy, FedBuff) else "rounds.target"
+            raise ValueError(f"{key} is {self.target}, but a round asks {self.cohort_size} clients")
         if self.minimum > self.target:
-            raise ValueError(f"rounds.minimum is {self.minimum}, more than rounds.target, {self.target}")
+            key = "strategy.buffer_size" if isinstance(self.strategy, FedBuff) else "rounds.target"
+            raise ValueError(f"rounds.minimum is {self.minimum}, more than {key}, {self.target}")
         if problems := list(combinations.problems(self)):
             raise ValueError("\n".join(problems))
         return self

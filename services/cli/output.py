@@ -57,6 +57,16 @@ def span(seconds: float) -> str:
     return f"{whole} s"
 
 
+def size(count: int) -> str:
+    """Bytes, in a unit that leaves three digits or so."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"
+
+
 def shortened(names: "list[str] | tuple[str, ...]", most: int = 6) -> str:
     """A list for a terminal: its first few, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -47,6 +47,8 @@ def results(
         })  # fmt: skip
     else:
         _print(rounds)
+        if told := _traffic(rounds):
+            print(told)
         if end is None:
             print(f"job {job} has not ended: {max(0, len(rounds) - 1)} of {spec['rounds']['count']} rounds so far")
         elif end.outcome == "finished":
@@ -92,6 +94,16 @@ def _print(rounds: list[PastRound]) -> None:
     output.Terminal().print(made)
 
 
+def _traffic(rounds: list[PastRound]) -> str:
+    """What the rounds after the first sent; empty where nobody wrote that down."""
+    known = [past.manifest["traffic"] for past in rounds if past.number and "traffic" in past.manifest]
+    up, plain, down = (sum(found[name] for found in known) for name in ("up", "up_plain", "down"))
+    if not up:
+        return ""
+    fewer = f", {plain / up:.1f} times fewer than as float32" if up < plain else ""
+    return f"updates: {output.size(up)} up{fewer}; models: {output.size(down)} down"
+
+
 def _document(past: PastRound) -> dict[str, object]:
     return {
         "round": past.number,
@@ -99,6 +111,7 @@ def _document(past: PastRound) -> dict[str, object]:
         "updates": len(past.manifest["updates"]),
         "rejected": len(past.manifest["rejected"]),
         "seconds": past.manifest["seconds"],
+        "traffic": past.manifest.get("traffic"),
         "model": past.manifest["model"],
     }
 

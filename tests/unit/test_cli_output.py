@@ -38,3 +38,10 @@ def test_a_section_of_a_job_is_told_in_short() -> None:
     assert in_short(section) == "digits, clients 20, partition (dirichlet, alpha 0.5)"
     assert in_short(True) == "yes"
     assert in_short(["a", "b"]) == "a, b"
+
+
+def test_bytes_have_a_unit() -> None:
+    """Three digits, whatever the size."""
+    assert [output.size(count) for count in (0, 999, 1500, 23_128_800, 10**10)] == [
+        "0 B", "999 B", "1.5 kB", "23.1 MB", "10 GB",
+    ]  # fmt: skip
