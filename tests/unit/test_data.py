@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import pickle
-import struct
 import subprocess
 import sys
 import types
@@ -24,6 +23,7 @@ from services.trainer.data.sharing import SharedOut, held_out
 from shared import jobs
 from shared.errors import BadInput
 from shared.jobs import JobSpec
+from tests.datasets import idx, leaf_file, mnist_files, write, writer
 
 
 def spec(data: dict[str, Any], **more: Any) -> JobSpec:
@@ -211,26 +211,6 @@ def test_an_absolute_path_is_taken_as_it_is(folder: Path, tmp_path_factory: pyte
 # --- MNIST and CIFAR ----------------------------------------------------------------------------
 
 
-def idx(array: np.ndarray) -> bytes:
-    """Bytes in the format of MNIST's files."""
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-
-
-def mnist_files(kind: str, train: int = 40, test: int = 10) -> dict[str, bytes]:
-    rng = np.random.default_rng(0)
-    files = {}
-    for name, size in (("train", train), ("t10k", test)):
-        files[f"{kind}/raw/{name}-images-idx3-ubyte"] = idx(rng.integers(0, 256, (size, 28, 28)))
-        files[f"{kind}/raw/{name}-labels-idx1-ubyte"] = idx(np.arange(size) % 10)
-    return files
-
-
-def write(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
 @pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
 def test_mnist_is_read_from_its_files_and_normalised(folder: Path, name: str, kind: str) -> None:
     """Kept as bytes, and made floats of mean 0 and deviation 1 (of the real data) for each client."""
@@ -398,21 +378,6 @@ def test_the_reason_is_a_few_words(said: str, words: str) -> None:
 
 
 # --- LEAF ---------------------------------------------------------------------------------------
-
-
-def leaf_file(users: dict[str, tuple[list[Any], list[Any]]]) -> bytes:
-    return json.dumps(
-        {
-            "users": list(users),
-            "num_samples": [len(y) for _, y in users.values()],
-            "user_data": {user: {"x": x, "y": y} for user, (x, y) in users.items()},
-        }
-    ).encode()
-
-
-def writer(size: int, seed: int) -> tuple[list[Any], list[Any]]:
-    rng = np.random.default_rng(seed)
-    return (rng.integers(0, 256, (size, 784)) / 255).tolist(), [seed % 62] * size
 
 
 def test_femnist_goes_to_its_writers(folder: Path) -> None:
