@@ -349,11 +349,6 @@ def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
     seat.settle_clearing()
     _check_first(seat, seat.committed + 1)
     ledger.check_owned(seat.job, seat.fence)
-    if not seat.spec.keep_updates:
-        blobs.delete(names.rounds_prefix(seat.job), holding="/updates/")  # what came too late to be counted
-        if seat.spec.is_stateful:
-            current = {names.state_blob(seat.job, client, ref.digest) for client, ref in seat.memory.states.items()}
-            blobs.remove([key for key in blobs.list(names.states_prefix(seat.job)) if key not in current])
     model = None
     if tally.model is not None:
         final = tally.model.blob.model_copy(update={"key": names.final_model_blob(seat.job)})
@@ -376,6 +371,15 @@ def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
     conclude(seat, result)
 
 
+def _clear_late(seat: Seat) -> None:
+    """Removes what came too late to be counted; from now on a trainer that nobody hears does so itself."""
+    blobs = seat.edges.blobs
+    blobs.delete(names.rounds_prefix(seat.job), holding="/updates/")
+    if seat.spec.is_stateful and seat.memory.states:
+        current = {names.state_blob(seat.job, client, ref.digest) for client, ref in seat.memory.states.items()}
+        blobs.remove([key for key in blobs.list(names.states_prefix(seat.job)) if key not in current])
+
+
 def conclude(seat: Seat, result: dict[str, Any]) -> None:
     """What follows from a job's result, by the owner that wrote it or by the next one."""
     ended = TrainingEnd.model_validate(
@@ -386,6 +390,8 @@ def conclude(seat: Seat, result: dict[str, Any]) -> None:
         seat.edges.bus.cancel(seat.subscription)
     # Before the ledger says that it is over, or the queue of an owner that dies here would stay.
     seat.edges.bus.delete(names.updates_queue(seat.job))
+    if not seat.spec.keep_updates:
+        _clear_late(seat)
     seat.edges.ledger.end(seat.job, seat.fence, ended.outcome, ended.reason)
     failpoint("aggregator.ended")
     seat.edges.bus.publish(ended, required=False)

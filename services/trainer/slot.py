@@ -64,6 +64,9 @@ class Slot:
             return
         except Unavailable:
             raise
+        except Refused as refused:
+            about.warning("failed", reason=str(refused))
+            update = answers.failed(order, self._bench.trainer, sentence(refused))
         except (Exception, SystemExit) as error:  # user code may do anything
             about.exception("failed")
             self._bench.forget_model()
