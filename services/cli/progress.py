@@ -170,9 +170,11 @@ class Progress:
 
 def last_line(end: TrainingEnd) -> str:
     """The one line that sums a finished job up."""
-    accuracy = end.metrics.get("accuracy")
-    begin = "finished" if accuracy is None else f"accuracy {accuracy:.3f}"
-    return f"{begin} after {end.rounds} rounds ({end.seconds:.1f} s)"
+    accuracy, place = end.metrics.get("accuracy"), ""
+    if accuracy is None:
+        accuracy, place = end.metrics.get("local_accuracy"), " on the clients"
+    begin = "finished" if accuracy is None else f"accuracy {accuracy:.3f}{place}"
+    return f"{begin} after {_many(end.rounds, 'round')} ({end.seconds:.1f} s)"
 
 
 def _means(members: Sequence[Member]) -> dict[str, float]:

@@ -28,7 +28,7 @@ def jobs(servers: Servers, as_json: bool) -> None:
             record.id,
             record.status,
             f"{max(0, record.round)}/{record.rounds}",
-            output.figure(record.metrics.get("accuracy")),
+            output.figure(record.metrics.get("accuracy", record.metrics.get("local_accuracy"))),
             output.span(now - record.created),
             record.detail,
         )
@@ -91,8 +91,8 @@ def show(servers: Servers, job: str, as_json: bool) -> None:
     terminal = output.Terminal()
     terminal.print(Text(job, "bold"), record.status)
     for name, value in {**_facts(record), **(spec or {})}.items():
-        if value is not None:
-            terminal.print(f"  {name:<12} {in_short(value)}")
+        if told := in_short(value):
+            terminal.print(f"  {name:<12} {told}")
     terminal.print()
     made = output.table(
         "round", "state", "asked", "updates", "clients", "rejected", numbers=("round", "asked", "updates")
@@ -128,13 +128,14 @@ def _log(log: list[dict[str, Any]], now: float) -> Table:
 
 
 def in_short(value: Any) -> str:
-    """A section of the job file in a few words: its name, then its settings."""
+    """A section of the job file in a few words: its name, then its settings; nothing where nothing is set."""
+    if value is None:
+        return ""
     if isinstance(value, Mapping):
         parts = [str(value["name"])] if "name" in value else []
         for key, inner in value.items():
-            if key != "name" and inner is not None and inner != {}:
-                nested = isinstance(inner, Mapping)
-                parts.append(f"{key} ({in_short(inner)})" if nested else f"{key} {in_short(inner)}")
+            if key != "name" and (told := in_short(inner)):
+                parts.append(f"{key} ({told})" if isinstance(inner, Mapping | list | tuple) else f"{key} {told}")
         return ", ".join(parts)
     if isinstance(value, list | tuple):
         return output.shortened([str(inner) for inner in value])

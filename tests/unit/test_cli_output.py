@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,12 @@ def test_a_long_list_is_shortened() -> None:
 
 def test_a_section_of_a_job_is_told_in_short() -> None:
     """Its name first, then its settings, sections in brackets, what is not set left out."""
-    section = {"name": "digits", "clients": 20, "partition": {"name": "dirichlet", "alpha": 0.5}, "args": {}, "x": None}
+    partition = {"name": "dirichlet", "alpha": 0.5}
+    empty: dict[str, Any] = {"args": {}, "drop": [], "update": None, "inner": {"x": None}}
+    section = {"name": "digits", "clients": 20, "hidden": [64, 32], "partition": partition, **empty}
 
-    assert in_short(section) == "digits, clients 20, partition (dirichlet, alpha 0.5)"
+    assert in_short(section) == "digits, clients 20, hidden (64, 32), partition (dirichlet, alpha 0.5)"
+    assert in_short(empty) == ""
     assert in_short(True) == "yes"
     assert in_short(["a", "b"]) == "a, b"
 

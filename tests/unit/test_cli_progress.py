@@ -173,6 +173,7 @@ def test_late_events_do_not_reopen_a_round() -> None:
     ("metrics", "line"),
     [
         ({"accuracy": 0.95349, "loss": 0.1}, "accuracy 0.953 after 15 rounds (77.7 s)"),
+        ({"local_accuracy": 0.9, "local_loss": 0.1}, "accuracy 0.900 on the clients after 15 rounds (77.7 s)"),
         ({}, "finished after 15 rounds (77.7 s)"),
     ],
 )
