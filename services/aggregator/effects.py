@@ -4,13 +4,13 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from services.aggregator import closing, recovery, rounds
 from services.aggregator import memory as memories
-from services.aggregator.entries import traffic
-from services.aggregator.evaluation import Evaluation, evaluators
+from services.aggregator.entries import gave_up, traffic
+from services.aggregator.evaluation import Evaluation, evaluators, part_of
 from services.aggregator.memory import Memory
 from services.aggregator.seat import Seat
 from shared import names, simulation, topology, weights
@@ -188,7 +188,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         seconds=commit["seconds"],
     )
     clear_away(seat, number, replaced)
-    return rounds.Committed()
+    return rounds.Committed(frozenset(accepted) | gave_up(record.rejected))
 
 
 def _put_beside(seat: Seat, number: int, memory: Memory) -> dict[str, BlobRef | None]:
@@ -294,9 +294,10 @@ def evaluate(seat: Seat, number: int) -> None:
     model, spec = seat.tally.model, seat.spec
     if model is None:
         return
-    asked = [*_on_server(seat), *_on_clients(seat, number)]
-    seat.evaluations[number] = Evaluation(number, len(asked))
-    for part, (group, clients) in enumerate(asked):
+    alive = groups(seat.edges.roster.alive())  # an owner that took over an open round has not looked yet
+    asked = [*_on_server(seat, alive), *_on_clients(seat, alive, number)]
+    seat.evaluations[number] = Evaluation(number, frozenset(part_of(clients) for _, clients in asked))
+    for group, clients in asked:
         states = tuple(map(seat.memory.states.get, clients)) if seat.memory.states else ()
         seat.edges.bus.declare_once(topology.rounds(group))
         seat.edges.bus.publish(
@@ -308,25 +309,25 @@ def evaluate(seat: Seat, number: int) -> None:
                 spec=spec,
                 clients=clients,
                 states=states,
-                part=part,
+                part=part_of(clients),
             )
         )
 
 
-def _on_server(seat: Seat) -> Iterator[tuple[str, tuple[str, ...]]]:
-    group = seat.spec.pool or next((silo for silo in seat.spec.clients if seat.alive.get(silo)), None)
+def _on_server(seat: Seat, alive: Mapping[str, int]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    group = seat.spec.pool or next((silo for silo in seat.spec.clients if alive.get(silo)), None)
     if group is not None and seat.spec.evaluate.where != "clients":
         yield group, ()
 
 
-def _on_clients(seat: Seat, number: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _on_clients(seat: Seat, alive: Mapping[str, int], number: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Groups and the clients that they evaluate on: those of a pool in as many parts as it has slots."""
     spec = seat.spec
     if spec.evaluate.where == "server":
         return
-    chosen = evaluators(spec, seat.alive, number)
+    chosen = evaluators(spec, alive, number)
     for group, members in by_group(spec, chosen).items():
-        each = math.ceil(len(members) / max(1, seat.alive.get(group, 1)))
+        each = math.ceil(len(members) / max(1, alive.get(group, 1)))
         for part in slices(members, stateful=True, most=each):
             yield group, part
 

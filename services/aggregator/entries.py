@@ -12,6 +12,8 @@ from shared.strategies.strategy import Counted
 
 Entry = Mapping[str, Any]
 
+COULD_NOT = "could not train: "  #: begins the reason of a client that said so itself
+
 
 def entries(update: ModelUpdate, measures: Measures | None, staleness: int = 0) -> dict[str, dict[str, Any]]:
     """What is kept of an update, by client."""
@@ -69,3 +71,8 @@ def blob_of(group: Mapping[str, Entry]) -> BlobRef:
 def is_partial(group: Mapping[str, Entry]) -> bool:
     """Whether the file is a partial fold."""
     return any("batch" in entry for entry in group.values())
+
+
+def gave_up(rejected: Mapping[str, str]) -> frozenset[str]:
+    """Who said that no update will come; where one was refused, another may follow."""
+    return frozenset(client for client, reason in rejected.items() if reason.startswith(COULD_NOT))

@@ -7,7 +7,7 @@ the worst tenth of the clients (Mohri et al. 2019 and Li et al. 2019 say why a m
 import hashlib
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,17 @@ from services.aggregator.selection import population
 from shared.events import ModelEvaluated
 from shared.jobs import JobSpec
 
-SERVER = 0  #: the part that is the server's test set; the clients' come after it
+SERVER = 0  #: the part that is the server's test set
+
+
+def part_of(clients: Sequence[str]) -> int:
+    """The number of the part that these clients are: the same whoever asks, and another for any other clients.
+
+    An earlier owner may have cut the clients otherwise, and its answers come to this one.
+    """
+    if not clients:
+        return SERVER
+    return 1 + int.from_bytes(hashlib.sha256("/".join(clients).encode()).digest()[:6], "big")
 
 
 @dataclass
@@ -23,13 +33,15 @@ class Evaluation:
     """One round's, while answers come in."""
 
     round: int
-    parts: int = 1  # that were asked for
+    parts: frozenset[int] = frozenset({SERVER})  # that were asked for
     answered: dict[int, ModelEvaluated] = field(default_factory=dict)
 
     def take(self, event: ModelEvaluated) -> bool:
-        """Keeps an answer, once; whether it was the last one."""
+        """Keeps an answer that was asked for, once; whether it was the last one."""
+        if event.part not in self.parts:
+            return False
         self.answered.setdefault(event.part, event)
-        return len(self.answered) >= self.parts
+        return self.answered.keys() == self.parts
 
     @property
     def examples(self) -> int:

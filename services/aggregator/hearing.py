@@ -4,15 +4,13 @@ import time
 from collections.abc import Mapping
 
 from services.aggregator import rounds, stopping
+from services.aggregator.entries import COULD_NOT
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.seat import Seat
 from shared import names
 from shared.errors import RecordLost, Refused, Stale
 from shared.events import ModelEvaluated, ModelUpdate
 from shared.failpoints import failpoint
-
-COULD_NOT = "could not train: "  #: begins the reason of a client that said so itself
-
 
 Happenings = tuple[rounds.Happening, ...]
 

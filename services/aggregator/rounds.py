@@ -104,7 +104,13 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class Committed:
-    """The round's model and manifest are in the store."""
+    """The round's model and manifest are in the store; who has answered it, by these.
+
+    The engine may not have heard of all: an update was accepted, and the ledger's answer lost. The next owner goes by
+    the manifest, and so must this one. None: whom the engine has heard of.
+    """
+
+    answered: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -334,8 +340,8 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
             return _judged(answered, now)
         case Failed(client), "open" if client in state.cohort and client not in state.accepted:
             return _judged(replace(state, failed=state.failed | {client}), now)
-        case Committed(), "closing":
-            return _committed(state, now)
+        case Committed(answered), "closing":
+            return _committed(state, now, answered)
         case Evaluated(number, done), "evaluating" if number == state.round:
             return _evaluated(state, done)
         case Ticked(), "open":
@@ -410,9 +416,10 @@ def _again(state: State, reason: str) -> Step:
     return replace(state, phase="looking", attempt=state.attempt + 1, deadline=None, flying={}), (Look(),)
 
 
-def _committed(state: State, now: float) -> Step:
+def _committed(state: State, now: float, answered: frozenset[str] | None) -> Step:
     spec, number = state.spec, state.round
-    state = replace(state, flying=still_flying(spec, number, state.unanswered, state.flying))
+    unanswered = state.unanswered if answered is None else [one for one in state.cohort if one not in answered]
+    state = replace(state, flying=still_flying(spec, number, unanswered, state.flying))
     if _is_evaluated(spec, number):
         return _evaluating(state, number, now)
     return _next(state, number)

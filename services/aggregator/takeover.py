@@ -4,8 +4,7 @@ from typing import Any
 
 from services.aggregator import memory, recovery, rounds, stopping
 from services.aggregator.effects import clear_away, conclude, tell_round_end
-from services.aggregator.entries import by_blob
-from services.aggregator.hearing import COULD_NOT
+from services.aggregator.entries import by_blob, gave_up
 from services.aggregator.seat import Seat
 from shared import names
 from shared.blobs import NotFound
@@ -13,7 +12,6 @@ from shared.errors import Refused
 from shared.events import BlobRef
 from shared.jobs import CLAIMS
 from shared.ledger import JobRecord, RoundRecord
-from shared.roster import groups
 
 
 def take_over(seat: Seat, record: JobRecord) -> rounds.Step:
@@ -81,8 +79,12 @@ def _flying(seat: Seat) -> dict[str, int]:
     """Who is at work since an earlier round."""
     if seat.committed < 0 or not seat.spec.max_staleness:
         return {}
+    if seat.edges.blobs.exists(names.abandoned_blob(seat.job, seat.committed + 1, 1)):
+        return {}  # they were told that it is over, and are asked anew
     manifest = seat.edges.blobs.get_json(names.manifest_blob(seat.job, seat.committed))
-    return rounds.still_flying(seat.spec, seat.committed, manifest["unanswered"], manifest.get("carried", {}))
+    answered = {update["client"] for update in manifest["updates"]} | gave_up(manifest["rejected"])
+    unanswered = [client for client in manifest["cohort"] if client not in answered]
+    return rounds.still_flying(seat.spec, seat.committed, unanswered, manifest.get("carried", {}))
 
 
 def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
@@ -96,8 +98,7 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
         case "open" if pending:
             return _reopen(seat, pending)
         case "closed" if pending:
-            failed = set(pending.rejected) - set(pending.accepted)
-            answered = {*pending.accepted, *failed}
+            answered = {*pending.accepted, *gave_up(pending.rejected)}
             return rounds.closing(spec, pending.number, pending.attempt, pending.cohort, answered, pending.carried)
         case "failed" if pending and record.wanted.status == "stopped":
             return rounds.State(spec, "ended", pending.number), (rounds.End("stopped", record.wanted.reason),)
@@ -105,7 +106,6 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
             return rounds.abandoned(spec, pending.number, pending.attempt, pending.reason)
     waited = ledger.now() - record.waiting if record.waiting else 0.0
     evaluated = committed < 0 or seat.edges.blobs.exists(names.evaluation_blob(seat.job, committed))
-    seat.alive = groups(seat.edges.roster.alive())
     return rounds.begin(
         spec,
         committed,
@@ -130,7 +130,7 @@ def _reopen(seat: Seat, pending: RoundRecord) -> rounds.Step:
             for client in group:
                 seat.edges.ledger.exclude(seat.job, seat.fence, pending.number, client, reason)
                 seat.faults.note("excluded", f"{client}: {error}", pending.number)
-    failed = frozenset(client for client, reason in pending.rejected.items() if reason.startswith(COULD_NOT))
+    failed = gave_up(pending.rejected)
     accepted = frozenset(seat.tally.counted)
     return rounds.reopened(
         seat.spec,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.aggregator.evaluation import Evaluation, evaluators, summary
+from services.aggregator.evaluation import Evaluation, evaluators, part_of, summary
 from shared import jobs
 from shared.events import Member, ModelEvaluated
 
@@ -18,11 +18,13 @@ def answer(part: int, members: dict[str, tuple[int, float]] | None = None, **tol
 
 
 def test_it_is_complete_when_each_part_is_answered_and_a_repeated_answer_is_none() -> None:
-    """The first answer to a part counts."""
-    found = Evaluation(3, parts=2)
+    """The first answer to a part counts, and none to a part that an earlier owner cut otherwise."""
+    mine, other = part_of(("a",)), part_of(("a", "b"))
+    found = Evaluation(3, frozenset({0, mine}))
 
-    assert not found.take(answer(1, {"a": (10, 0.5)}))
-    assert not found.take(answer(1, {"a": (10, 0.9)}))
+    assert not found.take(answer(mine, {"a": (10, 0.5)}))
+    assert not found.take(answer(mine, {"a": (10, 0.9)}))
+    assert not found.take(answer(other, {"a": (10, 0.9), "b": (10, 0.9)}))
     assert found.take(answer(0, examples=50, metrics={"accuracy": 0.75}))
     assert found.examples == 60
     assert found.metrics["accuracy"] == 0.75

@@ -309,6 +309,15 @@ def test_a_full_buffer_closes_a_round_and_the_others_go_on() -> None:
     assert (state.asked("client-1"), state.asked("client-0")) == (1, 2)
 
 
+def test_who_is_at_work_follows_from_the_manifest() -> None:
+    """As it does for the next owner: an update may have been accepted, and a failure told, that was not heard of."""
+    state, _ = play(opened(buffered()), Accepted("client-0"), Failed("client-1"), Accepted("client-2"))
+    state, effects = play(state, Committed(frozenset({"client-0", "client-2", "client-3"})), ALIVE)
+
+    assert isinstance(effects[-1], Open)
+    assert effects[-1].carried == {"client-1": 1}
+
+
 def test_whose_update_would_be_too_stale_is_asked_anew() -> None:
     """After `max_staleness` rounds nobody waits for it any more."""
     state = opened(buffered(staleness=1))
