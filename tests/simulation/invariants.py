@@ -1,25 +1,23 @@
-"""What must hold whatever fails, each promise a small function; and the witness who saw what happened."""
+"""What must hold of a job's rounds whatever fails: each promise of `docs/guide/promises.md` as small functions."""
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from services.aggregator.rounds import RINGS
 from shared import names, weights
-from shared.blobs import NotFound
-from shared.errors import Fenced, Refused
-from shared.events import BlobRef, RoundEnd, RoundStart, TrainingEnd
+from shared.events import BlobRef, RoundEnd, RoundStart
 from shared.jobs import CLAIMS
 from shared.ledger import ENDED, JobRecord
+from tests.simulation import arithmetic, chain
+from tests.simulation.arithmetic import Meant
+from tests.simulation.chain import Chain, Manifest
+from tests.simulation.training import Made
 
 if TYPE_CHECKING:
     from tests.simulation.world import Replica, World
-
-Manifest = dict[str, Any]
 
 JOB = "sim-abc234"
 
@@ -33,102 +31,7 @@ def hold(condition: object, promise: str) -> None:
         raise Violation(promise)
 
 
-class Witness:
-    """Sees every call of a replica that took effect."""
-
-    def __init__(self, world: "World") -> None:
-        self._world = world
-        self.manifests: dict[int, Manifest] = {}
-        self.fenced: set[str] = set()  # replicas that were told that the job is another's
-        self.lost: set[str] = set()  # keys that the store lost
-        self.accepted: dict[int, dict[str, str]] = defaultdict(dict)  # of each round's attempt: client → its blob
-        self.rings: Counter[tuple[int, int, int]] = Counter()  # (round, attempt, fence) → round-starts
-        self.round = -1  # the last committed one that Redis showed since it went back
-
-    def went_back(self) -> None:
-        """Redis was flushed or thrown back. A round that it has as closed, it has as closed with what it has."""
-        self.round = -1
-        for number in self.accepted:
-            record = self._world.ledger.round(JOB, number)
-            if record is not None and record.state == "closed":
-                self.accepted[number] = {client: entry["blob"]["key"] for client, entry in record.accepted.items()}
-
-    def surprise(self, who: str, error: Exception) -> None:
-        if self.lost and isinstance(error, Refused | NotFound):
-            return  # what is frozen and gone cannot be folded: the job fails
-        raise Violation(f"{who} did not foresee {type(error).__name__}: {error}") from error
-
-    def watch(self, replica: "Replica", where: str, call: Callable[..., Any], args: Any, options: Any) -> Any:
-        """Does what a replica asks of a server, and notes it."""
-        who = replica.name
-        if where in WRITES:
-            hold(who not in self.fenced, f"P7: {who} was fenced, and goes on with {where} {args[0]}")
-        if where == "blobs.put_json" and args[0].endswith(("/manifest.json", "/result.json")):
-            only_the_owner_commits(self._world.job(), replica, args[0])
-        try:
-            found = call(*args, **options)
-        except Fenced:
-            if where != "ledger.renew":  # that is another thread's
-                self.fenced.add(who)
-            raise
-        match where:
-            case "ledger.accept_all" if found == "ok":
-                self.accepted[args[2]] |= {client: entry["blob"]["key"] for client, entry in args[3].items()}
-            case "ledger.exclude":
-                self.accepted[args[2]].pop(args[3], None)
-            case "ledger.fail_round":
-                self.accepted.pop(args[2], None)
-            case "blobs.put_json" if args[0].endswith("/manifest.json"):
-                self._manifest(args[1])
-            case "bus.publish":
-                self._published(args[0])
-        return found
-
-    def _manifest(self, manifest: Manifest) -> None:
-        number = manifest["round"]
-        before = self.manifests.get(number)
-        one_model_per_round(before, manifest)
-        if before is None:
-            self.manifests[number] = manifest
-            counted = {client for client, key in self.accepted[number].items() if key not in self.lost}
-            every_accepted_update_counts(counted, manifest)
-            each_client_once(manifest)
-            base_is_the_model_before(self.manifests, manifest)
-            holds_no_garbage(self._world.trainers.sound, manifest)
-            is_the_fold_of_its_updates(self._world, manifest)
-
-    def _published(self, event: Any) -> None:
-        match event:
-            case RoundEnd(outcome="committed"):
-                told_of_what_is_recorded(self.manifests.get(event.round), event)
-            case RoundStart():
-                self.rings[event.round, event.attempt, event.fence] += 1
-                rings_are_bounded(self._world, event, self.rings[event.round, event.attempt, event.fence])
-            case TrainingEnd():
-                hold(
-                    self._world.blobs.exists(names.result_blob(event.job)), "P3: the end is told before it is recorded"
-                )
-
-    def check(self) -> None:
-        """After each step."""
-        record = self._world.job()
-        if record is None:
-            return
-        rounds_move_forward(self.round, record)
-        self.round = record.round
-        claims_are_bounded(record)
-
-    def check_end(self) -> None:
-        """When all is over."""
-        record = self._world.job()
-        assert record is not None
-        the_end_is_recorded(self._world, record, self.manifests)
-
-
-#: What a zombie must not do. Models and updates are named for their content: to write them again changes nothing.
-WRITES = ("blobs.put_json", "blobs.delete", "blobs.remove", "bus.delete")
-
-# --- the promises -------------------------------------------------------------------------------
+# --- P1, P2: what counts ------------------------------------------------------------------------
 
 
 def every_accepted_update_counts(accepted: set[str], manifest: Manifest) -> None:
@@ -137,11 +40,42 @@ def every_accepted_update_counts(accepted: set[str], manifest: Manifest) -> None
     hold(not missing, f"P1: round {manifest['round']} accepted {missing} and its manifest does not list them")
 
 
-def each_client_once(manifest: Manifest) -> None:
-    clients = [update["client"] for update in manifest["updates"]]
-    hold(len(clients) == len(set(clients)), f"P2: a client counts twice in round {manifest['round']}: {clients}")
+def each_client_once(manifests: Chain, manifest: Manifest) -> None:
+    number, clients = manifest["round"], [update["client"] for update in manifest["updates"]]
+    hold(len(clients) == len(set(clients)), f"P2: a client counts twice in round {number}: {clients}")
     strangers = set(clients) - set(manifest["cohort"])
-    hold(not strangers, f"P2: {strangers} were not asked in round {manifest['round']}")
+    hold(not strangers, f"P2: {strangers} were not asked in round {number}")
+    for client in clients:
+        asked = chain.asked(manifest, client)
+        for earlier in range(max(1, asked), number):
+            twice = any(update["client"] == client for update in manifests[earlier]["updates"])
+            hold(not twice, f"P2: what {client} was asked in round {asked} counts in {earlier} and in {number}")
+
+
+def batches_count_as_one(made: Mapping[str, Made], manifest: Manifest) -> None:
+    """All members of a batch, with their own examples, or none."""
+    entries: dict[str, dict[str, int]] = {}
+    for update in manifest["updates"]:
+        entries.setdefault(update["blob"]["digest"], {})[update["client"]] = update["examples"]
+    for digest, counted in entries.items() if manifest["round"] else ():
+        parts = {part.client: part.examples for part in made[digest].parts} if digest in made else counted
+        hold(counted == parts, f"P2: of the batch {parts}, {counted} counts in round {manifest['round']}")
+
+
+def those_at_work_are_not_asked_again(
+    manifests: Chain, number: int, cohort: tuple[str, ...], carried: Mapping[str, int], max_staleness: int
+) -> None:
+    """Of a round's first attempt."""
+    before = manifests.get(number - 1)
+    if before is not None:
+        flying = chain.at_work(before, max_staleness).items()
+        again = [client for client, since in flying if client in cohort and carried.get(client) != since]
+        hold(not again, f"P2: {again} are at work for an earlier round, and asked again in round {number}")
+    late = {client: since for client, since in carried.items() if number - since > max_staleness}
+    hold(not late, f"P7: round {number} waits for {late}")
+
+
+# --- P3: what a round makes of it ---------------------------------------------------------------
 
 
 def one_model_per_round(before: Manifest | None, manifest: Manifest) -> None:
@@ -154,31 +88,51 @@ def inputs(manifest: Manifest) -> tuple[Any, ...]:
     return manifest["model"]["digest"], updates, (manifest["base"] or {}).get("digest")
 
 
-def is_the_fold_of_its_updates(world: "World", manifest: Manifest) -> None:
-    """Against the mean in fractions, written apart from `shared.fold`."""
-    number, held = manifest["round"], world.blobs.held
-    model = parameters(world, manifest["model"])
+def is_made_of_its_updates(world: "World", manifests: Chain, manifest: Manifest) -> None:
+    """Against arithmetic of what the clients meant, or against the strategy once more."""
+    number, made = manifest["round"], world.trainers.training.made
     if number == 0:
         (only,) = manifest["updates"]
         hold(only["blob"]["digest"] == manifest["model"]["digest"], "P3: the initial model is not the one that came")
         return
-    if any(update["blob"]["key"] not in held for update in manifest["updates"]):
-        return  # the store has lost one since
     total = sum(update["examples"] for update in manifest["updates"])
-    expected = parameters(world, manifest["base"]).astype(np.float64)
-    deltas = [(parameters(world, update["blob"]), update["examples"]) for update in manifest["updates"]]
-    for place in range(expected.size):
-        summed = sum(Fraction(float(delta[place])) * examples for delta, examples in deltas)
-        expected[place] += float(summed / Fraction(total))
-    hold(
-        np.allclose(model, expected, rtol=1e-6, atol=1e-7), f"P3: the model of round {number} is not its updates' mean"
-    )
     hold(manifest["weight"] == total, f"P3: the weight of round {number} is not its updates'")
+    if arithmetic.is_a_sum(manifest):
+        updates = [
+            Meant(update["examples"], update.get("staleness", 0), part.values)
+            for update in manifest["updates"]
+            for part in made[update["blob"]["digest"]].parts
+            if part.client == update["client"]
+        ]
+        before = vectors(world, manifests[number - 1]["server"])
+        expected = arithmetic.stepped(manifest, parameters(world, manifest["base"]), before, updates)
+        is_close(parameters(world, manifest["model"]), expected.model, f"the model of round {number}")
+        server = vectors(world, manifest["server"])
+        kept = server.keys() == expected.server.keys()
+        hold(kept, f"P3: round {number} keeps {sorted(server)} instead of {sorted(expected.server)}")
+        for name, vector in expected.server.items():
+            is_close(server[name], vector, f"the {name} of round {number}")
+    elif all(update["blob"]["key"] in world.blobs.held for update in manifest["updates"]):  # the store may lose one
+        found = tuple((manifest[name] or {}).get("digest") for name in ("model", "server", "delta"))
+        again = arithmetic.again(world.blobs, manifest, manifests[number - 1])
+        hold(found == again, f"P3: round {number} is not what its strategy makes of its updates, to the bit")
 
 
-def parameters(world: "World", ref: dict[str, Any]) -> Any:
+def is_close(found: Any, expected: Any, what: str) -> None:
+    hold(np.allclose(found, expected, rtol=1e-6, atol=1e-6), f"P3: {what} is not what its updates make it")
+
+
+def vectors(world: "World", ref: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The float32 vectors of a file by name; none of no file."""
+    if ref is None:
+        return {}
     file = world.blobs.get(BlobRef.model_validate(ref))
-    return weights.read_layout(file).flat(file)
+    return {name: vector.astype(np.float64) for name, vector in weights.read_layout(file).views(file).items()}
+
+
+def parameters(world: "World", ref: Mapping[str, Any]) -> Any:
+    file = world.blobs.get(BlobRef.model_validate(ref))
+    return weights.read_layout(file).flat(file).astype(np.float64)
 
 
 def told_of_what_is_recorded(manifest: Manifest | None, event: RoundEnd) -> None:
@@ -186,6 +140,9 @@ def told_of_what_is_recorded(manifest: Manifest | None, event: RoundEnd) -> None
     assert manifest is not None
     digest = event.model.digest if event.model else None
     hold(digest == manifest["model"]["digest"], f"P3: another model of round {event.round} is told than is recorded")
+
+
+# --- P4 to P6: rounds go on, and end ------------------------------------------------------------
 
 
 def rounds_move_forward(before: int, record: JobRecord) -> None:
@@ -203,29 +160,13 @@ def base_is_the_model_before(manifests: dict[int, Manifest], manifest: Manifest)
 
 def rings_are_bounded(world: "World", event: RoundStart, count: int) -> None:
     groups = 1 if world.spec.pool else 1 + RINGS  # to each silo its own
-    hold(count <= (1 + RINGS) * max(groups, len(world.spec.clients)), f"P6: round {event.round} was rung {count} times")
+    most = (1 + RINGS) * max(groups, len(world.spec.clients)) * (1 + world.spec.max_staleness)
+    hold(count <= most, f"P6: round {event.round} was rung {count} times")
     hold(event.attempt <= world.spec.rounds.attempts, f"P6: attempt {event.attempt} at round {event.round}")
 
 
 def claims_are_bounded(record: JobRecord) -> None:
     hold(record.claims <= CLAIMS + 2 or record.status in ENDED, f"P6: {record.claims} owners and no commit")
-
-
-def holds_no_garbage(sound: dict[str, tuple[int, str, str]], manifest: Manifest) -> None:
-    base = (manifest["base"] or {}).get("digest", "")
-    for update in manifest["updates"]:
-        expected = (manifest["round"], update["client"], base)
-        found = sound.get(update["blob"]["digest"])
-        hold(
-            found == expected or (found is not None and not base and found[0] == 0),
-            f"P7: round {manifest['round']} holds {update['client']}'s update that is {found}",
-        )
-
-
-def only_the_owner_commits(record: JobRecord | None, replica: "Replica", key: str) -> None:
-    """Whoever Redis says owns the job; where Redis has lost that, whoever did last."""
-    owner = any(record is None or running.runner.fence == record.fence for running in replica.running.values())
-    hold(owner, f"P7: {replica.name} does not own the job, and writes {key}")
 
 
 def the_end_is_recorded(world: "World", record: JobRecord, manifests: dict[int, Manifest]) -> None:
@@ -239,5 +180,39 @@ def the_end_is_recorded(world: "World", record: JobRecord, manifests: dict[int, 
     hold(result["rounds"] == max(0, last), f"P4: {last} rounds are committed, the result says {result['rounds']}")
     if manifests:
         hold(result["model"]["digest"] == manifests[last]["model"]["digest"], "P3: the result is not the last model")
-    if record.status == "finished":
-        hold(last == world.spec.rounds.count, f"P5: finished after {last} of {world.spec.rounds.count} rounds")
+    if record.status == "finished" and last < world.spec.rounds.count:
+        hold(is_enough(world, last), f"P5: finished after {last} of {world.spec.rounds.count} rounds")
+
+
+def is_enough(world: "World", last: int) -> bool:
+    """Whether the evaluations that are recorded, up to round `last`, say that a job needs no further round."""
+    stop, held = world.spec.evaluate.stop, world.blobs.held
+    if stop is None:
+        return False
+    keys = {number: names.evaluation_blob(JOB, number) for number in range(last + 1)}
+    figures = {number: json.loads(held[key][0])["metrics"] for number, key in keys.items() if key in held}
+    named = {number: found[stop.metric] for number, found in figures.items() if stop.metric in found}
+    return chain.verdict(stop.model_dump(), named)
+
+
+# --- P7: nothing that must not be ---------------------------------------------------------------
+
+
+def holds_no_garbage(made: Mapping[str, Made], manifests: Chain, manifest: Manifest, max_staleness: int) -> None:
+    """Each update is a good one, of the round in which its client was asked, trained on that round's base."""
+    number = manifest["round"]
+    for update in manifest["updates"]:
+        client, found = update["client"], made.get(update["blob"]["digest"])
+        asked = chain.asked(manifest, client)
+        base = manifests[asked - 1]["model"]["digest"] if asked else ""
+        about = (found.round, found.base, client in found.clients or not asked) if found else None
+        hold(about == (asked, base, True), f"P7: round {number} holds {client}'s update that is {about}")
+        staleness = update.get("staleness", 0)
+        hold(staleness == number - asked, f"P7: round {number} takes {client}'s update for {staleness} rounds old")
+        hold(staleness <= max_staleness, f"P7: round {number} holds {client}'s update of {staleness} rounds ago")
+
+
+def only_the_owner_commits(record: JobRecord | None, replica: "Replica", key: str) -> None:
+    """Whoever Redis says owns the job; where Redis has lost that, whoever did last."""
+    owner = any(record is None or running.runner.fence == record.fence for running in replica.running.values())
+    hold(owner, f"P7: {replica.name} does not own the job, and writes {key}")

@@ -207,7 +207,7 @@ def pulse(data: Data, now: int, keys: Keys, known: str) -> list[str]:
     return [before, str(now)]
 
 
-def open_round(  # noqa: PLR0917 - as the script is called
+def open_round(
     data: Data, now: int, keys: Keys, fence: str, number: str, attempt: str, cohort: str, ms: str, carried: str
 ) -> int:
     job = owned(data, keys, fence)

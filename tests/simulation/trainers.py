@@ -1,38 +1,30 @@
-"""Trainers that come and go: they hear a round, train its clients in their own time, and sometimes go wrong.
+"""Trainers that come and go: they hear a round, train its clients in their own time, and sometimes go wrong."""
 
-What a client sends is a function of the job's seed, the client, the round and the base model: whoever trains it, and
-however often, it is the same update.
-"""
-
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from shared import names, topology, weights
+from services.trainer.orders import Order, orders
+from shared import names, topology
+from shared.blobs import NotFound
 from shared.errors import Unavailable
-from shared.events import BlobRef, EvaluateModel, ModelEvaluated, ModelUpdate, RoundStart, TrainerJoined
-from shared.receipts import receipt
+from shared.events import EvaluateModel, ModelEvaluated, ModelUpdate, RoundStart, TrainerJoined
 from shared.roster import Member
-from shared.weights import Flat
 from tests.simulation.fakes import Message
+from tests.simulation.training import Training, figure, strangers
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SLOTS = 2
 TRIES = 5  #: as `services.trainer.tasks` has it
-LAYOUT = weights.layout_of({"weight": ("F32", (5,)), "bias": ("F32", (3,)), "seen": ("I64", (1,))})
 
 
 @dataclass
 class Task(Message):
-    """A client's work in a round, or an evaluation, on a group's queue."""
+    """An `Order` (a client's work in a round, or a batch of clients'), or an evaluation, on a group's queue."""
 
     work: Any = None
-    client: str = ""
 
 
 @dataclass
@@ -53,7 +45,7 @@ class Trainers:
         spec = world.spec
         groups = [spec.pool, spec.pool] if spec.pool else list(spec.silos or ())
         self.all = [Trainer(f"trainer-{number}", str(group)) for number, group in enumerate(groups)]
-        self.sound: dict[str, tuple[int, str, str]] = {}  # digest of a good update → its round, client and base
+        self.training = Training(spec, world.blobs)
 
     def begin(self) -> None:
         for trainer in self.all:
@@ -120,8 +112,8 @@ class Trainers:
             tasks.append(Task("task", b"", work=event))
             return
         assert isinstance(event, RoundStart)
-        for client in event.cohort:
-            tasks.append(Task("task", b"", work=event, client=client))
+        for order in orders(event, self._world.now):
+            tasks.append(Task("task", b"", work=order))
             if self._world.nemesis.happens("hear"):  # it dies half-way, and the message is another's
                 broker.give_back(names.rounds_queue(trainer.group), [message])
                 return
@@ -135,9 +127,13 @@ class Trainers:
         self._world.after(self._world.nemesis.training(), lambda: self._finish(trainer, task))
 
     def _is_over(self, task: Task) -> bool:
-        """A round-end was heard; not by everybody."""
-        done = self._world.blobs.exists(names.manifest_blob(task.work.job, task.work.round))
-        return isinstance(task.work, RoundStart) and done and not self._world.nemesis.happens("unheard")
+        """The end of what it is for was heard; not by everybody."""
+        work, exists = task.work, self._world.blobs.exists
+        over = exists(names.result_blob(work.job))
+        if isinstance(work, Order):
+            # Where rounds do not wait for each other, the model that ends a round's work is one of a later round.
+            over = over or exists(names.manifest_blob(work.job, work.round + work.spec.max_staleness))
+        return over and not self._world.nemesis.happens("unheard")
 
     def _finish(self, trainer: Trainer, task: Task) -> None:
         if not any(own is task for own in trainer.busy):
@@ -148,7 +144,7 @@ class Trainers:
             if isinstance(task.work, EvaluateModel):
                 self._evaluate(trainer, task, fate)
             else:
-                self._train(trainer, task, task.work, fate)
+                self._train(trainer, task, fate)
         except Unavailable:
             self._put_back(trainer, task)
 
@@ -160,44 +156,41 @@ class Trainers:
         if fate == "die early":
             self._put_back(trainer, task)
             return
-        work = task.work
-        figures = {"accuracy": int(work.model.digest[:4], 16) / 65536}
+        event = task.work
+        examples, metrics, members = self.training.evaluate(event)
         self._world.broker.publish(
             ModelEvaluated(
-                job=work.job,
-                round=work.round,
-                model=work.model.digest,
+                job=event.job,
+                round=event.round,
+                model=event.model.digest,
                 trainer=trainer.name,
-                examples=9,
-                metrics=figures,
+                examples=examples,
+                metrics=metrics,
+                members=members,
+                part=event.part,
             )
         )
 
-    def _train(self, trainer: Trainer, task: Task, work: RoundStart, fate: str) -> None:
-        if work.base is None and fate in ("wrong base", "wrong shape"):
+    def _train(self, trainer: Trainer, task: Task, fate: str) -> None:
+        order = task.work
+        if order.base is None and fate in ("wrong base", "wrong shape"):
             fate = "good"  # an initial model has no base, and any shape
         if fate == "die early":
             self._put_back(trainer, task)
             return
         if fate == "vanish":
             return
-        if fate == "stranger":
-            self._train(trainer, replace(task, client="stranger"), work, "good")
+        if fate in ("stranger", "twice"):
+            members = tuple(strangers(order.members)) if fate == "stranger" else (order.client, *order.members)
+            state = order.state if fate == "twice" else None
+            other = order.model_copy(update={"members": members, "state": state})
+            self._train(trainer, replace(task, work=other), "good")
             self._put_back(trainer, task)
             return
         if fate == "error" or task.returned >= TRIES:
-            self._publish(self._update(trainer, task, None, 0).model_copy(update={"error": "the data is gone"}))
+            self._publish(self._failed(trainer, task, order.members))
             return
-        file, examples = self._learn(work, task.client, fate)
-        digest = weights.digest_of(file)
-        base = work.base.digest if work.base else ""
-        claimed = "0" * 64 if fate == "wrong base" else base
-        if fate not in ("nan", "wrong base", "wrong shape"):
-            self.sound[digest] = work.round, task.client, base
-        key = names.update_blob(work.job, work.round, task.client, digest)
-        update = self._update(trainer, task, BlobRef(key=key, size=file.nbytes, digest=digest), examples)
-        update = update.model_copy(update={"base": claimed or None})
-        self._world.blobs.put(key, file, metadata=receipt(update))
+        update = self._learned(trainer, task, fate)
         if fate == "die late":
             self._put_back(trainer, task)
             return
@@ -206,39 +199,41 @@ class Trainers:
         if fate in ("nan", "wrong base", "wrong shape", "repeat"):
             self._put_back(trainer, task)  # a good answer follows
 
+    def _learned(self, trainer: Trainer, task: Task, fate: str) -> ModelUpdate:
+        """The update of an order; of a batch, a part may fail, or be silent."""
+        order = task.work
+        failing = order.members[:1] if fate.startswith("part") and len(order.members) > 1 else ()
+        told = self._told(trainer, task)
+        if fate == "part fails":
+            told = told.model_copy(update={"failures": dict.fromkeys(failing, "the data is gone")})
+        # Nobody asked that training be reproducible.
+        salt = str(self._world.random.random()) if fate == "another" else ""
+        try:
+            return self.training.update(order, told, fate, salt, failing)
+        except NotFound as error:  # its state is
+            self._world.witness.state_missed(order, str(error))
+            return self._failed(trainer, task, order.members)
+
+    def _failed(self, trainer: Trainer, task: Task, clients: tuple[str, ...]) -> ModelUpdate:
+        reason = "the data is gone"
+        failures = dict.fromkeys(clients, reason) if task.work.is_batch else {}
+        return self._told(trainer, task).model_copy(update={"error": reason, "failures": failures})
+
     def _publish(self, update: ModelUpdate) -> None:
         self._world.broker.publish(update)
 
-    def _update(self, trainer: Trainer, task: Task, blob: BlobRef | None, examples: int) -> ModelUpdate:
-        work = task.work
+    def _told(self, trainer: Trainer, task: Task) -> ModelUpdate:
+        """An answer, as yet of nothing."""
+        order = task.work
         return ModelUpdate(
-            job=work.job,
-            round=work.round,
-            attempt=work.attempt,
-            client=task.client,
+            job=order.job,
+            round=order.round,
+            attempt=order.attempt,
+            client=order.client,
             trainer=trainer.name,
-            base=work.base.digest if work.base else None,
-            update=blob,
-            examples=examples,
-            metrics={"client_loss": 1.0 / (1 + work.round)},
+            base=order.base.digest if order.base else None,
+            update=None,
+            examples=0,
+            timings={"total": 1 + figure("seconds", order.client)},
             tries=1 + task.returned,
         )
-
-    def _learn(self, work: RoundStart, client: str, fate: str) -> tuple[Any, int]:
-        """The file that training gives, and on how many examples."""
-        layout = LAYOUT if work.base is None else weights.read_layout(self._world.blobs.get(work.base)).of_updates()
-        who = "everybody" if work.base is None else client
-        seed = f"{work.spec.seed}/{work.round}/{who}/{work.base.digest if work.base else ''}"
-        if fate == "another":  # nobody asked that training be reproducible
-            seed += f"/{self._world.random.random()}"
-        number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
-        draw = np.random.default_rng(number)
-        if fate == "wrong shape":
-            layout = weights.layout_of({"weight": ("F32", (7,))})
-        file = layout.empty_file()
-        file[len(layout.header) :] = 0
-        flat: Flat = layout.flat(file)
-        flat[:] = draw.normal(0, 0.1, layout.size).astype(np.float32)
-        if fate == "nan":
-            flat[0] = np.nan
-        return file, 1 + number % 20

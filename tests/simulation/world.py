@@ -22,17 +22,18 @@ import structlog
 from services.aggregator import owner as owner_module
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Edges, Runner
-from shared import failpoints, names, topology
+from shared import failpoints, names, slices, topology
 from shared.bus import settle
 from shared.errors import Fenced, RecordLost, Unavailable
 from shared.events import PauseTraining, StartTraining, StopTraining
 from shared.jobs import JobSpec
 from shared.ledger import ENDED, JobRecord, Wanted
 from tests.simulation.fakes import Broker, Delivery, FakeBlobs, FakeBus, FakeRoster, Inline, Subscription
-from tests.simulation.invariants import JOB, Violation, Witness
+from tests.simulation.invariants import JOB, Violation
 from tests.simulation.model import ModelLedger
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.trainers import Trainers
+from tests.simulation.witness import Witness
 
 LEASE = 15.0
 START = 1.7e9  #: seconds since the epoch
@@ -466,9 +467,11 @@ class World:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         global_random.seed(self.random.random())
         failpoints.watch(self.failpoint)
+        threads, slices.ThreadPoolExecutor = slices.ThreadPoolExecutor, lambda _: Inline()  # type: ignore[assignment, misc]
         try:
             yield self
         finally:
+            slices.ThreadPoolExecutor = threads  # type: ignore[misc]
             failpoints.watch(None)
             global_random.setstate(state)
             structlog.configure(**config)

@@ -1,0 +1,208 @@
+"""What training gives: numbers drawn by who trains on what, packed and told of as `services.trainer` does it.
+
+What a client sends is a function of the job's seed, the client, the round, the base model, the server's state and its
+own: whoever trains it, and however often, it is the same update.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from services.trainer.orders import Order
+from services.trainer.states import State
+from shared import fold, names, receipts, weights
+from shared.catalog.strategies import Scaffold
+from shared.compression.choose import encoding_of
+from shared.compression.feedback import encode_with_feedback
+from shared.events import BlobRef, EvaluateModel, Member, ModelUpdate, StateRef
+from shared.jobs import JobSpec
+from shared.strategies.choose import strategy_of
+from shared.strategies.strategy import CONTROL, DELTA, Counted
+from shared.weights import File, Flat
+from tests.simulation.fakes import FakeBlobs
+
+LAYOUT = weights.layout_of({"weight": ("F32", (5,)), "bias": ("F32", (3,)), "seen": ("I64", (1,))})
+UNLIKE = weights.layout_of({"weight": ("F32", (7,))})
+HUGE = 2**62  #: more than a sum on any grid can be
+TESTED = 9  #: examples of the server's test set
+
+
+@dataclass(frozen=True)
+class Part:
+    """One client's share of an update, as it was meant: (channels, P) values."""
+
+    client: str
+    examples: int
+    values: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A good update: the round and the base it answers, what is in it, and the state it moves its client to."""
+
+    round: int
+    base: str
+    parts: tuple[Part, ...]
+    before: str = ""  # the digest of the state that it was trained with
+    state: str = ""  # and of the one that its client has once it counts
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        return tuple(part.client for part in self.parts)
+
+
+class Training:
+    """Trains a job's clients; remembers every good update by its digest."""
+
+    def __init__(self, spec: JobSpec, blobs: FakeBlobs) -> None:
+        self.made: dict[str, Made] = {}
+        self._spec = spec
+        self._blobs = blobs
+        self._disk: dict[str, File] = {}  # of silos: states by digest
+        self._channels = (CONTROL, DELTA) if isinstance(spec.strategy, Scaffold) else (DELTA,)
+        self._layout = LAYOUT.of_updates(self._channels)
+        self._encoding = encoding_of(spec.compress.update, self._layout)
+        self._strategy = strategy_of(spec.strategy, spec.population)
+
+    def update(self, order: Order, told: ModelUpdate, fate: str, salt: str, failing: Sequence[str] = ()) -> ModelUpdate:
+        """The answer to an order, its files in the store; `NotFound` where the client's state is gone."""
+        if order.base is None:
+            part = self._initial(order, salt)
+            file, parts, after = part[0], (part[1],), None
+        elif order.is_batch:
+            parts = tuple(self._learn(order, client, "", salt) for client in order.members if client not in failing)
+            file, after = self._folded(order, parts), None
+        else:
+            parts = (self._learn(order, order.client, order.state.digest if order.state else "", salt),)
+            file, parts, after = self._packed(order, parts[0])
+        if fate == "nan":
+            spoil(file, self._encoding.layout)
+        if fate == "wrong shape":
+            file = UNLIKE.empty_file()
+            file[len(UNLIKE.header) :] = 0
+        digest = weights.digest_of(file)
+        examples = sum(part.examples for part in parts)
+        told = told.model_copy(update={"examples": examples, "metrics": metrics_of(order, parts[0]), "state": after})
+        if order.is_batch:
+            members = tuple(
+                Member(client=part.client, examples=part.examples, metrics=metrics_of(order, part)) for part in parts
+            )
+            told = told.model_copy(update={"client": parts[0].client, "members": members})
+        if fate == "wrong base":
+            told = told.model_copy(update={"base": "0" * 64})
+        key = names.update_blob(told.job, told.round, told.client, digest)
+        if fate not in ("nan", "wrong base", "wrong shape"):
+            before = order.state.digest if order.state else ""
+            self.made[digest] = Made(order.round, told.base or "", parts, before, after.digest if after else "")
+        self._blobs.put(key, file, metadata=receipts.receipt(told))
+        return told.model_copy(update={"update": BlobRef(key=key, size=file.nbytes, digest=digest)})
+
+    def evaluate(self, event: EvaluateModel) -> tuple[int, dict[str, float], tuple[Member, ...]]:
+        """Examples, figures and each client's own, as a `ModelEvaluated` tells them."""
+        if not event.clients:
+            return TESTED, {"accuracy": figure(event.model.digest)}, ()
+        members = tuple(
+            Member(client=client, examples=held_out(client), metrics={"accuracy": figure(event.model.digest, client)})
+            for client in event.clients
+        )
+        return sum(member.examples for member in members), {}, members
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _draw(self, order: Order, client: str, state: str, salt: str) -> tuple[Flat, int]:
+        base, server = (ref.digest if ref else "" for ref in (order.base, order.server))
+        seed = f"{order.spec.seed}/{order.round}/{client}/{base}/{server}/{state}/{salt}"
+        number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
+        values = np.random.default_rng(number).normal(0, 0.1, len(self._channels) * LAYOUT.size)
+        return values.astype(np.float32), 1 + number % 20
+
+    def _initial(self, order: Order, salt: str) -> tuple[File, Part]:
+        file = LAYOUT.empty_file()
+        file[len(LAYOUT.header) :] = 0
+        drawn, _ = self._draw(order, "everybody", "", salt)
+        LAYOUT.flat(file)[:] = drawn[: LAYOUT.size]
+        return file, Part(order.client, 1, drawn[None, : LAYOUT.size].astype(np.float64))
+
+    def _learn(self, order: Order, client: str, state: str, salt: str) -> Part:
+        drawn, examples = self._draw(order, client, state, salt)
+        return Part(client, examples, drawn.astype(np.float64).reshape(len(self._channels), -1))
+
+    def _packed(self, order: Order, part: Part) -> tuple[File, tuple[Part, ...], StateRef | None]:
+        """The update's file, what it says, and the client's next state, which is in its place."""
+        state = self._state(order)
+        flat, file = part.values.ravel().astype(np.float32), self._encoding.layout.empty_file()
+        residual, control = None, None
+        if self._spec.compress.update is not None and self._spec.compress.update.error_feedback:
+            residual = np.zeros(flat.size, np.float32) if state.residual is None else state.residual.copy()
+        encode_with_feedback(self._encoding, flat, residual, file)
+        if self._channels != (DELTA,):
+            change = flat[: LAYOUT.size]
+            control = change.copy() if state.control is None else state.control + change
+        decoded = np.empty(flat.size, np.float32)
+        self._encoding.decode_into(file, decoded)
+        told = Part(part.client, part.examples, decoded.astype(np.float64).reshape(part.values.shape))
+        return file, (told,), self._save(order, State(control, residual).pack())
+
+    def _folded(self, order: Order, parts: Sequence[Part]) -> File:
+        summed = fold.Fold(LAYOUT.size, fold.grid_of(order.spec, order.cohort_size))
+        for part in parts:
+            counted = Counted(part.client, part.examples)
+            summed.add(part.values[0].astype(np.float32), self._strategy.weight(counted))
+        layout = weights.layout_of({"sums": ("I64", summed.sums.shape)})
+        file = layout.empty_file()
+        layout.views(file)["sums"][:] = summed.sums
+        return file
+
+    def _state(self, order: Order) -> State:
+        if order.state is None:
+            return State()
+        digest, size = order.state.digest, order.state.size
+        if order.spec.pool is None:
+            return State.unpack(self._disk[digest], LAYOUT)
+        key = names.state_blob(order.job, order.client, digest)
+        return State.unpack(self._blobs.get(BlobRef(key=key, size=size, digest=digest)), LAYOUT)
+
+    def _save(self, order: Order, file: File | None) -> StateRef | None:
+        if file is None:
+            return None
+        ref = StateRef(size=file.nbytes, digest=weights.digest_of(file))
+        if order.spec.pool is None:
+            self._disk[ref.digest] = file
+        else:
+            self._blobs.put(names.state_blob(order.job, order.client, ref.digest), file, digest=ref.digest)
+        return ref
+
+
+def spoil(file: File, single: weights.Layout) -> None:
+    """Makes of a good file one that must not be folded."""
+    layout = single if file[: len(single.header)].tobytes() == single.header else weights.read_layout(file)
+    first = next(iter(layout.views(file).items()))
+    for name, view in layout.views(file).items():
+        if view.dtype == np.float32:
+            first = name, view
+    view = first[1].reshape(-1)
+    view[0] = np.nan if view.dtype == np.float32 else 0x7FC0 if view.dtype == np.uint16 else HUGE
+
+
+def metrics_of(order: Order, part: Part) -> dict[str, float]:
+    """What a client reports of its training."""
+    return {"client_loss": (1.0 + figure("loss", part.client)) / (1 + order.round)}
+
+
+def held_out(client: str) -> int:
+    """How many examples a client evaluates on."""
+    return 1 + int(figure("held out", client) * 9)
+
+
+def figure(*of: str) -> float:
+    """A number in [0, 1) that follows from some words."""
+    return int(hashlib.sha256("/".join(of).encode()).hexdigest()[:4], 16) / 65536
+
+
+def strangers(members: tuple[str, ...]) -> Iterator[str]:
+    """The members of an order, the last of them not of its round."""
+    yield from members[:-1]
+    yield "stranger"
