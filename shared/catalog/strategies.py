@@ -76,11 +76,11 @@ class QFedAvg(Strict):
     lipschitz: Rate | None = None  # L; 1 / the clients' learning rate where left out
 
 
-class Scaffold(Strict):
+class Scaffold(Averaging):
     """Control variates against the drift of clients (Karimireddy et al. 2019, option II)."""
 
     name: Literal["scaffold"] = "scaffold"
-    lr: Rate = 1.0
+    weights: Literal["examples", "equal"] = "equal"  # as in the paper
 
 
 class FedBuff(Strict):

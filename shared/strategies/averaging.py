@@ -116,19 +116,20 @@ class Controlled(Strategy):
     """SCAFFOLD (Karimireddy et al. 2019, algorithm 1): x ← x + lr · mean Δyᵢ and c ← c + |S|/N · mean Δcᵢ.
 
     |S| clients of N sent what training changed, Δyᵢ, and how their control variates changed, Δcᵢ. c goes to every
-    client with the model.
+    client with the model. Both means are of equal weights, as in the paper, or weighted by examples, where what is to
+    be minimised is the loss over all examples.
     """
 
     channels = (CONTROL, DELTA)
     broadcast = True
 
     def __init__(self, spec: Scaffold, population: int) -> None:
-        self._lr = spec.lr
+        self._lr, self._weights = spec.lr, spec.weights
         self._population = population
         self.state = {CONTROL: 0.0}
 
     def weight(self, update: Counted) -> int:
-        return 1
+        return update.examples if self._weights == "examples" else 1
 
     def factor(self, updates: Sequence[Counted]) -> tuple[float, ...]:
         return len(updates) / self._population, 1.0

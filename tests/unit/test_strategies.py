@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -269,14 +269,17 @@ def test_a_strategy_is_its_papers_formula(case: str) -> None:
     assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
-def test_scaffold_moves_the_model_and_the_control_variate() -> None:
-    """Karimireddy et al. 2019, algorithm 1, lines 16 and 17."""
-    strategy = strategy_of(Scaffold(lr=0.6), POPULATION)
+@pytest.mark.parametrize("weights_of", ["equal", "examples"])
+def test_scaffold_moves_the_model_and_the_control_variate(weights_of: Literal["equal", "examples"]) -> None:
+    """Karimireddy et al. 2019, algorithm 1, lines 16 and 17, and the same with both means weighted by examples."""
+    strategy = strategy_of(Scaffold(lr=0.6, weights=weights_of), POPULATION)
     x, c = BEGIN.astype(np.float64), np.zeros(SIZE)
     model, state = BEGIN, {"control": np.zeros(SIZE, np.float32)}
     for updates in trained_rounds():
-        x = x + 0.6 / len(updates) * np.sum([one.delta for one in updates], axis=0, dtype=np.float64)
-        c = c + 1 / POPULATION * np.sum([one.control for one in updates], axis=0, dtype=np.float64)
+        share = np.array([one.examples if weights_of == "examples" else 1 for one in updates], np.float64)
+        share /= share.sum()
+        x = x + 0.6 * share @ np.stack([one.delta for one in updates]).astype(np.float64)
+        c = c + len(updates) / POPULATION * share @ np.stack([one.control for one in updates]).astype(np.float64)
         model = one_round(strategy, model, state, updates, with_control)
 
     assert np.linalg.norm(model - x) <= 1e-6 * np.linalg.norm(x)
