@@ -45,11 +45,18 @@ def each_client_once(manifests: Chain, manifest: Manifest) -> None:
     hold(len(clients) == len(set(clients)), f"P2: a client counts twice in round {number}: {clients}")
     strangers = set(clients) - set(manifest["cohort"])
     hold(not strangers, f"P2: {strangers} were not asked in round {number}")
-    for client in clients:
+    for update in manifest["updates"]:
+        client, digest = update["client"], update["blob"]["digest"]
         asked = chain.asked(manifest, client)
+        before = [one for one in range(1, number) if digest in digests(manifests[one])]
+        hold(not before, f"P2: an update of {client} counts in round {number}, and in {before}")
         for earlier in range(max(1, asked), number):
             twice = any(update["client"] == client for update in manifests[earlier]["updates"])
             hold(not twice, f"P2: what {client} was asked in round {asked} counts in {earlier} and in {number}")
+
+
+def digests(manifest: Manifest) -> set[str]:
+    return {update["blob"]["digest"] for update in manifest["updates"]}
 
 
 def batches_count_as_one(made: Mapping[str, Made], manifest: Manifest) -> None:

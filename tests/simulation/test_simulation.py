@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -13,7 +14,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from services.aggregator import closing, effects, hearing, recovery, rounds, takeover
+from services.aggregator import closing, effects, entries, hearing, recovery, rounds, takeover
+from services.aggregator import memory as memories
+from services.aggregator import tally as tally_module
+from services.aggregator.evaluation import Evaluation
+from services.aggregator.memory import Memory
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Runner
 from services.aggregator.seat import Seat
@@ -424,7 +429,111 @@ def no_fences_at_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "owned", lambda data, keys, _: real(data, keys, data.get(keys[0]).get("fence", "")))
 
 
+def forgotten_server(patch: pytest.MonkeyPatch) -> None:
+    """A new owner begins with the server state of no round."""
+    real = Tally.load
+    patch.setattr(Tally, "load", lambda tally, blob, _=None: real(tally, blob))
+
+
+def forgotten_memory(patch: pytest.MonkeyPatch) -> None:
+    """A new owner knows nothing of the clients."""
+    patch.setattr(takeover.memory, "read", lambda _: Memory())
+
+
+def restless_states(patch: pytest.MonkeyPatch) -> None:
+    """A client's state moves when its update comes, whether it counts or not."""
+    real = hearing._take_in
+
+    def take_in(seat: Seat, number: int, update: Any) -> str:
+        if update.state is not None:
+            seat.memory = replace(seat.memory, states={**seat.memory.states, update.client: update.state})
+        return real(seat, number, update)
+
+    patch.setattr(hearing, "_take_in", take_in)
+
+
+def hasty_broom(patch: pytest.MonkeyPatch) -> None:
+    """The states that have just become the clients' are cleared away, and not those that they replace."""
+    real = memories.superseded
+    patch.setattr(memories, "superseded", lambda before, now: real(now, before))
+
+
+def old_news(patch: pytest.MonkeyPatch) -> None:
+    """Whatever round an update answers, as long as its base is known, it counts."""
+
+    def asked(state: rounds.State, client: str) -> int:
+        return state.hears if state.hears is not None else state.flying.get(client, state.round)  # type: ignore[attr-defined, no-any-return]
+
+    def on_model_update(seat: Seat, state: rounds.State, update: Any) -> Any:
+        known = update.round in seat.tally.bases and update.client in state.cohort
+        object.__setattr__(state, "hears", update.round if known else None)
+        try:
+            return real(seat, state, update)
+        finally:
+            object.__setattr__(state, "hears", None)
+
+    real = hearing.on_model_update
+    patch.setattr(rounds.State, "hears", None, raising=False)
+    patch.setattr(rounds.State, "asked", asked)
+    patch.setattr(hearing, "on_model_update", on_model_update)
+
+
+def half_a_batch(patch: pytest.MonkeyPatch) -> None:
+    """Of a batch, those count whose turn comes before one that cannot."""
+
+    def accept(data: model.Data, now: int, keys: list[str], fence: str, *pairs: str) -> str:
+        answer = "ok"
+        for place in range(0, len(pairs), 2):
+            answer = model.accept(data, now, keys, fence, *pairs[place : place + 2])
+            if answer != "ok":
+                break
+        return answer
+
+    patch.setitem(model.RULES, model.steps.ACCEPT, accept)
+
+
+def forgotten_flight(patch: pytest.MonkeyPatch) -> None:
+    """A new owner does not know who is at work since an earlier round."""
+    patch.setattr(takeover, "_flying", lambda _: {})
+
+
+def endless_flight(patch: pytest.MonkeyPatch) -> None:
+    """However long ago a client was asked, its update is waited for."""
+
+    def still_flying(_: Any, committed: int, unanswered: Any, carried: Any) -> dict[str, int]:
+        return {client: carried.get(client, committed) for client in unanswered}
+
+    def begin(tally: Tally, cohort: int, number: int) -> None:
+        known = dict(tally.bases)
+        real(tally, cohort, number)
+        tally.bases = known | tally.bases
+
+    real = Tally.begin
+    patch.setattr(rounds, "still_flying", still_flying)
+    patch.setattr(Tally, "begin", begin)
+
+
+def fresh_weights(patch: pytest.MonkeyPatch) -> None:
+    """However stale, an update weighs as if it were new."""
+    real = entries.counted
+    blind = lambda client, entry: real(client, {**entry, "staleness": 0})  # noqa: E731
+    patch.setattr(tally_module, "counted", blind)
+    patch.setattr(tally_module, "all_counted", lambda accepted: [blind(one, accepted[one]) for one in sorted(accepted)])
+
+
+def first_part(patch: pytest.MonkeyPatch) -> None:
+    """An evaluation is over with the first answer."""
+    real = Evaluation.take
+    patch.setattr(Evaluation, "take", lambda own, event: real(own, event) or True)
+
+
+def no_progress(patch: pytest.MonkeyPatch) -> None:
+    """A new owner does not know how good the models were so far."""
+    patch.setattr(takeover, "_recall_progress", lambda *_: "")
+
+
 Focus = tuple[dict[str, float], tuple[Callable[[World], None], ...]]  #: rates of faults, and what may befall the whole
+Kind = tuple[story.Twist, ...]  #: what the jobs are like
 ANY: Focus = ({}, ())
 CLUMSY: Focus = ({"training": 0.5}, ())
 DROWSY: Focus = ({"stop": 0.02}, ())
@@ -452,10 +561,36 @@ PLANTED: dict[Plant, tuple[str, float, Focus]] = {
     no_fence: ("P7", story.FAIR, DROWSY),
     deaf_to_fences: ("P7", story.FAIR, DROWSY),
     no_fences_at_all: ("P", story.FAIR, DROWSY),
+    forgotten_server: ("P3", story.FAIR, DEADLY),
+    forgotten_memory: ("P3", story.FAIR, DEADLY),
+    restless_states: ("P3", 0.0, CLUMSY),
+    hasty_broom: ("P3", story.FAIR, ANY),
+    old_news: ("P2", story.FAIR, CLUMSY),
+    half_a_batch: ("P2", story.FAIR, CLUMSY),
+    forgotten_flight: ("P2", story.FAIR, DEADLY),
+    endless_flight: ("P7", story.FAIR, ANY),
+    fresh_weights: ("P3", story.FAIR, ANY),
+    first_part: ("P2", story.FAIR, ANY),
+    no_progress: ("P5", story.FAIR, DEADLY),
+}
+
+#: Of bugs that befall some kinds of jobs alone: these.
+KINDS: dict[Plant, Kind] = {
+    forgotten_server: (story.optimized, story.small_models),
+    forgotten_memory: (story.controlled, story.guided),
+    restless_states: (story.controlled, story.small_updates),
+    hasty_broom: (story.controlled, story.small_updates),
+    old_news: (story.buffered,),
+    half_a_batch: (story.batches,),
+    forgotten_flight: (story.buffered,),
+    endless_flight: (story.buffered,),
+    fresh_weights: (story.buffered,),
+    first_part: (story.on_clients,),
+    no_progress: (story.early,),
 }
 
 
-def focus_on(patch: pytest.MonkeyPatch, fair: float, focus: Focus) -> None:
+def focus_on(patch: pytest.MonkeyPatch, fair: float, focus: Focus, kind: Kind) -> None:
     real, (rates, strikes) = Nemesis.__init__, focus
 
     def init(own: Nemesis, *given: Any, **options: Any) -> None:
@@ -465,6 +600,10 @@ def focus_on(patch: pytest.MonkeyPatch, fair: float, focus: Focus) -> None:
 
     patch.setattr(Nemesis, "__init__", init)
     patch.setattr(story, "FAIR", fair)
+    if kind:
+        patch.setattr(story, "STRATEGIES", kind)
+    for share, value in (("STRATEGIC", 1.0 if kind else 0.0), ("EVALUATED", 0.0), ("SELECTIVE", 0.0)):
+        patch.setattr(story, share, value)
 
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
@@ -473,7 +612,7 @@ def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -
     story.undisturbed.cache_clear()
     plant(monkeypatch)
     promise, fair, focus = PLANTED[plant]
-    focus_on(monkeypatch, fair, focus)
+    focus_on(monkeypatch, fair, focus, KINDS.get(plant, ()))
     began, found = time.monotonic(), Counter[str]()
     for seed in range(FIRST, FIRST + BUDGET):
         try:
