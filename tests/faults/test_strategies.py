@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from deploy.native.processes import Process
 from shared import jobs, names
 from tests.every_kind import OTHERWISE, SAME, document
 from tests.faults.federation import TAKEOVER, Federation, Row
 from tests.harness import until
+
+pytestmark = pytest.mark.timeout(240)  # a death after the other, on a machine that does much else
 
 KINDS = SAME | OTHERWISE
 #: Where the first aggregator dies, in round 2, and the one after it, in round 3; kinds take turns.
@@ -91,6 +94,49 @@ def test_what_was_kept_in_an_attempt_that_failed_is_not_used(federation: Federat
     blobs = federation.servers.blobs()
     assert blobs.get_json(names.abandoned_blob(job, number, 1))["outcome"] == "failed"
     assert blobs.get_json(names.manifest_blob(job, number))["attempt"] > 1
+
+
+@pytest.mark.row("silo killed after it wrote what it keeps, and started again", "P1 P2 P3")
+def test_a_silo_goes_on_from_its_own_disk(federation: Federation, row: Row) -> None:
+    """Its layer and its residual lie there and nowhere else, and what counts is what its last counted update left."""
+    silos = ("hospital-a", "hospital-b")
+    changes = {
+        "data": {"name": "examples.hospital:data", "args": {"test_fraction": 0.2}},
+        "model": {"name": "mlp", "hidden": [8]},
+        "train": {"personal": ["head.*"]},
+        "compress": {"update": {"name": "topk", "ratio": 0.2}},
+        "silos": list(silos),
+        "pool": None,
+    }
+    federation.stop(*federation.pool)
+
+    def silo(name: str, **environment: str) -> Process:
+        disk = {"FEDQ_STATE_DIR": str(federation.logs / "states")}
+        return federation.start("trainer", "--client", name, role="trainer", **disk, **environment)
+
+    other, victim = (silo(name) for name in silos)
+    expected = undisturbed(federation, "silos", changes)
+    federation.stop(victim)
+    once = federation.logs / "once"
+    victim = silo(silos[1], FEDQ_FAILPOINT=f"trainer.uploading=kill@3:{once}")
+    federation.aggregator()
+    job = federation.submit(**document(**changes))
+    until(once.exists, 60, "a visit to trainer.uploading", detail=federation.tails)
+    federation.kill(victim)
+    row.fire("SIGKILL of the slot at trainer.uploading 3, then of the trainer")
+    number = federation.servers.ledger().required(job).round + 1
+    silo(silos[1])
+    federation.reached(job, number)
+    row.recovered()
+
+    holds(federation, job, "silos", expected)
+    assert other.alive()
+    blobs = federation.servers.blobs()
+    assert blobs.list(names.states_prefix(job)) == []
+    states = blobs.get_json(blobs.get_json(names.manifest_blob(job, 4))["memory"]["key"])["states"]
+    for name in silos:
+        kept = {path.name for path in (federation.logs / "states" / name / job).iterdir()}
+        assert f"state-{states[name][1][:12]}.safetensors" in kept
 
 
 def undisturbed(
