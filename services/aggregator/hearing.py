@@ -50,7 +50,7 @@ def _on_failure(seat: Seat, state: rounds.State, failures: Mapping[str, str]) ->
         seat.edges.ledger.reject(seat.job, seat.fence, state.round, client, f"{COULD_NOT}{error}")
         seat.log.warning("client failed", round=state.round, client=client, reason=error)
         seat.faults.note("client-failed", f"{client}: {error}", state.round)
-    return tuple(rounds.Failed(client) for client in failures)
+    return tuple(rounds.Failed(client, error) for client, error in failures.items())
 
 
 def _take_in(seat: Seat, number: int, update: ModelUpdate) -> str:
@@ -130,8 +130,10 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
         raise Stale(f"round {event.round} is waiting for other evaluations")
     del seat.evaluations[event.round]
     if pending.examples:
-        seat.metrics = {**seat.metrics, **pending.metrics}
-        seat.evaluated = {**seat.evaluated, **pending.clients}
+        if event.round >= seat.judged:  # else a later model's figures have come before
+            seat.judged = event.round
+            seat.metrics = {**seat.metrics, **pending.metrics}
+            seat.evaluated = {**seat.evaluated, **pending.clients}
         # The ledger first: it knows whether the job is still ours to write about.
         seat.edges.ledger.set_metrics(seat.job, seat.fence, seat.metrics)
         record = {"job": seat.job, "model": event.model, **pending.document()}

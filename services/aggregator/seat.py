@@ -79,6 +79,7 @@ class Seat:
     server: BlobRef | None = None  # what the strategy keeps
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # that are asked for and not complete
     evaluated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # clients' figures since the last commit
+    judged: int = -1  # the last round whose evaluation this owner has heard
     progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job
 
     def __post_init__(self) -> None:

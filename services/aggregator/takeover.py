@@ -43,6 +43,9 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
     if left["memory"] is not None:
         seat.memory = memory.read(seat.edges.blobs.get_json(left["memory"].key))
         seat.remembered = left["memory"]
+    if seat.spec.evaluate.where != "server":  # what the next round's end tells selection
+        found = recovery.optional(seat.edges.blobs, names.evaluation_blob(seat.job, committed))
+        seat.evaluated = found.get("clients", {}) if found is not None else {}
     _recall_bases(seat, committed)
     seat.first_opened = record.started
     seat.metrics = {**manifest["metrics"], **seat.metrics}

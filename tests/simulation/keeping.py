@@ -53,6 +53,17 @@ def memory_follows_the_rounds(world: "World", manifests: Chain, manifest: Manife
         hold(rows == chain.known(manifests, number), f"P3: the memory of round {number} is not of its rounds: {rows}")
 
 
+def evaluations_are_remembered(world: "World", manifest: Manifest) -> None:
+    """Where clients evaluated the model before, selection goes by what they found, whoever had asked them."""
+    if manifest["memory"] is None or not history.is_needed(world.spec):
+        return
+    record = json.loads(world.blobs.held[names.evaluation_blob(JOB, manifest["round"] - 1)][0])
+    rows = json.loads(world.blobs.held[manifest["memory"]["key"]][0])["history"]["clients"]
+    for client, figures in record.get("clients", {}).items():
+        known = rows.get(client, [None] * 7)[6]
+        hold(known == figures["accuracy"], f"P3: round {manifest['round']} has forgotten how {client} evaluated")
+
+
 def asks_with_what_is_kept(world: "World", manifests: Chain, event: RoundStart, *, owned: bool) -> None:
     """A round begins with its base, each client's last state that counted, and the server's; all are there."""
     number, spec = event.round, world.spec

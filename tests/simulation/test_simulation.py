@@ -532,6 +532,24 @@ def no_progress(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(takeover, "_recall_progress", lambda *_: "")
 
 
+def forgotten_figures(patch: pytest.MonkeyPatch) -> None:
+    """A new owner does not know what clients found of the last model."""
+    real = takeover._catch_up
+
+    def catch_up(seat: Seat, record: Any) -> int:
+        committed = real(seat, record)
+        seat.evaluated = {}
+        return committed
+
+    patch.setattr(takeover, "_catch_up", catch_up)
+
+
+def guided_by_clients(random: Random, document: story.Document, clients: int) -> None:
+    """Selection goes by the clients, which evaluate."""
+    story.on_clients(random, document, clients)
+    story.guided(random, document, clients)
+
+
 Focus = tuple[dict[str, float], tuple[Callable[[World], None], ...]]  #: rates of faults, and what may befall the whole
 Kind = tuple[story.Twist, ...]  #: what the jobs are like
 ANY: Focus = ({}, ())
@@ -572,6 +590,7 @@ PLANTED: dict[Plant, tuple[str, float, Focus]] = {
     fresh_weights: ("P3", story.FAIR, ANY),
     first_part: ("P2", story.FAIR, ANY),
     no_progress: ("P5", story.FAIR, DEADLY),
+    forgotten_figures: ("P3", story.FAIR, DEADLY),
 }
 
 #: Of bugs that befall some kinds of jobs alone: these.
@@ -587,6 +606,7 @@ KINDS: dict[Plant, Kind] = {
     fresh_weights: (story.buffered,),
     first_part: (story.on_clients,),
     no_progress: (story.early,),
+    forgotten_figures: (guided_by_clients,),
 }
 
 

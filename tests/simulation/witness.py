@@ -1,7 +1,7 @@
 """The witness who sees what happens, and holds each promise to it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from services.trainer.orders import Order
@@ -32,6 +32,7 @@ class Witness:
         self.rings: Counter[tuple[int, int, int]] = Counter()  # (round, attempt, fence) → round-starts
         self.round = -1  # the last committed one that Redis showed since it went back
         self.evaluators: dict[tuple[str, int], set[str]] = defaultdict(set)  # (replica, round) → clients it asked
+        self.evaluated: dict[int, int] = {}  # round → the owner that has its evaluation, by its fence
         self.enough: dict[int, int] = {}  # fence → the last round when it was given, where no other was needed
 
     def went_back(self) -> None:
@@ -78,7 +79,7 @@ class Witness:
             case "blobs.put_json" if args[0].endswith("/manifest.json"):
                 self._manifest(args[1])
             case "blobs.put_json" if args[0].endswith("/evaluation.json"):
-                keeping.evaluation_is_whole(self._world.spec, args[1], self.evaluators[who, args[1]["round"]])
+                self._evaluated(who, args[1])
             case "blobs.delete" | "blobs.remove":
                 keeping.nothing_needed_is_gone(self._world, self.manifests)
             case "bus.publish":
@@ -88,8 +89,16 @@ class Witness:
         for asked in [asked for asked in self.evaluators if asked[0] == who]:
             del self.evaluators[asked]
         last = max(self.manifests, default=-1)
+        if last >= 0 and self._world.blobs.exists(names.evaluation_blob(JOB, last)):
+            self.evaluated[last] = fence
         if invariants.is_enough(self._world, last):
             self.enough[fence] = last
+
+    def _evaluated(self, who: str, record: Mapping[str, Any]) -> None:
+        keeping.evaluation_is_whole(self._world.spec, record, self.evaluators[who, record["round"]])
+        job = self._world.job()
+        if job is not None and job.owner == who:
+            self.evaluated[record["round"]] = job.fence
 
     def _opened(
         self, _: str, fence: int, number: int, ___: int, cohort: tuple[str, ...], __: float, carried: dict[str, int]
@@ -118,6 +127,8 @@ class Witness:
         invariants.is_made_of_its_updates(world, self.manifests, manifest)
         keeping.states_follow_what_counted(made, self.manifests, manifest)
         keeping.memory_follows_the_rounds(world, self.manifests, manifest)
+        if self.evaluated.get(number - 1) == manifest["fence"]:
+            keeping.evaluations_are_remembered(world, manifest)
 
     def _published(self, who: str, event: Any) -> None:
         match event:
