@@ -54,7 +54,7 @@ def told_again(key: str, size: int, metadata: Mapping[str, str]) -> ModelUpdate:
             attempt=int(metadata["attempt"]),
             client=metadata["client"],
             trainer=metadata["trainer"],
-            base=metadata["base"] or None,
+            base=metadata.get("base") or None,  # a store may leave out what is empty
             update=BlobRef(key=key, size=size, digest=metadata["digest"]),
             examples=int(metadata["examples"]),
             metrics=json.loads(metadata["metrics"]),

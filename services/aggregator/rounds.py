@@ -28,6 +28,7 @@ class State:
     cohort: tuple[str, ...] = ()
     accepted: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()  # said that they cannot deliver
+    why: str = ""  # what the first of them said
     deadline: float | None = None
     waited: float = 0.0  # seconds for trainers, under earlier owners
     lacking: str = ""  # what it waits for
@@ -85,9 +86,10 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Failed:
-    """A client said that it cannot deliver."""
+    """A client said that it cannot deliver, and why."""
 
     client: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -338,8 +340,9 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
         case Accepted(client), "open":
             answered = replace(state, accepted=state.accepted | {client}, failed=state.failed - {client})
             return _judged(answered, now)
-        case Failed(client), "open" if client in state.cohort and client not in state.accepted:
-            return _judged(replace(state, failed=state.failed | {client}), now)
+        case Failed(client, why), "open" if client in state.cohort and client not in state.accepted:
+            told = state.why or (f"{client}: {why}" if why else "")
+            return _judged(replace(state, failed=state.failed | {client}, why=told), now)
         case Committed(answered), "closing":
             return _committed(state, now, answered)
         case Evaluated(number, done), "evaluating" if number == state.round:
@@ -370,6 +373,7 @@ def _looked(state: State, found: Looked, now: float) -> Step:
         cohort=cohort,
         accepted=frozenset(),
         failed=frozenset(),
+        why="",
         deadline=None,
         waited=0.0,
         rings=0,
@@ -400,6 +404,7 @@ def _judged(state: State, now: float) -> Step:
         f"round {state.round} has {got} of the {state.minimum} updates it needs"
         f" {'at its deadline' if overdue else 'and nobody is left to answer'}"
         f" (asked {len(state.cohort)}, failed {len(state.failed)})"
+        f"{'; ' if state.why else ''}{state.why}"
     )
     following, effects = _again(state, counts)
     reason = f"{counts}; trying again" if following.phase == "looking" else counts

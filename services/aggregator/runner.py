@@ -54,6 +54,7 @@ class Runner:
         self._happenings: deque[rounds.Happening] = deque()
         self._wanted = Wanted()
         self._idle = 0  # looks in a row that found an open round's queues empty and nobody at work
+        self._mistake: BadInput | None = None  # of the user's own strategy, found while a message was handled
         self._seat: Seat | None = None
         self._state: rounds.State | None = None
 
@@ -159,6 +160,8 @@ class Runner:
         else:
             self._idle = 0
             settle(self._edges.bus, delivery, self._on_event, self._leaving)
+            if self._mistake is not None:
+                raise self._mistake
         self._follow()
 
     def look_for_lost_work(self) -> None:
@@ -246,7 +249,10 @@ class Runner:
     def _on_event(self, event: AnyEvent) -> None:
         match event:
             case ModelUpdate():
-                self._take_in(event)
+                try:
+                    self._take_in(event)
+                except BadInput as error:  # the message is not to blame: no further try of it would end better
+                    self._mistake = error
             case ModelEvaluated():
                 self._happenings.append(hearing.on_model_evaluated(self._seated, event))
             case StopTraining():

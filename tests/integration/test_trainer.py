@@ -179,7 +179,7 @@ def test_an_error_of_the_users_code_is_an_answer(federation: Federation) -> None
     federation.ask(1, "client-2", base=base, spec=digits(model={"name": "nowhere:make"}))
     error = federation.update().error
     assert error is not None
-    assert error.startswith("BadInput: model.name: this process has no module nowhere")
+    assert error.startswith("model.name: this process has no module nowhere")
 
     federation.ask(1, "client-3", base=base, spec=digits(model={"name": "lenet"}))
     assert (federation.update().error or "").startswith("Refused: tensor ")

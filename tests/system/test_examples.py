@@ -143,3 +143,23 @@ def test_an_example_is_valid_trains_and_keeps_every_promise(runs: dict[str, "Fut
 def test_only_examples_are_made_short() -> None:
     """An override of an example that is gone would be read by nobody."""
     assert SHORT.keys() <= EXAMPLES.keys()
+
+
+def test_a_mistake_in_the_users_strategy_ends_the_job_with_its_words(federation: Services) -> None:
+    """At once, and not at a deadline: what a person got wrong stays wrong however often it is tried."""
+    wrong = ("--set", "strategy.args={momentun: 0.5}", "--set", "rounds.deadline=10m", "--id", "own-strategy-wrong1")
+    federation.fedq("start", "examples/own_strategy.yaml", *wrong, "--watch", code=1)
+
+    reason = federation.json("show", "own-strategy-wrong1")["detail"]
+    assert reason.startswith("the aggregator gave up: strategy.name: examples.own_strategy:Nesterov raised TypeError")
+    assert "'momentun'" in reason
+
+
+def test_a_mistake_that_trainers_find_is_the_reason_of_the_end(federation: Services) -> None:
+    """Whoever reads only how the job ended learns what to mend."""
+    federation.fedq(
+        "start", "examples/csv.yaml", "--set", "data.path=no.csv", "--id", "irises-wrong1", "--watch", code=1
+    )
+
+    reason = federation.json("show", "irises-wrong1")["detail"]
+    assert "(asked 1, failed 1); client-0: data.name is csv: this trainer has no " in reason

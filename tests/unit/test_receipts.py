@@ -37,6 +37,19 @@ def test_a_receipt_tells_the_whole_update(state: StateRef | None) -> None:
     assert told(update(state=state)) == update(state=state)
 
 
+def test_an_initial_model_is_told_of_by_a_store_that_drops_what_is_empty() -> None:
+    """It has no base, and SeaweedFS keeps no empty value."""
+    initial = update(
+        round=0,
+        base=None,
+        update=BlobRef(key=names.update_blob("digits-abcdef", 0, "client-1", DIGEST), size=100, digest=DIGEST),
+    )
+    assert initial.update is not None
+    about = {name: str(value) for name, value in receipts.receipt(initial).items() if value != ""}
+
+    assert receipts.told_again(initial.update.key, 100, {**about, "digest": DIGEST}) == initial
+
+
 def test_a_batch_leaves_no_receipt() -> None:
     """What each of its clients did would not fit; it is trained again where it is asked for again."""
     with pytest.raises(Refused, match="does not tell of an update"):

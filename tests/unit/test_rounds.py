@@ -115,6 +115,20 @@ def test_nobody_is_waited_for_who_has_said_that_they_cannot() -> None:
     assert isinstance(play(few, Failed("client-3"))[1][1], End)
 
 
+def test_a_round_that_nobody_could_deliver_to_ends_with_the_words_of_the_first() -> None:
+    """Those of another attempt are forgotten."""
+    state = opened(spec(below_minimum="retry", attempts=2))
+    for number in range(4):
+        state, effects = play(state, Failed(f"client-{number}", "data.path: there is none"))
+    assert isinstance(effects[0], Abandon)
+    assert "(asked 4, failed 4); client-0: data.path: there is none; trying again" in effects[0].reason
+
+    state, _ = play(state, ALIVE, Opened(10.0), now=10.0)
+    _, effects = play(state, Ticked(), now=20.0)
+    assert isinstance(effects[1], End)
+    assert effects[1].reason.endswith("(asked 4, failed 0)")
+
+
 def test_without_trainers_the_job_waits_until_one_joins() -> None:
     """It says what it waits for, and looks again when somebody joins."""
     state, _ = rounds.begin(spec(), -1)
