@@ -50,8 +50,10 @@ def middle(values: list[Any], digits: int = 3) -> Any:
 
 DRIFT: dict[str, dict[str, Any]] = {
     "fedavg": {},
-    "fedprox mu 0.1": {"fedprox": {"mu": 0.1}},
+    "fedprox, mu 0.1": {"fedprox": {"mu": 0.1}},
+    "fedprox, mu 1": {"fedprox": {"mu": 1.0}},
     "scaffold": {"strategy": {"name": "scaffold"}},
+    "scaffold, by examples": {"strategy": {"name": "scaffold", "weights": "examples"}},
     "fednova": {"strategy": {"name": "fednova"}},
     "fedavgm": {"strategy": {"name": "fedavgm", "momentum": 0.7}},
     "fedadam": {"strategy": {"name": "fedadam", "lr": 0.03}},
@@ -241,12 +243,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     parser.add_argument("suites", nargs="*", default=list(SUITES), help=", ".join(SUITES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", metavar="WORD", default="", help="rows whose name begins so, of the suite drift")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     options = parser.parse_args()
     if unknown := set(options.suites) - set(SUITES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
     if options.seeds < 1:
         parser.error("--seeds is at least 1")
+    for name in [name for name in DRIFT if not name.startswith(options.only)]:
+        del DRIFT[name]
     results = {name: SUITES[name](options.seeds) for name in options.suites}
     if options.json:
         print(json.dumps(results))
