@@ -10,7 +10,7 @@ from shared.aggregation import Aggregation
 from shared.blobs import Blobs, NotFound
 from shared.catalog.rounds import LimitsSpec
 from shared.errors import Refused
-from shared.events import BlobRef, Member, ModelUpdate
+from shared.events import BlobRef, ModelUpdate
 from shared.fold import Grid, Measures
 from shared.strategies.strategy import Counted
 from shared.weights import File
@@ -30,8 +30,8 @@ class Intake:
         blob = located(update)
         if update.base != base:
             raise Refused(f"was trained on the model {(update.base or 'none')[:12]}, not on {base[:12]}")
-        members = update.members or (Member(client=update.client, examples=update.examples, metrics=update.metrics),)
-        told = [Counted(member.client, member.examples, metrics=member.metrics) for member in members]
+        told = [Counted(member.client, member.examples, metrics=member.metrics) for member in update.members]
+        told = told or [Counted(update.client, update.examples, metrics=update.metrics)]  # not a Member: it may say 0
         return self.receive_again(blob, told, grid, self._limits.max_norm, partial=bool(update.members))
 
     def receive_again(
