@@ -16,6 +16,7 @@ ROUNDS = 3
 
 #: What no fault is tried on, but is folded in a way of its own.
 MORE: dict[str, dict[str, Any]] = {
+    "scaffold, by examples": {"strategy": {"name": "scaffold", "weights": "examples"}},
     "update int4": {"compress": {"update": {"name": "int4"}}},
     "update bf16, nothing fed back": {"compress": {"update": {"name": "bf16", "error_feedback": False}}},
     "model topk": {"compress": {"model": {"name": "topk", "ratio": 0.1}}},
