@@ -128,7 +128,6 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
         seat.faults.note("not-evaluated", event.error, event.round)
     if not pending.take(event):
         raise Stale(f"round {event.round} is waiting for other evaluations")
-    del seat.evaluations[event.round]
     if pending.examples:
         if event.round >= seat.judged:  # else a later model's figures have come before
             seat.judged = event.round
@@ -143,4 +142,5 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
     if stop is not None and stop.metric in pending.metrics:
         seat.progress[event.round] = pending.metrics[stop.metric]
         enough = stopping.verdict(stop, [seat.progress[number] for number in sorted(seat.progress)])
+    del seat.evaluations[event.round]  # last: where a server was away, the answer comes again
     return rounds.Evaluated(event.round, enough)

@@ -96,6 +96,7 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
     if record.claims > CLAIMS:
         given_up = f"its aggregator died {record.claims - 1} times without committing a round"
         return rounds.State(spec, "ended", committed + 1), (rounds.End("failed", given_up),)
+    done = _recall_progress(seat, committed)
     pending = ledger.round(seat.job, committed + 1)
     match pending.state if pending else "none":
         case "open" if pending:
@@ -115,7 +116,7 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
         now=seat.edges.clock(),
         waited=waited,
         evaluated=evaluated,
-        done=_recall_progress(seat, committed),
+        done=done,
         flying=_flying(seat),
     )
 
@@ -124,7 +125,6 @@ def _reopen(seat: Seat, pending: RoundRecord) -> rounds.Step:
     """Folds what was accepted, from what the store keeps of it."""
     seat.announced = True
     seat.tally.begin(len(pending.cohort), pending.number)
-    _recall_progress(seat, seat.committed)
     for group in by_blob(pending.accepted):
         try:
             seat.tally.count_again(group)

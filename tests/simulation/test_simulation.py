@@ -28,7 +28,6 @@ from shared.errors import Fenced
 from shared.fold import Measures
 from shared.ledger import Ledger
 from tests.simulation import model, nemesis, story
-from tests.simulation.invariants import JOB
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.world import World
 
@@ -220,7 +219,7 @@ def test_an_update_that_redis_forgot_is_not_folded_twice(seed: int) -> None:
     with world.installed():
         world.begin()
         before = world.ledger.snapshot()
-        while not ((found := world.ledger.round(JOB, 1)) and found.accepted):
+        while not world.witness.accepted[1]:
             before = world.ledger.snapshot()
             world.step()
         world.rollback(before)

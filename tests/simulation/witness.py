@@ -33,7 +33,9 @@ class Witness:
         self.round = -1  # the last committed one that Redis showed since it went back
         self.evaluators: dict[tuple[str, int], set[str]] = defaultdict(set)  # (replica, round) → clients it asked
         self.evaluated: dict[int, int] = {}  # round → the owner that has its evaluation, by its fence
-        self.enough: dict[int, int] = {}  # fence → the last round when it was given, where no other was needed
+        self.enough: dict[int, int] = {}  # an owner, by its fence → the round after which it needs no other
+        self.opened: set[int] = set()
+        self.committed: dict[int, float] = {}  # round → when
 
     def went_back(self) -> None:
         """Redis was flushed or thrown back. A round that it has as closed, it has as closed with what it has."""
@@ -91,18 +93,24 @@ class Witness:
         last = max(self.manifests, default=-1)
         if last >= 0 and self._world.blobs.exists(names.evaluation_blob(JOB, last)):
             self.evaluated[last] = fence
-        if invariants.is_enough(self._world, last):
+        if last + 1 not in self.opened and invariants.is_enough(self._world, last):
             self.enough[fence] = last
 
     def _evaluated(self, who: str, record: Mapping[str, Any]) -> None:
         keeping.evaluation_is_whole(self._world.spec, record, self.evaluators[who, record["round"]])
-        job = self._world.job()
-        if job is not None and job.owner == who:
-            self.evaluated[record["round"]] = job.fence
+        job, number = self._world.job(), record["round"]
+        if job is None or job.owner != who:
+            return
+        self.evaluated[number] = job.fence
+        last = max(self.manifests)
+        waited_for = self._world.now < self.committed[last] + self._world.spec.evaluate.deadline
+        if number == last and last + 1 not in self.opened and waited_for and invariants.is_enough(self._world, last):
+            self.enough[job.fence] = last
 
     def _opened(
         self, _: str, fence: int, number: int, ___: int, cohort: tuple[str, ...], __: float, carried: dict[str, int]
     ) -> None:
+        self.opened.add(number)
         enough = self.enough.get(fence) == number - 1 and invariants.is_enough(self._world, number - 1)
         hold(not enough, f"P5: round {number} is opened, and the one before was enough")
         # With an attempt that is abandoned, all are told to stop.
@@ -116,7 +124,7 @@ class Witness:
         invariants.one_model_per_round(before, manifest)
         if before is not None:
             return
-        self.manifests[number] = manifest
+        self.manifests[number], self.committed[number] = manifest, world.now
         counted = {client for client, key in self.accepted[number].items() if key not in self.lost}
         invariants.every_accepted_update_counts(counted, manifest)
         invariants.base_is_the_model_before(self.manifests, manifest)
