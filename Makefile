@@ -32,7 +32,7 @@ demo: venv  ## Train once, watch it, and leave nothing behind
 test: venv  ## Run all tests
 	$(BIN)/pytest
 
-faults: venv  ## Hurt processes and servers in every way, and write the table of docs/guide/faults.md (40 min)
+faults: venv  ## Hurt processes and servers in every way, and write the table of docs/guide/faults.md (50 min)
 	$(BIN)/pytest tests/faults --faults=all
 	$(BIN)/python -m tests.faults.table
 
