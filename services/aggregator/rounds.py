@@ -272,7 +272,7 @@ def begin(
     state = State(spec, round=committed, waited=waited, flying=flying or {})
     if done:
         return _ended(state, End("finished", done))
-    if committed < 0 or evaluated or not _is_evaluated(spec, committed):
+    if committed < 0 or evaluated or not is_evaluated(spec, committed):
         return _next(state, committed)
     return _evaluating(state, committed, now)
 
@@ -425,7 +425,7 @@ def _committed(state: State, now: float, answered: frozenset[str] | None) -> Ste
     spec, number = state.spec, state.round
     unanswered = state.unanswered if answered is None else [one for one in state.cohort if one not in answered]
     state = replace(state, flying=still_flying(spec, number, unanswered, state.flying))
-    if _is_evaluated(spec, number):
+    if is_evaluated(spec, number):
         return _evaluating(state, number, now)
     return _next(state, number)
 
@@ -463,7 +463,8 @@ def _next(state: State, committed: int) -> Step:
     return following, (Look(),)
 
 
-def _is_evaluated(spec: JobSpec, number: int) -> bool:
+def is_evaluated(spec: JobSpec, number: int) -> bool:
+    """Whether a job wants to know how good the model of this round is."""
     every = spec.evaluate.every
     return every > 0 and (number % every == 0 or number >= spec.rounds.count)
 

@@ -100,25 +100,37 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
     pending = ledger.round(seat.job, committed + 1)
     match pending.state if pending else "none":
         case "open" if pending:
-            return _reopen(seat, pending)
+            return _asking_again(seat, _reopen(seat, pending))
         case "closed" if pending:
             answered = {*pending.accepted, *gave_up(pending.rejected)}
-            return rounds.closing(spec, pending.number, pending.attempt, pending.cohort, answered, pending.carried)
+            step = rounds.closing(spec, pending.number, pending.attempt, pending.cohort, answered, pending.carried)
+            return _asking_again(seat, step)
         case "failed" if pending and record.wanted.status == "stopped":
             return rounds.State(spec, "ended", pending.number), (rounds.End("stopped", record.wanted.reason),)
         case "failed" if pending:
             return rounds.abandoned(spec, pending.number, pending.attempt, pending.reason)
     waited = ledger.now() - record.waiting if record.waiting else 0.0
-    evaluated = committed < 0 or seat.edges.blobs.exists(names.evaluation_blob(seat.job, committed))
     return rounds.begin(
         spec,
         committed,
         now=seat.edges.clock(),
         waited=waited,
-        evaluated=evaluated,
+        evaluated=_is_evaluated(seat),
         done=done,
         flying=_flying(seat),
     )
+
+
+def _asking_again(seat: Seat, step: rounds.Step) -> rounds.Step:
+    """With the evaluation of the last committed model asked for again, whose answers went to an earlier owner."""
+    state, effects = step
+    if _is_evaluated(seat) or not rounds.is_evaluated(seat.spec, seat.committed):
+        return step
+    return state, (rounds.Evaluate(seat.committed), *effects)
+
+
+def _is_evaluated(seat: Seat) -> bool:
+    return seat.committed < 0 or seat.edges.blobs.exists(names.evaluation_blob(seat.job, seat.committed))
 
 
 def _reopen(seat: Seat, pending: RoundRecord) -> rounds.Step:
