@@ -22,12 +22,16 @@ class Terminal(Console):
         raise BrokenPipeError  # `services.cli.failing` handles it, and Rich would exit with 1
 
 
-def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
-    """An empty table; the columns named in `numbers` are aligned to the right, and the last one may be long."""
+def table(*columns: str, numbers: tuple[str, ...] = (), long: tuple[str, ...] = ()) -> Table:
+    """An empty table; `numbers` are aligned to the right; the last column and those in `long` may take several lines.
+
+    The others keep their width whatever the terminal's: a figure that is cut would be another figure.
+    """
     made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for column in columns:
         right = column in numbers
-        made.add_column(column, justify="right" if right else "left", no_wrap=column != columns[-1])
+        wrapped = column in (*long, columns[-1])
+        made.add_column(column, justify="right" if right else "left", no_wrap=not wrapped)
     return made
 
 

@@ -7,19 +7,18 @@ from services.cli.history import PastRound
 from services.cli.progress import last_line
 from services.cli.servers import Servers
 from shared.errors import BadInput
-from shared.events import BlobRef
+from shared.events import BlobRef, TrainingEnd
 
-#: What a table shows of a round, and how it is called there; what no round has is left out, but for the first four.
+#: What a table shows of a round, and how it is called there, on two lines to be narrow; what no round has is left out.
 FIGURES = {
     "loss": "loss",
     "accuracy": "accuracy",
-    "client_loss": "clients' loss",
-    "client_accuracy": "clients' acc.",
-    "local_loss": "held-out loss",
-    "local_accuracy": "held-out acc.",
-    "local_accuracy_worst_decile": "worst tenth",
+    "client_loss": "clients'\nloss",
+    "client_accuracy": "clients'\nacc.",
+    "local_loss": "held-out\nloss",
+    "local_accuracy": "held-out\nacc.",
+    "local_accuracy_worst_decile": "worst\ntenth",
 }
-SHOWN = ("loss", "accuracy", "client_loss", "client_accuracy")
 
 
 def results(
@@ -49,12 +48,7 @@ def results(
         _print(rounds)
         if told := _traffic(rounds):
             print(told)
-        if end is None:
-            print(f"job {job} has not ended: {max(0, len(rounds) - 1)} of {spec['rounds']['count']} rounds so far")
-        elif end.outcome == "finished":
-            print(last_line(end))
-        else:
-            print(f"job {job} {end.outcome} after {end.rounds} rounds: {end.reason}")
+        print(_ending(job, end, len(rounds) - 1, spec["rounds"]["count"]))
     if export is not None:
         model = end.model if end and end.model else _last_model(job, rounds)
         with saving.replacing(export) as fresh:
@@ -74,12 +68,16 @@ def results(
         output.note(f"saved {plot}")
 
 
+def _ending(job: str, end: TrainingEnd | None, done: int, count: int) -> str:
+    if end is None:
+        return f"job {job} has not ended: {max(0, done)} of {count} rounds so far"
+    if end.outcome == "finished":
+        return last_line(end)
+    return f"job {job} {end.outcome} after {end.rounds} rounds: {end.reason}"
+
+
 def _print(rounds: list[PastRound]) -> None:
-    shown = [
-        (name, title)
-        for name, title in FIGURES.items()
-        if name in SHOWN or any(name in past.figures for past in rounds)
-    ]
+    shown = [(name, title) for name, title in FIGURES.items() if any(name in past.figures for past in rounds)]
     columns = ("round", *(title for _, title in shown), "updates", "rejected", "time")
     made = output.table(*columns, numbers=columns)
     for past in rounds:

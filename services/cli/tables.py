@@ -92,10 +92,12 @@ def show(servers: Servers, job: str, as_json: bool) -> None:
     terminal.print(Text(job, "bold"), record.status)
     for name, value in {**_facts(record), **(spec or {})}.items():
         if told := in_short(value):
-            terminal.print(f"  {name:<12} {told}")
+            terminal.print(f"  {name:<12} {told}", soft_wrap=not terminal.is_terminal)
     terminal.print()
     made = output.table(
-        "round", "state", "asked", "updates", "clients", "rejected", numbers=("round", "asked", "updates")
+        *("round", "state", "asked", "updates", "clients", "rejected"),
+        numbers=("round", "asked", "updates"),
+        long=("clients",),
     )
     for row in rounds:
         rejected = [f"{client}: {reason}" for client, reason in row["rejected"].items()]

@@ -2,9 +2,11 @@
 
 import json
 import math
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from services.cli import output
 from services.cli.tables import in_short
@@ -49,3 +51,21 @@ def test_bytes_have_a_unit() -> None:
     assert [output.size(count) for count in (0, 999, 1500, 23_128_800, 10**10)] == [
         "0 B", "999 B", "1.5 kB", "23.1 MB", "10 GB",
     ]  # fmt: skip
+
+
+def test_a_table_keeps_its_figures_however_narrow_the_terminal() -> None:
+    """What is long takes several lines instead."""
+    made = output.table(
+        "round", "state", "updates", "clients", "rejected", numbers=("round", "updates"), long=("clients",)
+    )
+    clients = [f"client-{number:02d}" for number in range(10)]
+    made.add_row("12", "committed", "1234567", ", ".join(clients), "client-11: came after the deadline of round 12")
+    shown = StringIO()
+    Console(file=shown, width=60).print(made)
+
+    lines = shown.getvalue().splitlines()
+    assert lines[0].split() == ["round", "state", "updates", "clients", "rejected"]
+    assert lines[1].split()[:3] == ["12", "committed", "1234567"]
+    words = shown.getvalue().replace(",", " ").split()
+    assert set(clients) <= set(words)
+    assert "deadline" in words
