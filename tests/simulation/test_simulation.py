@@ -24,7 +24,7 @@ from services.aggregator.runner import Runner
 from services.aggregator.seat import Seat
 from services.aggregator.tally import Tally
 from shared import failpoints, fold, names
-from shared.errors import Fenced
+from shared.errors import Fenced, Unavailable
 from shared.fold import Measures
 from shared.ledger import Ledger
 from tests.simulation import model, nemesis, story
@@ -526,6 +526,25 @@ def first_part(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Evaluation, "take", lambda own, event: real(own, event) or True)
 
 
+def mixed_parts(patch: pytest.MonkeyPatch) -> None:
+    """An answer that an earlier owner had asked for is taken for one to another question."""
+    patch.setattr(effects, "part_of", lambda clients: 1 + int(clients[0].rpartition("-")[2]) if clients else 0)
+
+
+def heard_once(patch: pytest.MonkeyPatch) -> None:
+    """An evaluation whose record failed is not heard when it comes again."""
+
+    def on_model_evaluated(seat: Seat, event: Any) -> Any:
+        try:
+            return real(seat, event)
+        except Unavailable:
+            seat.evaluations.pop(event.round, None)
+            raise
+
+    real = hearing.on_model_evaluated
+    patch.setattr(hearing, "on_model_evaluated", on_model_evaluated)
+
+
 def no_progress(patch: pytest.MonkeyPatch) -> None:
     """A new owner does not know how good the models were so far."""
     patch.setattr(takeover, "_recall_progress", lambda *_: "")
@@ -549,11 +568,18 @@ def guided_by_clients(random: Random, document: story.Document, clients: int) ->
     story.guided(random, document, clients)
 
 
+def early_by_clients(random: Random, document: story.Document, clients: int) -> None:
+    """What clients find of a model may end the job."""
+    story.on_clients(random, document, clients)
+    story.early(random, document, clients)
+
+
 Focus = tuple[dict[str, float], tuple[Callable[[World], None], ...]]  #: rates of faults, and what may befall the whole
 Kind = tuple[story.Twist, ...]  #: what the jobs are like
 ANY: Focus = ({}, ())
 CLUMSY: Focus = ({"training": 0.5}, ())
 DROWSY: Focus = ({"stop": 0.02}, ())
+SHAKY: Focus = ({"fail": 0.05, "kill": 0.0}, ())
 DEADLY: Focus = ({"kill": 0.01}, ())
 FORGETFUL: Focus = ({"strike": 0.03, "fail": 0.03}, (nemesis.flush,))
 BACKWARD: Focus = ({"strike": 0.2, "kill": 0.0, "stop": 0.0}, (nemesis.save, nemesis.rollback))
@@ -588,6 +614,8 @@ PLANTED: dict[Plant, tuple[str, float, Focus]] = {
     endless_flight: ("P7", story.FAIR, ANY),
     fresh_weights: ("P3", story.FAIR, ANY),
     first_part: ("P2", story.FAIR, ANY),
+    mixed_parts: ("P2", story.FAIR, DEADLY),
+    heard_once: ("P5", story.FAIR, SHAKY),
     no_progress: ("P5", story.FAIR, DEADLY),
     forgotten_figures: ("P3", story.FAIR, DEADLY),
 }
@@ -604,6 +632,8 @@ KINDS: dict[Plant, Kind] = {
     endless_flight: (story.buffered,),
     fresh_weights: (story.buffered,),
     first_part: (story.on_clients,),
+    mixed_parts: (story.on_clients,),
+    heard_once: (early_by_clients,),
     no_progress: (story.early,),
     forgotten_figures: (guided_by_clients,),
 }

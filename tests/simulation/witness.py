@@ -31,7 +31,8 @@ class Witness:
         self.accepted: dict[int, dict[str, str]] = defaultdict(dict)  # of each round's attempt: client → its blob
         self.rings: Counter[tuple[int, int, int]] = Counter()  # (round, attempt, fence) → round-starts
         self.round = -1  # the last committed one that Redis showed since it went back
-        self.evaluators: dict[tuple[str, int], set[str]] = defaultdict(set)  # (replica, round) → clients it asked
+        self.evaluators: dict[tuple[str, int], set[str]] = defaultdict(set)  # (replica, round) → clients it asked last
+        self.looked: set[str] = set()  # replicas that have read the roster since they last asked for an evaluation
         self.evaluated: dict[int, int] = {}  # round → the owner that has its evaluation, by its fence
         self.enough: dict[int, int] = {}  # an owner, by its fence → the round after which it needs no other
         self.opened: set[int] = set()
@@ -66,7 +67,7 @@ class Witness:
         self._happened(who, where, args, found)
         return found
 
-    def _happened(self, who: str, where: str, args: Any, found: Any) -> None:
+    def _happened(self, who: str, where: str, args: Any, found: Any) -> None:  # noqa: C901 - one line per case
         match where:
             case "ledger.accept_all" if found == "ok":
                 self.accepted[args[2]] |= {client: entry["blob"]["key"] for client, entry in args[3].items()}
@@ -75,7 +76,7 @@ class Witness:
             case "ledger.fail_round":
                 self.accepted.pop(args[2], None)
             case "ledger.claim":
-                self._claimed(who, found)
+                self._claimed(found)
             case "ledger.open_round":
                 self._opened(*args)
             case "blobs.put_json" if args[0].endswith("/manifest.json"):
@@ -84,12 +85,12 @@ class Witness:
                 self._evaluated(who, args[1])
             case "blobs.delete" | "blobs.remove":
                 keeping.nothing_needed_is_gone(self._world, self.manifests)
+            case "roster.alive":
+                self.looked.add(who)
             case "bus.publish":
                 self._published(who, args[0])
 
-    def _claimed(self, who: str, fence: int) -> None:
-        for asked in [asked for asked in self.evaluators if asked[0] == who]:
-            del self.evaluators[asked]
+    def _claimed(self, fence: int) -> None:
         last = max(self.manifests, default=-1)
         if last >= 0 and self._world.blobs.exists(names.evaluation_blob(JOB, last)):
             self.evaluated[last] = fence
@@ -147,6 +148,9 @@ class Witness:
                 invariants.rings_are_bounded(self._world, event, self.rings[event.round, event.attempt, event.fence])
                 keeping.asks_with_what_is_kept(self._world, self.manifests, event, owned=self._owns(event.fence))
             case EvaluateModel():
+                if who in self.looked:
+                    self.evaluators[who, event.round].clear()
+                    self.looked.discard(who)
                 self.evaluators[who, event.round].update(event.clients)
                 keeping.asks_about_the_model(self.manifests, event)
             case TrainingEnd():
