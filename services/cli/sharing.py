@@ -90,7 +90,7 @@ def _print(split: Split) -> None:
     shape = "×".join(map(str, split.shape))
     print(
         f"{len(sizes)} clients have {split.examples} examples of {len(split.classes)} classes and shape {shape}: "
-        f"{min(sizes)} to {max(sizes)} each, half of them {statistics.median(sizes):g} or more"
+        f"{_spread(sizes)}"
     )
     if split.test is not None:
         print(f"the test set has {sum(split.test)}")
@@ -100,6 +100,12 @@ def _print(split: Split) -> None:
     output.Terminal().print(made)
     if len(sizes) > ROWS:
         print(f"and {len(sizes) - ROWS} more clients; --json has all of them, --plot shows them")
+
+
+def _spread(sizes: Sequence[int]) -> str:
+    if min(sizes) == max(sizes):
+        return f"{sizes[0]} each"
+    return f"{min(sizes)} to {max(sizes)} each, half of them {statistics.median_high(sizes)} or more"
 
 
 def _most(classes: Sequence[str], counts: Sequence[int]) -> str:

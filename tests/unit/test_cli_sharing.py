@@ -58,7 +58,7 @@ def test_the_table_sums_each_client_up(trainer: Any) -> None:
     lines = run().stdout.splitlines()
 
     assert lines[:2] == [
-        "2 clients have 6 examples of 3 classes and shape 3×32×32: 2 to 4 each, half of them 3 or more",
+        "2 clients have 6 examples of 3 classes and shape 3×32×32: 2 to 4 each, half of them 4 or more",
         "the test set has 3",
     ]
     assert [line.split() for line in lines[2:]] == [
@@ -74,6 +74,7 @@ def test_a_long_table_is_cut_and_says_so(trainer: Any) -> None:
     trainer(f"import sys; sys.stdin.read(); print('''{json.dumps(many)}''')")
     text = run().stdout
 
+    assert "100 clients have 100 examples of 3 classes and shape 3×32×32: 1 each\n" in text
     assert "client-039" in text
     assert "client-040" not in text
     assert "and 60 more clients; --json has all of them, --plot shows them" in text
