@@ -55,6 +55,7 @@ class Runner:
         self._wanted = Wanted()
         self._idle = 0  # looks in a row that found an open round's queues empty and nobody at work
         self._mistake: BadInput | None = None  # of the user's own strategy, found while a message was handled
+        self._early: dict[str, ModelUpdate] = {}  # that came between two rounds, from clients at work in both
         self._seat: Seat | None = None
         self._state: rounds.State | None = None
 
@@ -212,6 +213,9 @@ class Runner:
                 self._happenings.append(news := self._news.popleft())
                 if isinstance(news, rounds.Interrupted):
                     self._faults.note("interrupted", "events may have been lost", self._state.round)
+            if not self._happenings and self._early and self._state.phase == "open":
+                self._persistently(self._take_in_early)
+                continue
             if not self._happenings:
                 return
             self._state, following = rounds.step(self._state, self._happenings.popleft(), self._edges.clock())
@@ -265,8 +269,23 @@ class Runner:
             case _:
                 raise BadMessage(f"{event.type} is not for an aggregator")
 
+    def _take_in_early(self) -> None:
+        """One of those that came before the round was open."""
+        client, update = next(iter(self._early.items()))
+        try:
+            self._take_in(update)
+        except Fenced:
+            raise
+        except Stale as stale:
+            self._log.debug("stale", reason=str(stale))
+        del self._early[client]
+
     def _take_in(self, update: ModelUpdate) -> None:
         assert self._state is not None  # noqa: S101 - messages are handled by `turn`
+        if self._state.phase != "open" and self._state.flying.get(update.client) == update.round:
+            # Its client stays at work while no round is open. Nothing is lost if we are: the blob tells of it again.
+            self._early[update.client] = update
+            return
         self._happenings.extend(hearing.on_model_update(self._seated, self._state, update))
 
     # --- what is done ---------------------------------------------------------------------------

@@ -732,3 +732,36 @@ def test_updates_are_cleared_away_whatever_came_of_them(servers, aggregators, tr
 
         keys = servers.blobs().list(names.rounds_prefix(job))
         assert bool([key for key in keys if "/updates/" in key]) == bool(left)
+
+
+def test_an_update_between_two_asynchronous_rounds_counts_in_the_next(servers, aggregators, trainers) -> None:
+    """Its client is at work while the last model is evaluated and no round is open; nobody asks it again."""
+    aggregators()
+    job_spec = spec(
+        strategy={"name": "fedbuff", "buffer_size": 3, "max_staleness": 3},
+        rounds={"count": 2, "deadline": "20s"},
+        evaluate={"every": 1, "stop": {"target": 2.0}},
+    )
+    held: list[RoundStart] = []
+
+    def answer(event: RoundStart, client: str) -> None:
+        if client == "client-3" and event.round == 1:
+            held.append(event)
+        else:
+            trainers.answer(event, client)
+
+    publish = trainers.bus.publish
+
+    def late(event: AnyEvent, **how: Any) -> None:
+        if isinstance(event, ModelEvaluated) and event.round == 1:
+            trainers.answer(held[0], "client-3")  # in the mailbox before the evaluation that opens round 2
+        publish(event, **how)
+
+    trainers.bus.publish = late  # type: ignore[method-assign]
+    job = start(trainers, job_spec)
+    end = trainers.until(TrainingEnd, answer)
+
+    assert end.outcome == "finished", end.reason
+    second = servers.blobs().get_json(names.manifest_blob(job, 2))
+    assert second["carried"] == {"client-3": 1}
+    assert {update["client"]: update.get("staleness", 0) for update in second["updates"]}["client-3"] == 1
