@@ -64,7 +64,7 @@ def open_round(seat: Seat, effect: rounds.Open) -> rounds.Opened:
     failpoint("aggregator.opened")
     if effect.ring:
         fresh = tuple(client for client in cohort if client not in effect.carried)
-        _ring(seat, number, effect.attempt, fresh, deadline, size=len(cohort))
+        _ring(seat, number, effect.attempt, fresh, deadline, whole=cohort)
         failpoint("aggregator.announced")
     seat.log.info("opened", round=number, attempt=effect.attempt, cohort=len(cohort))
     return rounds.Opened(seconds)
@@ -75,7 +75,7 @@ def ring_again(seat: Seat, effect: rounds.Ring) -> None:
     record = record_of(seat, effect.round)
     for number in sorted({effect.round, *effect.carried.values()}):
         asked = tuple(client for client in effect.cohort if effect.carried.get(client, effect.round) == number)
-        _ring(seat, number, effect.attempt, asked, record.deadline, again=True, size=len(record.cohort))
+        _ring(seat, number, effect.attempt, asked, record.deadline, again=True, whole=record.cohort)
     failpoint("aggregator.announced")
     seat.log.info("rang", round=effect.round, attempt=effect.attempt, cohort=len(effect.cohort))
     if not effect.first:
@@ -83,15 +83,24 @@ def ring_again(seat: Seat, effect: rounds.Ring) -> None:
 
 
 def _ring(
-    seat: Seat, number: int, attempt: int, cohort: tuple[str, ...], deadline: float, *, size: int, again: bool = False
+    seat: Seat,
+    number: int,
+    attempt: int,
+    cohort: tuple[str, ...],
+    deadline: float,
+    *,
+    whole: tuple[str, ...],
+    again: bool = False,
 ) -> None:
-    """Publishes round-start, one for each group and slice of the cohort."""
+    """Publishes round-start to those of the whole cohort who are in `cohort`, one for each group and slice of them."""
     spec, states = seat.spec, seat.memory.states
     base = seat.tally.bases.get(number)
     newest = base is not None and seat.tally.model is not None and base == seat.tally.model.blob
     for group, members in by_group(spec, cohort).items():
         seat.edges.bus.declare_once(topology.rounds(group))
-        for part in slices(members, stateful=bool(states), batch=spec.rounds.clients_per_task):
+        batch = spec.rounds.clients_per_task
+        parts = slices(members, stateful=bool(states), batch=batch)
+        for part in batches_again(members, whole, batch) if again and batch > 1 else parts:
             seat.edges.bus.publish(
                 RoundStart(
                     job=seat.job,
@@ -104,13 +113,25 @@ def _ring(
                     deadline=deadline,
                     fence=seat.fence,
                     again=again,
-                    cohort_size=size,
+                    cohort_size=len(whole),
                     states=tuple(map(states.get, part)) if states else (),
                     server=seat.server if isinstance(spec.strategy, Scaffold) else None,
                     previous=seat.previous.digest if newest and seat.previous else None,
                     delta=seat.delta if newest else None,
                 )
             )
+
+
+def batches_again(members: tuple[str, ...], whole: tuple[str, ...], batch: int) -> Iterator[tuple[str, ...]]:
+    """Those of each batch of the whole cohort who are asked again, by themselves.
+
+    Cut anew, one batch would hold clients of two, and be refused as a whole when the first of these arrives.
+    """
+    wanted = set(members)
+    for start in range(0, len(whole), batch):
+        part = tuple(client for client in whole[start : start + batch] if client in wanted)
+        if part:
+            yield part
 
 
 def by_group(spec: JobSpec, cohort: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
