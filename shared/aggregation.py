@@ -71,10 +71,6 @@ class Aggregation:
         self.partial_layout = weights.layout_of({"sums": ("I64", (layout.size,))})
         self._server, self._state = self._begun(server)
 
-    @property
-    def is_stateful(self) -> bool:
-        return bool(self._state)
-
     # --- a round's updates ----------------------------------------------------------------------
 
     def begin(self, grid: Grid) -> None:

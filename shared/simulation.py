@@ -6,7 +6,6 @@ every trainer and every aggregator, the first and the one after a fall, simulate
 
 import hashlib
 import math
-from collections.abc import Iterable
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
@@ -98,12 +97,6 @@ def arrival(spec: JobSpec, client: str, seconds: float) -> float:
             return _traced(trace, trace.spans[client], seconds)
         case _:
             return 0.0
-
-
-def next_arrival(spec: JobSpec, clients: Iterable[str], seconds: float) -> float:
-    """In how many seconds the first of those that are away comes; infinite where nobody will."""
-    waits = (arrival(spec, client, seconds) for client in clients)
-    return min((wait for wait in waits if wait > 0), default=math.inf)
 
 
 def _traced(trace: Trace, spans: tuple[tuple[float, float], ...], seconds: float) -> float:

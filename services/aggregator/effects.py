@@ -14,7 +14,6 @@ from services.aggregator.evaluation import Evaluation, evaluators, part_of
 from services.aggregator.memory import Memory
 from services.aggregator.seat import Seat
 from shared import names, simulation, topology, weights
-from shared.catalog.strategies import Scaffold
 from shared.errors import RecordLost, Unavailable
 from shared.events import BlobRef, EvaluateModel, JobStatus, RoundEnd, RoundStart, TrainingEnd, slices
 from shared.failpoints import failpoint
@@ -115,7 +114,7 @@ def _ring(
                     again=again,
                     cohort_size=len(whole),
                     states=tuple(map(states.get, part)) if states else (),
-                    server=seat.server if isinstance(spec.strategy, Scaffold) else None,
+                    server=seat.server if seat.tally.broadcasts else None,
                     previous=seat.previous.digest if newest and seat.previous else None,
                     delta=seat.delta if newest else None,
                 )

@@ -140,6 +140,11 @@ class Tally:
         return self._grid
 
     @property
+    def broadcasts(self) -> bool:
+        """Whether clients need what the strategy keeps."""
+        return self._aggregation is not None and self._aggregation.strategy.broadcast
+
+    @property
     def plain_size(self) -> int:
         """Bytes of an update as float32; of the initial model itself while there is no other."""
         if self.model is None:

@@ -38,7 +38,6 @@ def test_without_a_simulation_clients_are_as_they_are() -> None:
         assert simulation.ratio(job, client) == 1
         assert simulation.transfer(job, client, 10**9, up=True) == 0
         assert simulation.is_there(job, client, 5)
-        assert simulation.next_arrival(job, job.clients, 5) == math.inf
         assert not simulation.drops_out(job, client, 1)
         assert simulation.hostile(job) == frozenset()
 
@@ -162,8 +161,6 @@ def test_a_trace_without_a_period_ends() -> None:
 
     assert [simulation.arrival(job, "client-01", seconds) for seconds in (3, 12, 20)] == [7, 0, math.inf]
     assert not simulation.is_there(job, "client-02", 12)
-    assert simulation.next_arrival(job, job.clients, 3) == 7
-    assert simulation.next_arrival(job, job.clients, 12) == math.inf
 
 
 # --- faults and attacks ---------------------------------------------------------------------

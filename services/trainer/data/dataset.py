@@ -71,6 +71,8 @@ def of_client(dataset: Dataset, spec: JobSpec, client: str) -> Examples:
     `BadInput` where the client has none, or the user's own data gave something else.
     """
     x, y = _of_client(dataset, spec, client)
+    if not spec.data.local_test:
+        return x, y
     kept, held = _parted(spec, client, len(y))
     return (x[kept], y[kept]) if len(held) else (x, y)
 
@@ -107,7 +109,7 @@ def _of_client(dataset: Dataset, spec: JobSpec, client: str) -> Examples:
 def _parted(spec: JobSpec, client: str, size: int) -> tuple[Tensor, Tensor]:
     """Which of a client's examples it trains on and which it holds out: the same in every round and process."""
     fraction = spec.data.local_test
-    count = min(max(1, round(fraction * size)), size - 1) if fraction else 0
+    count = min(max(1, round(fraction * size)), size - 1)
     digest = hashlib.sha256(f"{spec.seed}/{client}/local_test".encode()).digest()
     order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(size)
     return torch.from_numpy(np.sort(order[count:])), torch.from_numpy(np.sort(order[:count]))
