@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from shared.catalog.data import Csv, CustomData, Digits, Images, Natural, Npz, Quantity, Shared
+from shared.catalog.data import Csv, Digits, Images, Natural, Npz, Quantity, Shared
 from shared.catalog.models import (
     CharLstm,
     Cnn,
@@ -179,15 +179,13 @@ def _batches(spec: "JobSpec") -> Iterator[str]:
 
 def _data(spec: "JobSpec") -> Iterator[str]:
     data = spec.data
-    if isinstance(data, CustomData) and spec.silos is not None and data.clients is not None:
+    if spec.silos is not None and data.clients is not None:
         yield "data.clients is how many clients a pool plays, and the silos are the clients: leave it out"
     if not isinstance(data, Shared):
         return
-    if spec.silos is not None:
-        yield f"silos bring their own data, by module:attribute; data.name is {data.name}, which a pool shares out"
     partition = data.partition
-    if isinstance(partition, Quantity) and partition.weights is not None and len(partition.weights) != data.clients:
-        yield f"data.partition.weights has {len(partition.weights)} weights for {data.clients} clients"
+    if isinstance(partition, Quantity) and partition.weights is not None and len(partition.weights) != spec.population:
+        yield f"data.partition.weights has {len(partition.weights)} weights for {spec.population} clients"
     if isinstance(partition, Natural):
         if data.name in KEYED and partition.key is None:
             yield f"data.partition: natural needs the key by which {data.name} is shared out: a column, or an array"

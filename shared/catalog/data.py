@@ -79,9 +79,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Shared(Strict):
-    """A data set that is shared out among `clients`."""
+    """A data set that is shared out: among `clients` that a pool plays, or among the job's silos."""
 
-    clients: Clients
+    clients: Clients | None = None  # of a pool; silos are as many as the job names
     partition: PartitionSpec = Iid()
     local_test: Fraction = 0.0  # of each client's examples, held out there for evaluation on the clients
 

@@ -73,7 +73,7 @@ def test_every_name_and_key_is_text_to_yaml() -> None:
         ("model", "cnn", "channels", "list of integers", "[32, 64]", "at least 1, each ≥ 1, ≤ 65,536"),
         ("model", "resnet", "depth", "choice", "20", "18, 20, 32, 44, 50, 56"),
         ("model", "lenet", "adapters", "section", "none", "see model.adapters"),
-        ("data", "digits", "clients", "integer", "required", "≥ 1, ≤ 1,000,000"),
+        ("data", "digits", "clients", "integer", "none", "≥ 1, ≤ 1,000,000"),
         ("data", "femnist", "partition", "section", "natural", None),
         ("data.partition", "dirichlet", "alpha", "number", "0.5", "> 0, ≤ 1,000,000"),
         ("train", None, "optimizer", "section", "sgd", "sgd, adam, adamw"),

@@ -239,8 +239,13 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ),
     (
         SILOS,
-        "silos bring their own data, by module:attribute; data.name is digits, which a pool shares out",
-        {"data": OWN},
+        "data.clients is how many clients a pool plays, and the silos are the clients: leave it out",
+        {"data": {"name": "digits"}},
+    ),
+    (
+        {**SILOS, "data": {"name": "digits", "partition": {"name": "quantity", "weights": [1, 2, 3]}}},
+        "data.partition.weights has 3 weights for 2 clients",
+        {"data.partition.weights": [1, 2]},
     ),
     (
         {"data.partition": {"name": "quantity", "weights": [1, 2]}},

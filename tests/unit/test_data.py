@@ -67,6 +67,24 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert digits.test() is None
 
 
+def test_silos_take_the_shares_of_a_pool_in_the_order_of_their_names_in_the_file() -> None:
+    """The first silo has what client 0 of as many would have: whoever starts a silo again starts the same one."""
+    data = {"name": "digits", "partition": {"name": "dirichlet", "alpha": 0.5}}
+    silos = spec(data, silos=["slow-1", "fast-1", "fast-2"], seed=3)
+    pool = spec({**data, "clients": 3}, seed=3)
+
+    for place, silo in enumerate(("slow-1", "fast-1", "fast-2")):
+        own, of_pool = (
+            dataset.of_client(dataset.load(job), job, name) for job, name in ((silos, silo), (pool, f"client-{place}"))
+        )
+        assert torch.equal(own[0], of_pool[0])
+        assert torch.equal(own[1], of_pool[1])
+    more = spec(data, silos=["slow-1", "fast-1", "fast-2", "fast-3"], seed=3)
+    assert len(dataset.of_client(dataset.load(more), more, "slow-1")[1]) != len(
+        dataset.of_client(dataset.load(silos), silos, "slow-1")[1]
+    )
+
+
 def test_the_test_set_is_held_out_and_does_not_depend_on_the_partition() -> None:
     """No client trains on what the model is judged by."""
     one = loaded({"name": "digits", "clients": 4}, seed=3)

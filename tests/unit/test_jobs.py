@@ -121,7 +121,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"model": {"name": "m:f", "args": [1]}},
         "model.args: [1] is not allowed: it should be a mapping, of keys to values",
     ),
-    ({"data": {"name": "digits"}}, "data.clients: is missing"),
+    ({"data": {"name": "digits"}}, "a pool needs data.clients: into how many clients the data is split"),
     ({"data": {"name": "mnis"}}, f"data.name: 'mnis' is not known (did you mean mnist?); {DATA}"),
     ({"data": {"name": "csv", "clients": 4}}, "data.path: is missing"),
     (digits(clients=0), f"data.clients: 0 is not allowed: {AT_LEAST} 1"),
@@ -613,7 +613,7 @@ def test_the_schema_accepts_the_examples(file: Path) -> None:
     "changes",
     [
         {"name": ...}, {"name": "Big"}, {"colour": 1}, {"model": {"name": "lenett"}}, {"model": "lenet"},
-        {"rounds": {"count": 0}}, {"rounds": {"count": 1, "dead": 1}}, {"data": {"name": "digits"}}, {"seed": -1},
+        {"rounds": {"count": 0}}, {"rounds": {"count": 1, "dead": 1}}, digits(clients=0), {"seed": -1},
         {"train": {"optimizer": {"name": "adm"}}}, {"select": {"name": "randm"}}, {"keep_updates": "yes"},
         {"pool": "a b"}, {"silos": []}, digits(partition={"name": "dirichlet", "alpha": 0}), digits(partition={}),
         {"model": {}}, {"select": {"clients": 3}}, {"train": {"optimizer": {"beta_1": 0.5}}}, {"strategy": {"lr": 1}},

@@ -43,10 +43,10 @@ _sources: WeakValueDictionary[str, Source] = WeakValueDictionary()  # of those l
 
 def load(spec: JobSpec) -> Dataset:
     """The data set of a job, kept loaded for its next rounds; `BadInput` where it is not there, or lacks a member."""
-    key = f"{spec.seed} {spec.data.model_dump_json()}"
+    key = f"{spec.seed} {spec.population} {spec.data.model_dump_json()}"
     dataset = _loaded.pop(key, None)
     if dataset is None:
-        dataset = SharedOut(spec.data, spec.seed, _source(spec.data)) if isinstance(spec.data, Shared) else _own(spec)
+        dataset = _shared_out(spec, spec.data) if isinstance(spec.data, Shared) else _own(spec)
         while len(_loaded) >= KEPT:
             _loaded.popitem(last=False)
     _loaded[key] = dataset
@@ -113,6 +113,10 @@ def _parted(spec: JobSpec, client: str, size: int) -> tuple[Tensor, Tensor]:
     digest = hashlib.sha256(f"{spec.seed}/{client}/local_test".encode()).digest()
     order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(size)
     return torch.from_numpy(np.sort(order[count:])), torch.from_numpy(np.sort(order[:count]))
+
+
+def _shared_out(spec: JobSpec, data: Shared) -> SharedOut:
+    return SharedOut(data, spec.population, spec.seed, _source(data))
 
 
 def _source(data: Shared) -> Source:

@@ -13,7 +13,7 @@ Indices = npt.NDArray[np.int64]
 class SharedOut:
     """A `Source` in shares, one for each client: places in its arrays, which all splits of it have in common."""
 
-    def __init__(self, spec: Shared, seed: int, source: Source) -> None:
+    def __init__(self, spec: Shared, clients: int, seed: int, source: Source) -> None:
         self._source = source
         self.shape = source.shape
         self.names = source.names
@@ -28,7 +28,7 @@ class SharedOut:
             training = np.sort(np.random.default_rng([seed, 2]).permutation(size)[:kept])
         self._training = training
         groups = None if owners is None else owners[training]
-        self._shares = partitions.shares(spec.partition, source.y[training], groups, spec.clients, seed)
+        self._shares = partitions.shares(spec.partition, source.y[training], groups, clients, seed)
 
     def client(self, name: str, index: int) -> tuple[Floats, Labels]:  # noqa: ARG002 - a share goes by its number
         """One client's examples: x (n, *shape) and y (n,)."""
