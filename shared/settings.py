@@ -35,6 +35,8 @@ class Common(BaseSettings):
 
     log: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    probe_dir: Path | None = None  # of this process alone: where `alive` and `ready` are
+    probe_s: float = Field(default=10.0, ge=0.01, le=60)  # in which each loop turns; they are dead after 180 s
 
 
 class Broker(Common):
