@@ -3,8 +3,17 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 STACK := $(BIN)/python -m deploy.native
 
+IMAGE_PREFIX ?= fedq
+IMAGE_TAG ?= $(VERSION)
+IMAGES ?= registry aggregator trainer-cpu trainer-cuda cli
+TORCH_INDEX_CUDA ?= $(TORCH_INDEX)
+VERSION = $(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
+REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || echo unknown)
+CREATED = $(shell git log -1 --format=%cI 2>/dev/null || date -u +%FT%TZ)
+BUILD = DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_FLAGS)
+
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo test faults soak lint bench clean
+.PHONY: help venv up down status demo test faults soak lint bench clean images push
 
 help:  ## List the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,6 +53,25 @@ lint: venv  ## Check style, types and the import graph
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+images:  ## Build the container images (IMAGES=registry for one; docs/guide/images.md)
+	@[ -z "$(WHEELS)" ] || printf 'FROM scratch\nCOPY *.whl /\n' | $(BUILD) --quiet --tag $(IMAGE_PREFIX)/wheels:local --file - $(WHEELS)
+	@set -e; for image in $(IMAGES); do \
+	  case $$image in trainer-cuda) index="$(TORCH_INDEX_CUDA)";; *) index="$(TORCH_INDEX)";; esac; \
+	  echo "$(IMAGE_PREFIX)/$$image:$(IMAGE_TAG)"; \
+	  $(BUILD) --file deploy/images/Dockerfile --target $$image --tag $(IMAGE_PREFIX)/$$image:$(IMAGE_TAG) \
+	    --build-arg TORCH_INDEX=$$index $(if $(WHEELS),--build-arg WHEELS=$(IMAGE_PREFIX)/wheels:local) \
+	    $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --build-arg CREATED=$(CREATED) .; \
+	done
+	@docker images --filter reference='$(IMAGE_PREFIX)/*:$(IMAGE_TAG)' --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}'
+
+push:  ## Push them: make push REGISTRY=host/name
+	@[ -n "$(REGISTRY)" ] || { echo "push: say where to, such as make push REGISTRY=host/name" >&2; exit 2; }
+	@set -e; for image in $(IMAGES); do \
+	  docker tag $(IMAGE_PREFIX)/$$image:$(IMAGE_TAG) $(REGISTRY)/$$image:$(IMAGE_TAG); \
+	  docker push $(REGISTRY)/$$image:$(IMAGE_TAG); \
+	done
 
 bench: venv  ## Measure rounds
 	$(BIN)/python -m benchmarks.rounds

@@ -1,0 +1,64 @@
+"""Writes what pip is to install in each image: `python requirements.py FOLDER [WHEELS]`.
+
+It reads pyproject.toml and constraints.txt of the working directory. FOLDER gets a folder for each of `EXTRAS` and one
+for torch, with requirements.txt and, for what those draw in, constraints.txt. A package of which the folder WHEELS has
+one release is pinned to that one. Standard library only: it runs before anything is installed.
+"""
+
+import re
+import sys
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+EXTRAS = {"registry": ["registry"], "aggregator": ["aggregator"], "trainer": ["trainer", "lora"], "cli": ["cli"]}
+TORCH = ("torch", "torchvision", "numpy", "pillow")  # a layer of its own: gigabytes that seldom change
+
+
+def main(folder: Path, wheels: Path | None = None) -> None:
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    files = [file.name for file in wheels.glob("*.whl")] if wheels else []
+    pins = pinned(Path("constraints.txt").read_text().split(), files)
+    for name, extras in EXTRAS.items():
+        lines = requirements(project, extras, pins)
+        _write(folder / name, lines, pins)
+        if name == "trainer":
+            _write(folder / "torch", [line for line in lines if package(line) in TORCH], {})
+
+
+def requirements(project: dict[str, Any], extras: list[str], pins: dict[str, str]) -> list[str]:
+    """What every service needs and what these extras add, each with its pin: `numpy>=1.26,<3,==2.4.6`."""
+    added = [line for extra in extras for line in project["optional-dependencies"][extra]]
+    lines = {*project["dependencies"], *added}
+    return sorted(f"{line},=={pins[package(line)]}" if package(line) in pins else line for line in lines)
+
+
+def pinned(constraints: list[str], wheels: list[str]) -> dict[str, str]:
+    """The release of each package: the only one among the wheels, or else that of the constraints."""
+    pins = {package(name): release for name, release in (line.split("==") for line in constraints)}
+    given = defaultdict(set)
+    for name, release in (file.split("-")[:2] for file in wheels):
+        given[package(name)].add(release)
+    if "torch" in given:
+        del pins["torchvision"]  # each of its releases is built for one of torch's, and pip knows for which
+    return pins | {name: only for name, (only, *others) in given.items() if not others}
+
+
+def package(requirement: str) -> str:
+    """The package that a requirement or a wheel is of, as package indexes write it."""
+    name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _write(folder: Path, requirements: list[str], pins: dict[str, str]) -> None:
+    folder.mkdir(parents=True)
+    for file, lines in {
+        "requirements.txt": requirements,
+        "constraints.txt": [f"{name}=={release}" for name, release in pins.items()],
+    }.items():
+        (folder / file).write_text("".join(f"{line}\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
