@@ -33,7 +33,7 @@ from minio.helpers import quote
 from minio.signer import sign_v4_s3
 from minio.time import to_amz_date, utcnow
 
-from shared.errors import FedqError, Refused, Unavailable
+from shared.errors import FedqError, Refused, Unavailable, tls_trouble
 from shared.events import BlobRef
 from shared.settings import Store
 
@@ -369,6 +369,10 @@ class Blobs:
                     f"{self.place} refuses these credentials ({error.code}); "
                     "check FEDQ_S3_ACCESS_KEY, FEDQ_S3_SECRET_KEY and their rights on the bucket"
                 ) from error
+            if error.code == "BadRequest":  # no code of S3's: a server's that takes no request at all
+                raise Unavailable(
+                    f"{self.place} takes no request; is FEDQ_S3_URL right, http:// or https://?"
+                ) from error
             kind = Faltered if error.code in _PASSING else Unavailable
             raise kind(f"{self.place} answers {error.code}: {error.message}") from error
         except MinioException as error:
@@ -376,8 +380,13 @@ class Blobs:
         except (ParseError, UnicodeDecodeError) as error:
             raise Faltered(f"{self.place} answers what is not S3's ({error}); is FEDQ_S3_URL right?") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            found = Faltered(f"{self.place} cannot be reached ({error}); check FEDQ_S3_URL")
-            found.lasting = isinstance(error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.SSLError)
+            trouble = tls_trouble(error, "FEDQ_S3_URL")
+            if trouble is not None:
+                found = Faltered(f"{self.place}: {trouble}")
+            else:
+                found = Faltered(f"{self.place} cannot be reached ({error}); check FEDQ_S3_URL")
+            # A line with TLS that breaks off in the middle is as passing as any other.
+            found.lasting = trouble is not None or isinstance(error, urllib3.exceptions.NewConnectionError)
             raise found from error
 
 

@@ -1,6 +1,7 @@
 """RabbitMQ's management API, asked the one thing that AMQP cannot say: are the policies in place?"""
 
 import base64
+import http.client
 import json
 import re
 import urllib.error
@@ -9,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from shared import topology
-from shared.errors import BadInput, Unavailable
+from shared.errors import BadInput, Unavailable, tls_trouble
 from shared.settings import Console
 
 TIMEOUT = 5.0  #: seconds that an answer may take
@@ -56,9 +57,15 @@ def _get(settings: Console, path: str) -> Any:
         if error.code == 404:
             raise Unavailable(f"{place} knows no {path}; check the vhost in FEDQ_AMQP_URL") from error
         raise Unavailable(f"{place} answers {error.code} to {path}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if trouble := tls_trouble(error, "FEDQ_RABBITMQ_URL"):
+            raise Unavailable(f"{place}: {trouble}") from error
         reason = getattr(error, "reason", None) or error
-        raise Unavailable(f"{place} cannot be reached ({reason}); check FEDQ_RABBITMQ_URL") from error
+        if isinstance(reason, http.client.BadStatusLine):  # an alert of TLS perhaps, which cannot be printed
+            reason = "it does not answer in HTTP"
+        raise Unavailable(
+            f"{place} cannot be reached ({reason}); is FEDQ_RABBITMQ_URL right, http:// or https://?"
+        ) from error
 
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as AMQP goes: past any proxy

@@ -16,6 +16,9 @@
 What a consumer does with each is decided in one place, `shared.bus.settle`.
 """
 
+import ssl
+from collections.abc import Iterator
+
 
 class FedqError(Exception):
     """Base of all; its text is meant for a person."""
@@ -61,3 +64,40 @@ class RecordLost(Fenced):
 
 class Refused(FedqError):
     """An update that fails a check; the text is the reason that the record keeps."""
+
+
+def tls_trouble(error: BaseException, setting: str) -> str | None:
+    """What is wrong with a server's TLS and what mends it, wherever in a driver's error that is; None if nothing is.
+
+    `setting` holds the server's URL.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = cause.verify_message.rstrip(".")
+            return f"its certificate is not trusted ({reason}); {_remedy(cause.verify_code, setting)}"
+        # An end in the middle is a server's that dies, and says nothing of its TLS.
+        if isinstance(cause, ssl.SSLError) and cause.reason is not None and not isinstance(cause, ssl.SSLEOFError):
+            return f"TLS fails there ({cause.reason}); does this port speak TLS, and is {setting} right?"
+    return None
+
+
+def _remedy(code: int, setting: str) -> str:
+    match code:  # OpenSSL's X509_V_ERR_…
+        case 9 | 10:
+            return f"renew it, or correct this clock or {setting}"
+        case 62 | 64:
+            return f"let {setting} name a host that it is for"
+        case _:
+            return f"let SSL_CERT_FILE name the file of its authority, or correct {setting}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that it was made from: drivers keep that in `args`, in attributes, or as its cause."""
+    found, waiting = [error], [error]
+    while waiting:
+        here = waiting.pop()
+        yield here
+        kept = (*here.args, *vars(here).values(), here.__cause__, here.__context__)
+        new = [cause for cause in kept if isinstance(cause, BaseException) and cause not in found]
+        found += new
+        waiting += new

@@ -22,7 +22,7 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
 from shared import names
-from shared.errors import QueueFull, Unavailable
+from shared.errors import QueueFull, Unavailable, tls_trouble
 from shared.events import AnyEvent, decode
 from shared.topology import Queue
 
@@ -423,6 +423,8 @@ def _parameters(url: str, app: str, heartbeat: int) -> pika.ConnectionParameters
 def _explain(error: BaseException, parameters: pika.ConnectionParameters) -> str:
     """The sentence for a person, from pika's many ways to say it."""
     place = f"RabbitMQ at {parameters.host}:{parameters.port}"
+    if trouble := tls_trouble(error, "FEDQ_AMQP_URL"):
+        return f"{place}: {trouble}"
     if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError):
         return f"{place} refuses these credentials; check the user and password in FEDQ_AMQP_URL"
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError) or "NOT_ALLOWED" in str(error):
@@ -432,7 +434,7 @@ def _explain(error: BaseException, parameters: pika.ConnectionParameters) -> str
     if isinstance(error, pika.exceptions.AMQPConnectionError | OSError):
         causes = [getattr(cause, "exception", cause) for cause in (*reversed(error.args), error)]
         detail = next((str(cause) for cause in causes if str(cause)), type(error).__name__)
-        return f"{place} cannot be reached ({detail}); is it running, and is FEDQ_AMQP_URL right?"
+        return f"{place} cannot be reached ({detail}); is it running, and is FEDQ_AMQP_URL right, amqp:// or amqps://?"
     return f"{place}: {error or type(error).__name__}"
 
 

@@ -8,7 +8,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from shared.errors import Unavailable
+from shared.errors import Unavailable, tls_trouble
 from shared.settings import Record
 
 
@@ -18,7 +18,7 @@ class Redis:
     def __init__(self, settings: Record) -> None:
         url = settings.redis_url.get_secret_value()
         parts = urlsplit(url)
-        self.place = f"redis://{parts.hostname}:{parts.port or 6379}{parts.path}"
+        self.place = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
         self._client: Any = redis.Redis.from_url(
             url,
             decode_responses=True,
@@ -43,8 +43,11 @@ class Redis:
         except redis.exceptions.NoPermissionError as error:
             raise Unavailable(f"{self.place} refuses this user ({error}); check its rights") from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            if trouble := tls_trouble(error, "FEDQ_REDIS_URL"):
+                raise Unavailable(f"{self.place}: {trouble}") from error
             raise Unavailable(
-                f"{self.place} cannot be reached ({error}); is it running, and is FEDQ_REDIS_URL right?"
+                f"{self.place} cannot be reached ({error}); "
+                "is it running, and is FEDQ_REDIS_URL right, redis:// or rediss://?"
             ) from error
         except redis.ResponseError as error:
             if "NOAUTH" in str(error) or "WRONGPASS" in str(error):

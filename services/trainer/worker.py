@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from amqp.exceptions import AMQPError
@@ -33,7 +34,7 @@ from kombu.entity import Exchange, Queue
 
 from services.trainer.board import Board
 from shared import names, topology
-from shared.errors import BadInput, FedqError
+from shared.errors import BadInput, FedqError, tls_trouble
 from shared.settings import Trainer
 
 WARM_UP = 120.0  #: seconds a slot may take to import torch
@@ -52,8 +53,8 @@ def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Pat
     url = settings.amqp_url.get_secret_value()
     app = Celery("trainer", set_as_current=False)
     if url.startswith("amqps:"):
-        # None stands for the URL's own host; without it any server's valid certificate would do.
-        app.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
+        # Without a host any server's valid certificate would do; kombu, left to itself, takes 127.0.0.1 for localhost.
+        app.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": urlsplit(url).hostname}
     app.conf.update(
         broker_url=url,
         broker_heartbeat=settings.amqp_heartbeat_s,
@@ -255,7 +256,11 @@ class _Forward(logging.Handler):
         level, cause = record.levelno, record.exc_info
         if cause and isinstance(cause[1], OSError | AMQPError):
             level, cause = logging.WARNING, None  # a connection was lost: what there is to say is in the message
-        event.log(level, record.getMessage().split("\n")[0], exc_info=cause)
+        message = record.getMessage().split("\n")[0]
+        for part in record.args or ():  # the error of a connection that cannot be made is one of them
+            if isinstance(part, BaseException) and (trouble := tls_trouble(part, "FEDQ_AMQP_URL")):
+                message = f"RabbitMQ: {trouble}"
+        event.log(level, message, exc_info=cause)
 
 
 def forward_logs() -> None:
