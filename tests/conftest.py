@@ -20,6 +20,7 @@ from shared.bus import Bus
 from shared.ledger import Ledger
 from shared.redis_client import Redis
 from shared.roster import Roster
+from tests.container_broker import ContainerStack
 
 if TYPE_CHECKING:
     from tests.harness import Services
@@ -32,9 +33,10 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """RabbitMQ, Redis and S3, on free ports in a folder of their own."""
-    with Stack(tmp_path_factory.mktemp("stack")) as running:
+    directory, image = tmp_path_factory.mktemp("stack"), request.config.getoption("--rabbitmq-image")
+    with ContainerStack(directory, image) if image else Stack(directory) as running:
         yield running
 
 
@@ -108,3 +110,4 @@ def services(servers: Servers, tmp_path: Path) -> "Iterator[Services]":
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", choices=["sample", "all"], default="sample", help="which rows of the fault matrix")
+    parser.addoption("--rabbitmq-image", default="", help="a broker in a container, in place of the native one")
