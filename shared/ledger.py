@@ -6,7 +6,7 @@ Nothing here is the only copy: the object store is the record, and this can be r
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from shared import names
 from shared import transitions as steps
@@ -69,6 +69,52 @@ class RoundRecord:
     rejected: dict[str, str]  # client → reason
     reason: str = ""  # why it failed
     carried: dict[str, int] = field(default_factory=dict)  # of the cohort, who was asked in an earlier round, and which
+    target: int = 0  # how many updates close it
+
+
+class Progress(NamedTuple):
+    """How far an open round is."""
+
+    updates: int  # in so far
+    target: int
+
+
+class Sum(NamedTuple):
+    """How often something was done, and the seconds that it took in all."""
+
+    times: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What rounds came to: one that ends, or all that have ended since Redis keeps count."""
+
+    rounds: Mapping[str, Sum] = field(default_factory=dict)  # by outcome
+    parts: Mapping[str, Sum] = field(default_factory=dict)  # of the work on updates
+    updates: Mapping[str, int] = field(default_factory=dict)  # by outcome
+
+    def fields(self) -> dict[str, int]:
+        """As Redis keeps them: integers, whose sums depend on no order; times are microseconds."""
+        found = {f"updates:{outcome}": number for outcome, number in self.updates.items()}
+        for kind, sums in (("rounds", self.rounds), ("parts", self.parts)):
+            for label, (times, seconds) in sums.items():
+                found |= {f"{kind}:{label}": times, f"{kind}:{label}:us": round(seconds * 1e6)}
+        return found
+
+    @classmethod
+    def read(cls, row: Mapping[str, str]) -> "Totals":
+        """What `fields` gave."""
+
+        def sums(kind: str) -> dict[str, Sum]:
+            labels = sorted(name.split(":")[1] for name in row if name.startswith(kind) and name.endswith(":us"))
+            return {label: Sum(int(row[f"{kind}:{label}"]), int(row[f"{kind}:{label}:us"]) / 1e6) for label in labels}
+
+        updates = {name.split(":")[1]: int(row[name]) for name in sorted(row) if name.startswith("updates:")}
+        return cls(sums("rounds"), sums("parts"), updates)
+
+
+NOTHING = Totals()
 
 
 class Ledger:
@@ -150,10 +196,10 @@ class Ledger:
         answer = self._redis.run(steps.RESTORE, [names.job_key(record.id), names.JOBS], [record.id, *flat])
         return bool(answer == "ok")
 
-    def advance(self, job: str, fence: int, number: int) -> None:
+    def advance(self, job: str, fence: int, number: int, came_to: Totals = NOTHING) -> None:
         """The store has the manifest of round `number`: it is committed, whatever Redis knew."""
         record = self.job(job)
-        self._step(steps.ADVANCE, job, [names.job_key(job)], [fence, number])
+        self._step(steps.ADVANCE, job, [names.job_key(job), names.TOTALS], [fence, number, *_amounts(came_to)])
         for old in range(max(0, record.round if record else 0), number + 1):
             self.drop_round(job, old)
 
@@ -237,10 +283,15 @@ class Ledger:
         cohort: tuple[str, ...],
         seconds: float,
         carried: Mapping[str, int] = {},
+        target: int | None = None,
     ) -> float:
-        """Opens the round after the last committed one; returns its deadline."""
+        """Opens the round after the last committed one; returns its deadline.
+
+        `target` updates close it; all of its cohort's where that is not said.
+        """
         keys = [names.job_key(job), *_round_keys(job, number)]
-        args = [fence, number, attempt, json.dumps(cohort), _ms(seconds), json.dumps(dict(carried))]
+        wanted = len(cohort) if target is None else target
+        args = [fence, number, attempt, json.dumps(cohort), _ms(seconds), json.dumps(dict(carried)), wanted]
         return float(self._step(steps.OPEN, job, keys, args)) / 1000
 
     def extend(self, job: str, fence: int, number: int, seconds: float, limit: float) -> float:
@@ -286,15 +337,15 @@ class Ledger:
         pairs = self._step(steps.CLOSE, job, keys, [fence, counted])
         return {client: json.loads(update) for client, update in zip(pairs[::2], pairs[1::2], strict=True)}
 
-    def commit_round(self, job: str, fence: int, number: int) -> None:
+    def commit_round(self, job: str, fence: int, number: int, came_to: Totals = NOTHING) -> None:
         """The round's model and manifest are in the store: it is the job's last committed one."""
-        keys = [names.job_key(job), *_round_keys(job, number)]
-        self._step(steps.COMMIT, job, keys, [fence, number])
+        keys = [names.job_key(job), *_round_keys(job, number), names.TOTALS]
+        self._step(steps.COMMIT, job, keys, [fence, number, *_amounts(came_to)])
 
-    def fail_round(self, job: str, fence: int, number: int, reason: str) -> None:
+    def fail_round(self, job: str, fence: int, number: int, reason: str, came_to: Totals = NOTHING) -> None:
         """The round, or this attempt at it, ended without a model."""
-        keys = [names.job_key(job), *_round_keys(job, number)]
-        self._step(steps.FAIL, job, keys, [fence, reason])
+        keys = [names.job_key(job), *_round_keys(job, number), names.TOTALS]
+        self._step(steps.FAIL, job, keys, [fence, reason, *_amounts(came_to)])
 
     def drop_round(self, job: str, number: int) -> None:
         """Forgets a committed round: its manifest is the record."""
@@ -316,7 +367,19 @@ class Ledger:
             rejected=dict(sorted(self._redis.hgetall(names.rejected_key(job, number)).items())),
             reason=row.get("reason", ""),
             carried=json.loads(row.get("carried", "{}")),
+            target=int(row.get("target", 0)),
         )
+
+    def progress(self, job: str, number: int) -> Progress | None:
+        """How far a round is that has begun and is not committed; None of any other."""
+        state, target = self._redis.hmget(names.round_key(job, number), "state", "target")
+        if state not in ("open", "closed"):
+            return None
+        return Progress(int(self._redis.hlen(names.accepted_key(job, number))), int(target or 0))
+
+    def totals(self) -> Totals:
+        """What all rounds came to that ended since Redis keeps count."""
+        return Totals.read(self._redis.hgetall(names.TOTALS))
 
     def now(self) -> float:
         """Redis's clock, in seconds since the epoch."""
@@ -344,6 +407,10 @@ def _round_keys(job: str, number: int) -> tuple[str, str, str]:
         names.accepted_key(job, number),
         names.rejected_key(job, number),
     )
+
+
+def _amounts(came_to: Totals) -> list[Any]:
+    return [part for pair in came_to.fields().items() for part in pair]
 
 
 def _seconds(milliseconds: str | None) -> float:

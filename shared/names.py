@@ -46,6 +46,7 @@ def watcher_queue(watcher: str) -> str:
 ROSTER = "fedq:roster"
 JOBS = "fedq:jobs"
 FAULTS = "fedq:faults"  #: hash: fault → how often it was seen
+TOTALS = "fedq:totals"  #: hash: what all rounds came to that ended since Redis keeps count
 PROBE = "fedq:probe"  #: written by `fedq doctor`, gone in a second
 
 
@@ -159,3 +160,7 @@ def final_model_blob(job: str) -> str:
 
 def evaluation_blob(job: str, number: int) -> str:
     return f"{round_prefix(job, number)}evaluation.json"
+
+
+#: Where a trainer may write, in the wildcards of S3's policies: its updates, and what pool clients keep between rounds.
+TRAINER_WRITES = ("jobs/*/rounds/*/updates/*", "jobs/*/clients/*")

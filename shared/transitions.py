@@ -3,7 +3,7 @@
 A script names the fence that it expects and answers with a word: `ok`, `duplicate`, `late`, `stranger`, `fenced`,
 `lost` or `conflict`. Time is Redis's. `tests/simulation/model.py` holds the same rules in Python, and a test holds the
 two together. `KEYS[1]` is the job's hash; of a round, `KEYS[2]` to `KEYS[4]` are its hash, its accepted and its
-rejected.
+rejected, and of one that ends `KEYS[5]` is the hash of the totals.
 """
 
 from shared.redis_client import Script
@@ -19,6 +19,13 @@ if fence ~= ARGV[1] then return 'fenced' end
 
 _IS_LIVE = """
 local function live(status) return status == 'queued' or status == 'waiting' or status == 'running' end
+"""
+
+#: The step that ends a round adds what it came to: names and amounts are ARGV[3] on in turn, all of them integers.
+_COUNT = """
+local function count(totals)
+  for i = 3, #ARGV, 2 do redis.call('HINCRBY', totals, ARGV[i], ARGV[i + 1]) end
+end
 """
 
 CREATE = Script(
@@ -155,12 +162,14 @@ return 'ok'
 """
 )
 
-#: The store holds later rounds than Redis knows of: they are committed.
+#: The store holds a later round than Redis knows of: it is committed. `KEYS[2]` is the hash of the totals.
 ADVANCE = Script(
-    _FENCED
+    _COUNT
+    + _FENCED
     + """
 if tonumber(redis.call('HGET', KEYS[1], 'round')) < tonumber(ARGV[2]) then
   redis.call('HSET', KEYS[1], 'round', ARGV[2], 'claims', 0)
+  count(KEYS[2])
 end
 return 'ok'
 """
@@ -224,8 +233,8 @@ if redis.call('HGET', KEYS[1], 'round') ~= tostring(ARGV[2] - 1) then return 'co
 local state = redis.call('HGET', KEYS[2], 'state')
 if state == 'closed' or state == 'committed' then return 'conflict' end
 local deadline = now + ARGV[5]
-redis.call('HSET', KEYS[2], 'state', 'open', 'attempt', ARGV[3], 'cohort', ARGV[4], 'carried', ARGV[6], 'opened', now,
-  'deadline', deadline)
+redis.call('HSET', KEYS[2], 'state', 'open', 'attempt', ARGV[3], 'cohort', ARGV[4], 'carried', ARGV[6],
+  'target', ARGV[7], 'opened', now, 'deadline', deadline)
 redis.call('HSET', KEYS[1], 'status', 'running', 'detail',
   'round ' .. ARGV[2] .. ' of ' .. redis.call('HGET', KEYS[1], 'rounds'))
 redis.call('HDEL', KEYS[1], 'waiting')
@@ -305,23 +314,27 @@ return redis.call('HGETALL', KEYS[3])
 )
 
 COMMIT = Script(
-    _FENCED
+    _COUNT
+    + _FENCED
     + """
 local state = redis.call('HGET', KEYS[2], 'state')
 if state == 'committed' then return 'ok' end
 if state ~= 'closed' then return 'conflict' end
 redis.call('HSET', KEYS[2], 'state', 'committed')
 redis.call('HSET', KEYS[1], 'round', ARGV[2], 'claims', 0)
+count(KEYS[5])
 return 'ok'
 """
 )
 
 FAIL = Script(
-    _FENCED
+    _COUNT
+    + _FENCED
     + """
 local state = redis.call('HGET', KEYS[2], 'state')
 if not state then return 'lost' end
 if state == 'committed' then return 'conflict' end
+if state ~= 'failed' then count(KEYS[5]) end
 redis.call('HSET', KEYS[2], 'state', 'failed', 'reason', ARGV[2])
 for i = 2, 4 do redis.call('EXPIRE', KEYS[i], 7 * 86400) end  -- there is no manifest: people look here
 return 'ok'

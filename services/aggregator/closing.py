@@ -1,14 +1,20 @@
 """Closing a round: from a frozen set of updates to a committed model, the same whoever does it and however often."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.aggregator.entries import by_blob
 from shared.aggregation import Plan
 from shared.events import BlobRef
 from shared.fold import Grid
-from shared.ledger import RoundRecord
+from shared.ledger import RoundRecord, Sum, Totals
 from shared.weights import File, Flat, Layout
+
+#: The parts of the work on an update that its trainer times, and what all of them are counted as.
+PARTS = {"wait": "wait", "fetch": "download", "evaluate": "evaluate", "train": "train", "upload": "upload"}
+LONGEST = 86_400.0  #: seconds that a part may have taken, by the clock of a trainer
 
 
 @dataclass
@@ -47,13 +53,14 @@ def manifest(
     left: Mapping[str, BlobRef | None],
     accepted: Mapping[str, Any],
     traffic: Mapping[str, int],
+    timings: Mapping[str, float],
     faults: Sequence[Mapping[str, Any]],
     committed: float,
 ) -> dict[str, Any]:
     """The commit record of a round: all that is needed to fold it again, and what happened.
 
     `left` is what lies beside the model: `server`, the strategy's state; `delta`, what makes the model of its base;
-    `memory`, what is known of the clients.
+    `memory`, what is known of the clients. `timings` are the aggregator's own: seconds by what it did.
     """
     return {
         "job": job,
@@ -73,9 +80,37 @@ def manifest(
         "unanswered": [client for client in record.cohort if client not in accepted and client not in record.rejected],
         "metrics": mean_metrics(accepted),
         "traffic": traffic,
+        "timings": timings,
         "faults": list(faults),
         "opened": record.opened,
         "deadline": record.deadline,
         "committed": committed,
         "seconds": round(committed - record.opened, 4),
     }
+
+
+def came_to(manifest: Mapping[str, Any]) -> Totals:
+    """What a committed round adds to the totals: the same whoever counts it, because the manifest says it all."""
+    files = list(by_blob({update["client"]: update for update in manifest["updates"]}))
+    timings = [next(iter(group.values()))["timings"] for group in files]  # of a batch they are one for all its clients
+    parts = {}
+    for name, part in PARTS.items():
+        spent = [_plausible(timing[name]) for timing in timings if name in timing]
+        parts[part] = Sum(len(spent), sum(spent))
+    own = manifest.get("timings", {})
+    parts |= {name: Sum(times, own[name]) for name, times in (("fold", len(files)), ("step", 1)) if name in own}
+    return Totals(
+        rounds={"committed": Sum(1, manifest["seconds"])},
+        parts=parts,
+        updates={"accepted": len(manifest["updates"]), "rejected": len(manifest["rejected"])},
+    )
+
+
+def came_to_nothing(outcome: str, seconds: float, accepted: int, rejected: int) -> Totals:
+    """What a round adds to the totals that ended without a model; what it had accepted is of no use to anybody."""
+    return Totals(rounds={outcome: Sum(1, seconds)}, updates={"abandoned": accepted, "rejected": rejected})
+
+
+def _plausible(seconds: float) -> float:
+    """A trainer says what it likes; one wrong clock must not drown what all others said."""
+    return min(max(0.0, seconds), LONGEST) if math.isfinite(seconds) else 0.0

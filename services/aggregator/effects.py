@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,7 +55,14 @@ def open_round(seat: Seat, effect: rounds.Open) -> rounds.Opened:
         say(seat, "running", f"round {number} of {spec.rounds.count}")
     seconds = spec.rounds.deadline
     deadline = seat.edges.ledger.open_round(
-        seat.job, seat.fence, number, effect.attempt, cohort, seconds, effect.carried
+        seat.job,
+        seat.fence,
+        number,
+        effect.attempt,
+        cohort,
+        seconds,
+        effect.carried,
+        target=rounds.target_of(spec, number, len(cohort)),
     )
     seat.first_opened = seat.first_opened or deadline - seconds
     seat.tally.begin(len(cohort), number)
@@ -154,7 +160,8 @@ def record_of(seat: Seat, number: int) -> RoundRecord:
 def close(seat: Seat, number: int) -> rounds.Committed:
     """The steps from a frozen set to a committed round; done again after a failure, they give the same."""
     ledger, blobs, tally = seat.edges.ledger, seat.edges.blobs, seat.tally
-    began = time.monotonic()
+    clock = seat.edges.clock
+    began = clock()
     accepted = ledger.close_round(seat.job, seat.fence, number, len(tally.counted))
     failpoint("aggregator.closed")
     record = record_of(seat, number)
@@ -180,6 +187,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         left=left,
         accepted=accepted,
         traffic=traffic(accepted, tally.plain_size),
+        timings={"fold": round(tally.seconds, 6), "step": round(clock() - began, 6)},
         faults=[line for line in ledger.log(seat.job) if line["round"] == number],
         committed=ledger.now(),
     )
@@ -187,7 +195,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
     ledger.check_owned(seat.job, seat.fence)  # one that slept through its lease must not write over a manifest
     blobs.put_json(names.manifest_blob(seat.job, number), commit)
     failpoint("aggregator.recorded")
-    ledger.commit_round(seat.job, seat.fence, number)
+    ledger.commit_round(seat.job, seat.fence, number, closing.came_to(commit))
     failpoint("aggregator.committed")
     tell_round_end(seat, commit)
     failpoint("aggregator.told")
@@ -204,7 +212,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         updates=len(accepted),
         rejected=len(record.rejected),
         model=model.digest[:12],
-        tail=round(time.monotonic() - began, 4),
+        tail=round(clock() - began, 4),
         seconds=commit["seconds"],
     )
     clear_away(seat, number, replaced)
@@ -281,7 +289,9 @@ def clear_away(seat: Seat, number: int, replaced: Sequence[str] = ()) -> None:
 def abandon(seat: Seat, effect: rounds.Abandon) -> None:
     """Ends an attempt at a round without a model; who had delivered stands in the record, with the reason."""
     record = record_of(seat, effect.round)
-    seat.edges.ledger.fail_round(seat.job, seat.fence, effect.round, effect.reason)
+    seconds = seat.edges.ledger.now() - record.opened
+    came_to = closing.came_to_nothing(effect.outcome, seconds, len(record.accepted), len(record.rejected))
+    seat.edges.ledger.fail_round(seat.job, seat.fence, effect.round, effect.reason, came_to)
     about = {
         "job": seat.job,
         "round": effect.round,

@@ -42,7 +42,7 @@ class State:
     @property
     def target(self) -> int:
         """How many updates close the round; fewer where fewer silos were alive to be asked."""
-        return 1 if self.round == 0 else min(self.spec.target, len(self.cohort))
+        return target_of(self.spec, self.round, len(self.cohort))
 
     @property
     def minimum(self) -> int:
@@ -56,6 +56,11 @@ class State:
     def asked(self, client: str) -> int:
         """The round in which a client of the cohort was asked for what it is to deliver now."""
         return self.flying.get(client, self.round)
+
+
+def target_of(spec: JobSpec, number: int, cohort: int) -> int:
+    """How many updates close a round of so many clients."""
+    return 1 if number == 0 else min(spec.target, cohort)
 
 
 # --- what happens ---------------------------------------------------------------------------

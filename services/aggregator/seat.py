@@ -83,7 +83,7 @@ class Seat:
     progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job
 
     def __post_init__(self) -> None:
-        self.tally = Tally(self.edges.blobs, self.job, self.spec)
+        self.tally = Tally(self.edges.blobs, self.job, self.spec, self.edges.clock)
         self.log = structlog.get_logger().bind(job=self.job)
 
     def settle_clearing(self) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.aggregator import memory, recovery, rounds, stopping
+from services.aggregator import closing, memory, recovery, rounds, stopping
 from services.aggregator.effects import clear_away, conclude, tell_round_end
 from services.aggregator.entries import by_blob, gave_up
 from services.aggregator.seat import Seat
@@ -32,8 +32,9 @@ def take_over(seat: Seat, record: JobRecord) -> rounds.Step:
 def _catch_up(seat: Seat, record: JobRecord) -> int:
     """The last committed round, its model loaded; the ledger knows of it when this returns."""
     committed = recovery.committed(seat.edges.blobs, seat.job, record.round)
-    if committed > record.round:
-        seat.edges.ledger.advance(seat.job, seat.fence, committed)
+    for number in range(record.round + 1, committed + 1):
+        missed = seat.edges.blobs.get_json(names.manifest_blob(seat.job, number))
+        seat.edges.ledger.advance(seat.job, seat.fence, number, closing.came_to(missed))
     if committed < 0:
         return committed
     manifest = seat.edges.blobs.get_json(names.manifest_blob(seat.job, committed))

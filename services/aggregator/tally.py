@@ -1,6 +1,7 @@
 """What a job has in memory: its current model, and the fold of the updates to it that the open round has counted."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class InHand:
 class Tally:
     """One job's arrays; see `shared.aggregation` for how much memory they are."""
 
-    def __init__(self, blobs: Blobs, job: str, spec: JobSpec) -> None:
+    def __init__(self, blobs: Blobs, job: str, spec: JobSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._blobs = blobs
         self._job = job
         self._spec = spec
@@ -43,6 +44,9 @@ class Tally:
         self.counted: dict[str, str] = {}  #: clients whose updates are in the fold, and the digests of these
         self.bases: dict[int, BlobRef] = {}  #: round → the model that it began with, as far as updates to it may come
         self.extra = Advanced()  #: what the last server step left beside the model
+        self.seconds = 0.0  #: that taking in the updates in the fold took, from the first look at each
+        self._clock = clock
+        self._began = 0.0  # with the update that is in hand
         self._aggregation: Aggregation | None = None
         self._intake: Intake | None = None
         self._grid: Grid | None = None
@@ -65,6 +69,7 @@ class Tally:
     def begin(self, cohort: int, number: int) -> None:
         """Empties the fold for a round of `cohort` clients."""
         self.counted.clear()
+        self.seconds = 0.0
         self._advanced = None
         if self.model is None or self._aggregation is None:
             return
@@ -76,6 +81,7 @@ class Tally:
 
     def receive(self, update: ModelUpdate, number: int) -> dict[str, dict[str, Any]]:
         """Checks an update to round `number` and holds it for `count`; what the ledger is to keep of it, by client."""
+        self._began = self._clock()
         if self.model is None or self._intake is None or self._grid is None:
             blob = located(update)
             file = receive_initial(self._blobs, update, self._spec.limits)
@@ -97,10 +103,11 @@ class Tally:
             self._aggregation.add(self._in_hand.file, self._in_hand.updates, partial=self._in_hand.partial)
             self.counted |= {one.client: self._in_hand.digest for one in self._in_hand.updates}
         self._in_hand = None
+        self.seconds += self._clock() - self._began
 
     def count_again(self, group: Mapping[str, Any]) -> None:
         """Folds what the ledger accepted under an earlier owner; `NotFound` or `Refused` where it cannot be had."""
-        blob = blob_of(group)
+        blob, began = blob_of(group), self._clock()
         if self.model is None or self._intake is None or self._aggregation is None or self._grid is None:
             self.load(blob)
         else:
@@ -108,6 +115,7 @@ class Tally:
             file, _ = self._intake.receive_again(blob, updates, self._grid, partial=partial)
             self._aggregation.add(file, updates, partial=partial)
         self.counted |= dict.fromkeys(group, blob.digest)
+        self.seconds += self._clock() - began
 
     def advance(self, number: int, cohort: int, accepted: Mapping[str, Any]) -> BlobRef:
         """Takes the server step with the frozen updates; once, however often it is asked. Returns the model's place."""

@@ -1,15 +1,20 @@
 """The federation in numbers for Prometheus, read from the roster and the ledger when they are asked for."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.registry.handlers import Counts
-from shared.ledger import ENDED, LIVE, Ledger
+from shared.ledger import ENDED, LIVE, Ledger, Sum
 from shared.roster import Roster
+
+#: What is there from the first scrape on, so that the first of its kind is seen to happen.
+OUTCOMES = ("committed", "failed", "stopped")
+FATES = ("accepted", "rejected", "abandoned")
+PARTS = ("wait", "download", "evaluate", "train", "upload", "fold", "step")
 
 REMEMBERED = 3600.0  #: seconds for which an ended job's figures are still shown: several scrapes will see the last
 
@@ -21,6 +26,7 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Trainers(roster))
         self._registry.register(_Jobs(ledger))
+        self._registry.register(_Totals(ledger))
         self._registry.register(_Faults(ledger))
         self._registry.register(_Happenings(counts))
 
@@ -63,6 +69,33 @@ class _Jobs(Collector):
         for name in ("accuracy", "loss", "client_accuracy", "client_loss"):
             figures = {job.id: job.metrics[name] for job in shown if name in job.metrics}
             yield _gauge(f"fedq_job_{name}", f"Latest {name.replace('_', ' ')} of the model", figures, "job")
+        opened = {job.id: self._ledger.progress(job.id, job.round + 1) for job in jobs if job.status in LIVE}
+        now_open = {job: progress for job, progress in opened.items() if progress is not None}
+        updates = {job: progress.updates for job, progress in now_open.items()}
+        yield _gauge("fedq_job_updates", "Updates of the open round that are in", updates, "job")
+        targets = {job: progress.target for job, progress in now_open.items()}
+        yield _gauge("fedq_job_target", "Updates that close the open round", targets, "job")
+
+
+class _Totals(Collector):
+    """What all rounds came to that ended since Redis keeps count: the step that ends a round counts it."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[Metric]:
+        totals, none = self._ledger.totals(), Sum(0, 0.0)
+        rounds = dict.fromkeys(OUTCOMES, none) | dict(totals.rounds)
+        updates = dict.fromkeys(FATES, 0) | dict(totals.updates)
+        parts = dict.fromkeys(PARTS, none) | dict(totals.parts)
+        yield _counter("fedq_rounds", "Rounds that ended", {name: one.times for name, one in rounds.items()}, "outcome")
+        seconds = {name: one.seconds for name, one in rounds.items()}
+        yield _counter("fedq_round_seconds", "Seconds from opening to end, of all rounds", seconds, "outcome")
+        yield _counter("fedq_updates", "Updates of rounds that ended", updates, "outcome")
+        seconds = {name: one.seconds for name, one in parts.items()}
+        yield _counter("fedq_part_seconds", "Seconds that a part of the work on updates took", seconds, "part")
+        times = {name: one.times for name, one in parts.items()}
+        yield _counter("fedq_parts", "How often a part of the work on updates was done", times, "part")
 
 
 class _Faults(Collector):
@@ -72,10 +105,7 @@ class _Faults(Collector):
         self._ledger = ledger
 
     def collect(self) -> Iterator[Metric]:
-        counter = CounterMetricFamily("fedq_faults", "Faults seen, each in its job's log as well", labels=["fault"])
-        for fault, count in self._ledger.faults().items():
-            counter.add_metric([fault], count)
-        yield counter
+        yield _counter("fedq_faults", "Faults seen, each in its job's log as well", self._ledger.faults(), "fault")
 
 
 class _Happenings(Collector):
@@ -92,8 +122,15 @@ class _Happenings(Collector):
         yield CounterMetricFamily("fedq_trainers_lost", "Trainers whose lease ran out", counts.lost)
 
 
-def _gauge(name: str, text: str, values: "Counter[str] | dict[str, int] | dict[str, float]", label: str) -> Metric:
-    gauge = GaugeMetricFamily(name, text, labels=[label])
+def _gauge(name: str, text: str, values: Mapping[str, float], label: str) -> Metric:
+    return _filled(GaugeMetricFamily(name, text, labels=[label]), values)
+
+
+def _counter(name: str, text: str, values: Mapping[str, float], label: str) -> Metric:
+    return _filled(CounterMetricFamily(name, text, labels=[label]), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
     for key, value in sorted(values.items()):
-        gauge.add_metric([key], value)
-    return gauge
+        family.add_metric([key], value)
+    return family

@@ -13,7 +13,7 @@ import redis
 
 from shared import names, settings
 from shared.errors import BadInput, Fenced, RecordLost, Stale
-from shared.ledger import ANNOUNCED, LOG, Conflict, JobRecord, Ledger, Wanted
+from shared.ledger import ANNOUNCED, LOG, Conflict, JobRecord, Ledger, Sum, Totals, Wanted
 from tests.conftest import Servers
 
 SECONDS = 10.0
@@ -734,6 +734,81 @@ def test_the_store_may_be_ahead(ledger: Ledger) -> None:
     ledger.advance(JOB, fence, 2)
     assert ledger.required(JOB).round == 3
     ledger.open_round(JOB, fence, 4, 1, COHORT, 60)
+
+
+# --- what rounds came to --------------------------------------------------------------------------
+
+ROUND = Totals(
+    rounds={"committed": Sum(1, 1.5)},
+    parts={"train": Sum(2, 0.75), "fold": Sum(2, 0.000_001)},
+    updates={"accepted": 2, "rejected": 1},
+)
+FAILED = Totals(rounds={"failed": Sum(1, 60.0)}, updates={"abandoned": 1})
+
+
+def test_a_round_is_counted_where_it_is_committed(ledger: Ledger) -> None:
+    """Once, however often it is said, by the owner or by the next one who finds its manifest."""
+    assert ledger.totals() == Totals()
+    fence = opened(ledger)
+    ledger.accept(JOB, fence, 0, "a", {})
+    ledger.close_round(JOB, fence, 0)
+    assert ledger.totals() == Totals(), "closed is not committed"
+    for _ in range(2):
+        ledger.commit_round(JOB, fence, 0, ROUND)
+        assert ledger.totals() == ROUND
+    ledger.release(JOB, fence)
+    fence = ledger.claim(JOB, "two", 60)
+    ledger.advance(JOB, fence, 0, ROUND)
+    assert ledger.totals() == ROUND
+
+
+def test_a_commit_that_only_the_store_knows_is_counted_with_it(ledger: Ledger) -> None:
+    """Its owner died between the manifest and the ledger; it may still be alive enough to say so."""
+    old = opened(ledger)
+    ledger.close_round(JOB, old, 0)
+    ledger.release(JOB, old)
+    fence = ledger.claim(JOB, "two", 60)
+    for _ in range(2):
+        ledger.advance(JOB, fence, 0, ROUND)
+        with pytest.raises(Fenced):
+            ledger.commit_round(JOB, old, 0, ROUND)
+
+    assert ledger.totals() == ROUND
+
+
+def test_each_attempt_that_fails_is_counted_once(ledger: Ledger) -> None:
+    """And adds to what was counted before."""
+    fence = opened(ledger)
+    for attempt in (1, 2):
+        ledger.open_round(JOB, fence, 0, attempt, COHORT, 60)
+        for _ in range(2):
+            ledger.fail_round(JOB, fence, 0, "too few", FAILED)
+        assert ledger.totals().rounds == {"failed": Sum(attempt, attempt * 60.0)}
+    ledger.open_round(JOB, fence, 0, 3, COHORT, 60)
+    ledger.close_round(JOB, fence, 0)
+    ledger.commit_round(JOB, fence, 0, ROUND)
+
+    assert ledger.totals().updates == {"abandoned": 2, "accepted": 2, "rejected": 1}
+    assert ledger.totals().rounds == {"committed": Sum(1, 1.5), "failed": Sum(2, 120.0)}
+    assert ledger.totals().parts == ROUND.parts
+
+
+def test_an_open_round_shows_how_far_it_is(ledger: Ledger) -> None:
+    """Until it is committed or has failed."""
+    fence = taken(ledger)
+    assert ledger.progress(JOB, 0) is None
+    ledger.open_round(JOB, fence, 0, 1, COHORT, 60, target=2)
+    assert ledger.progress(JOB, 0) == (0, 2)
+    ledger.accept_all(JOB, fence, 0, {"a": {}, "b": {}})
+    ledger.close_round(JOB, fence, 0)
+    assert ledger.progress(JOB, 0) == (2, 2)
+    ledger.commit_round(JOB, fence, 0)
+    assert ledger.progress(JOB, 0) is None
+
+    ledger.open_round(JOB, fence, 1, 1, COHORT, 60)
+    assert ledger.progress(JOB, 1) == (0, len(COHORT))
+    ledger.fail_round(JOB, fence, 1, "too few")
+    assert ledger.progress(JOB, 1) is None
 
 
 # --- a round that is held up, or loses what it had ------------------------------------------------

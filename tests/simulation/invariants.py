@@ -202,6 +202,25 @@ def is_enough(world: "World", last: int) -> bool:
     return chain.verdict(stop.model_dump(), named)
 
 
+# --- the totals ----------------------------------------------------------------------------------
+
+
+def totals_are_the_manifests(world: "World", uncounted: int) -> None:
+    """Each round that was committed since Redis began to count, from `uncounted` on, and nothing twice."""
+    record, totals = world.job(), world.ledger.totals()
+    if record is None:
+        return
+    keys = [names.manifest_blob(JOB, number) for number in range(uncounted, record.round + 1)]
+    manifests = [json.loads(world.blobs.held[key][0]) for key in keys]
+    committed = totals.rounds["committed"].times if "committed" in totals.rounds else 0
+    hold(committed == len(manifests), f"totals: {committed} rounds are counted, {len(manifests)} are committed")
+    files = sum(len({update["blob"]["key"] for update in manifest["updates"]}) for manifest in manifests)
+    folded = totals.parts["fold"].times if totals.parts else 0
+    hold(folded == files, f"totals: {folded} files are counted as folded, {files} were")
+    accepted = sum(len(manifest["updates"]) for manifest in manifests)
+    hold(totals.updates.get("accepted", 0) == accepted, f"totals: {totals.updates}, and {accepted} are in models")
+
+
 # --- P7: nothing that must not be ---------------------------------------------------------------
 
 

@@ -157,10 +157,11 @@ def restore(data: Data, now: int, keys: Keys, job: str, *fields: str) -> str:
     return "ok"
 
 
-def advance(data: Data, now: int, keys: Keys, fence: str, number: str) -> str:
+def advance(data: Data, now: int, keys: Keys, fence: str, number: str, *amounts: str) -> str:
     job = owned(data, keys, fence)
     if int(job["round"]) < int(number):
         job.update(round=number, claims="0")
+        count(data, keys[1], amounts)
     return "ok"
 
 
@@ -208,14 +209,29 @@ def pulse(data: Data, now: int, keys: Keys, known: str) -> list[str]:
 
 
 def open_round(
-    data: Data, now: int, keys: Keys, fence: str, number: str, attempt: str, cohort: str, ms: str, carried: str
+    data: Data,
+    now: int,
+    keys: Keys,
+    fence: str,
+    number: str,
+    attempt: str,
+    cohort: str,
+    ms: str,
+    carried: str,
+    target: str,
 ) -> int:
     job = owned(data, keys, fence)
     conflict(int(job["round"]) != int(number) - 1)
     conflict(data.get(keys[1]).get("state") in ("closed", "committed"))
     deadline = now + int(ms)
     data.at(keys[1]).update(
-        state="open", attempt=attempt, cohort=cohort, carried=carried, opened=str(now), deadline=str(deadline)
+        state="open",
+        attempt=attempt,
+        cohort=cohort,
+        carried=carried,
+        target=target,
+        opened=str(now),
+        deadline=str(deadline),
     )
     job.update(status="running", detail=f"round {number} of {job['rounds']}")
     job.pop("waiting", None)
@@ -281,24 +297,34 @@ def close(data: Data, now: int, keys: Keys, fence: str, counted: str) -> list[st
     return [part for pair in accepted.items() for part in pair]
 
 
-def commit(data: Data, now: int, keys: Keys, fence: str, number: str) -> str:
+def commit(data: Data, now: int, keys: Keys, fence: str, number: str, *amounts: str) -> str:
     job = owned(data, keys, fence)
     state = data.get(keys[1]).get("state")
     conflict(state not in ("closed", "committed"))
     if state == "closed":
         data.get(keys[1])["state"] = "committed"
         job.update(round=number, claims="0")
+        count(data, keys[4], amounts)
     return "ok"
 
 
-def fail(data: Data, now: int, keys: Keys, fence: str, reason: str) -> str:
+def fail(data: Data, now: int, keys: Keys, fence: str, reason: str, *amounts: str) -> str:
     owned(data, keys, fence)
     row = data.get(keys[1])
     lost(not row)
     conflict(row["state"] == "committed")
+    if row["state"] != "failed":
+        count(data, keys[4], amounts)
     row.update(state="failed", reason=reason)
-    data.expiring |= {key for key in keys[1:] if key in data.hashes}
+    data.expiring |= {key for key in keys[1:4] if key in data.hashes}
     return "ok"
+
+
+def count(data: Data, key: str, amounts: tuple[str, ...]) -> None:
+    """Adds to the totals."""
+    for name, amount in zip(amounts[::2], amounts[1::2], strict=True):
+        totals = data.at(key)
+        totals[name] = str(int(totals.get(name, 0)) + int(amount))
 
 
 def owned(data: Data, keys: Keys, fence: str) -> Hash:
@@ -370,6 +396,12 @@ class ModelRedis:
 
     def hget(self, key: str, name: str) -> str | None:
         return self.data.get(key).get(name)
+
+    def hmget(self, key: str, *names: str) -> list[str | None]:
+        return [self.data.get(key).get(name) for name in names]
+
+    def hlen(self, key: str) -> int:
+        return len(self.data.get(key))
 
     def lrange(self, key: str, start: int, stop: int) -> list[str]:
         assert (start, stop) == (0, -1)

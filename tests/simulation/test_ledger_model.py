@@ -15,7 +15,7 @@ from hypothesis.strategies import SearchStrategy
 
 from shared import transitions as steps
 from shared.errors import FedqError
-from shared.ledger import JobRecord, Ledger, Wanted
+from shared.ledger import JobRecord, Ledger, Sum, Totals, Wanted
 from shared.redis_client import Redis, Script
 from shared.settings import Record
 from tests.conftest import Servers
@@ -60,6 +60,8 @@ few = st.integers(0, 2)
 text = st.sampled_from(["", "why", "ü"])
 seconds = st.sampled_from([0.0, 0.001, 10.0, 10.0, 20.0, 30.0, 3600.0])
 moment = st.sampled_from([-1, -1, START, START + 10_000, 2**62])
+sums = st.dictionaries(st.sampled_from(["x", "y"]), st.builds(Sum, few, st.sampled_from([0.0, 0.25, 7.0])))
+totals = st.builds(Totals, sums, sums, st.dictionaries(st.sampled_from(["x", "y"]), few))
 wanted = st.builds(Wanted, st.sampled_from(["running", "paused", "stopped"]), text)
 
 CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
@@ -74,7 +76,7 @@ CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "want": (job, wanted),
     "revive": (job, few),
     "restore": (st.builds(kept, job, number, st.sampled_from(["queued", "paused", "failed"])),),
-    "advance": (job, fence, number),
+    "advance": (job, fence, number, totals),
     "describe": (job, fence, st.sampled_from(["running", "waiting"]), text),
     "end": (job, fence, st.sampled_from(["finished", "failed"]), text),
     "set_metrics": (job, fence, st.just({"loss": 0.25})),
@@ -85,7 +87,16 @@ CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "log": (job,),
     "faults": (),
     "pulse": (st.sampled_from(["one", "two"]), moment),
-    "open_round": (job, fence, number, st.integers(1, 2), st.just(COHORT), seconds, st.sampled_from([{}, {"b": 1}])),
+    "open_round": (
+        job,
+        fence,
+        number,
+        st.integers(1, 2),
+        st.just(COHORT),
+        seconds,
+        st.sampled_from([{}, {"b": 1}]),
+        st.none() | few,
+    ),
     "extend": (job, fence, number, seconds, seconds),
     "accept": (job, fence, number, client, st.fixed_dictionaries({"n": few})),
     "accept_all": (
@@ -99,10 +110,12 @@ CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "exclude": (job, fence, number, client, text),
     "accepted": (job, number, client),
     "close_round": (job, fence, number, few),
-    "commit_round": (job, fence, number),
-    "fail_round": (job, fence, number, text),
+    "commit_round": (job, fence, number, totals),
+    "fail_round": (job, fence, number, text, totals),
     "drop_round": (job, number),
     "round": (job, number),
+    "progress": (job, number),
+    "totals": (),
     "now": (),
 }
 OTHER: dict[str, tuple[SearchStrategy[Any], ...]] = {
@@ -312,6 +325,12 @@ def forgetful(data: Data, now: int, keys: list[str], rounds: str) -> str:
     return model.revive(data, now, [keys[0]], rounds)
 
 
+def eager(data: Data, now: int, keys: list[str], fence: str, number: str, *amounts: str) -> str:
+    answer = model.commit(data, now, keys, fence, number)
+    model.count(data, keys[4], amounts)
+    return answer
+
+
 def impatient(data: Data, now: int, keys: list[str], prefix: str, announced: str) -> list[Any]:
     return model.orphans(data, now, keys, prefix, "29999")
 
@@ -323,6 +342,7 @@ PLANTED: dict[str, tuple[Script, Rule]] = {
     "a close that does not count": (steps.CLOSE, trusting),
     "an ended job revived with its old round": (steps.REVIVE, forgetful),
     "an orphan a millisecond early": (steps.ORPHANS, impatient),
+    "a commit that is counted whenever it is asked": (steps.COMMIT, eager),
 }
 
 

@@ -562,6 +562,16 @@ def forgotten_figures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(takeover, "_catch_up", catch_up)
 
 
+def uncounted_commits(patch: pytest.MonkeyPatch) -> None:
+    """What a dead owner had in the store, and had not told Redis of, is in no total."""
+    advance = model.advance
+    patch.setitem(
+        model.RULES,
+        model.steps.ADVANCE,
+        lambda data, now, keys, fence, number, *_: advance(data, now, keys, fence, number),
+    )
+
+
 def guided_by_clients(random: Random, document: story.Document, clients: int) -> None:
     """Selection goes by the clients, which evaluate."""
     story.on_clients(random, document, clients)
@@ -618,6 +628,7 @@ PLANTED: dict[Plant, tuple[str, float, Focus]] = {
     heard_once: ("P5", story.FAIR, SHAKY),
     no_progress: ("P5", story.FAIR, DEADLY),
     forgotten_figures: ("P3", story.FAIR, DEADLY),
+    uncounted_commits: ("totals", story.FAIR, DEADLY),
 }
 
 #: Of bugs that befall some kinds of jobs alone: these.

@@ -37,10 +37,14 @@ class Witness:
         self.enough: dict[int, int] = {}  # an owner, by its fence → the round after which it needs no other
         self.opened: set[int] = set()
         self.committed: dict[int, float] = {}  # round → when
+        self.uncounted = 0  # rounds that were committed before Redis began to count
 
     def went_back(self) -> None:
         """Redis was flushed or thrown back. A round that it has as closed, it has as closed with what it has."""
         self.round = -1
+        job, rounds = self._world.job(), self._world.ledger.totals().rounds
+        if job is not None:
+            self.uncounted = job.round + 1 - (rounds["committed"].times if "committed" in rounds else 0)
         for number in self.accepted:
             record = self._world.ledger.round(JOB, number)
             if record is not None and record.state == "closed":
@@ -77,6 +81,10 @@ class Witness:
                 self.accepted.pop(args[2], None)
             case "ledger.claim":
                 self._claimed(found)
+            case "ledger.restore" if found:
+                self.uncounted = args[0].round + 1
+            case "ledger.commit_round" | "ledger.advance":
+                invariants.totals_are_the_manifests(self._world, self.uncounted)
             case "ledger.open_round":
                 self._opened(*args)
             case "blobs.put_json" if args[0].endswith("/manifest.json"):
@@ -179,4 +187,5 @@ class Witness:
         """When all is over."""
         record = self._world.job()
         assert record is not None
+        invariants.totals_are_the_manifests(self._world, self.uncounted)
         invariants.the_end_is_recorded(self._world, record, self.manifests)
