@@ -1,6 +1,6 @@
 """The object store: put, get and list blobs by key, each checked against its SHA-256.
 
-The only module that knows minio-py, and it asks of the server nothing but S3's common ground.
+The only module that knows minio-py, and it asks of the server nothing but S3's common ground (`make_key` asks MinIO).
 A store that is busy, slow or broken off is asked again for `patience` seconds; what comes and is wrong, a few times.
 So every call ends by then, except that a blob may take as long as its bytes need on the slowest line we put up with.
 A `Blobs` is safe to share between threads, not between processes.
@@ -25,15 +25,16 @@ from xml.etree.ElementTree import ParseError
 import numpy as np
 import numpy.typing as npt
 import urllib3
-from minio import Minio, S3Error
+from minio import Minio, MinioAdmin, S3Error
+from minio.credentials import StaticProvider
 from minio.credentials.credentials import Credentials
 from minio.deleteobjects import DeleteObject
-from minio.error import MinioException
+from minio.error import MinioAdminException, MinioException
 from minio.helpers import quote
 from minio.signer import sign_v4_s3
 from minio.time import to_amz_date, utcnow
 
-from shared.errors import FedqError, Refused, Unavailable, tls_trouble
+from shared.errors import Denied, FedqError, Refused, Unavailable, tls_trouble
 from shared.events import BlobRef
 from shared.settings import Store
 
@@ -58,6 +59,10 @@ _NOTHING = memoryview(b"")
 
 class NotFound(FedqError):
     """There is no such key in the bucket."""
+
+
+class NoKeys(FedqError):
+    """The store lets us make no keys."""
 
 
 class Faltered(Unavailable):
@@ -173,6 +178,45 @@ class Blobs:
         """Removes blobs by their keys; one that is not there is as good as removed."""
         if keys:
             self._patiently(lambda: self._remove(keys))
+
+    def make_bucket(self) -> bool:
+        """Makes this bucket, and says whether it was missing."""
+        if self._patiently(lambda: self._client.bucket_exists(self.bucket)):
+            return False
+        self._patiently(lambda: self._client.make_bucket(self.bucket))
+        return True
+
+    def make_key(self, access_key: str, secret_key: str, writes: Sequence[str]) -> bool:
+        """Gives a key this secret, and the rights to read the bucket and to write below the patterns of `writes`.
+
+        Says whether it was missing. By MinIO's admin API: `NoKeys` where the store has none, or not for us.
+        """
+        url = urlsplit(self._endpoint)
+        admin = MinioAdmin(
+            endpoint=url.netloc,
+            credentials=StaticProvider(self._credentials.access_key, self._credentials.secret_key),
+            region=self._region,
+            secure=url.scheme == "https",
+            http_client=self._http,
+        )
+        policy = f"{self.bucket}-{access_key}"
+
+        def attempt() -> bool:
+            # First of all: a store without this API may take what we put there for a blob.
+            known = policy in json.loads(admin.policy_list())
+            admin.policy_add(policy, policy=_policy(self.bucket, writes))
+            admin.user_add(access_key, secret_key)
+            try:
+                admin.attach_policy([policy], user=access_key)
+            except MinioAdminException as error:
+                if "PolicyChangeAlreadyApplied" not in str(error):
+                    raise
+            return not known
+
+        try:
+            return self._patiently(attempt)
+        except (MinioAdminException, ValueError) as error:
+            raise NoKeys(f"{self.place} makes us no keys by MinIO's admin API ({_refusal(error)})") from error
 
     def probe(self) -> str:
         """Checks that this bucket can be listed, written, read and cleared; returns the server's name."""
@@ -365,7 +409,7 @@ class Blobs:
             if error.code == "NoSuchBucket":
                 raise Unavailable(f"{self.place}: there is no such bucket; create it or set FEDQ_S3_BUCKET") from error
             if error.code in _DENIED:
-                raise Unavailable(
+                raise Denied(
                     f"{self.place} refuses these credentials ({error.code}); "
                     "check FEDQ_S3_ACCESS_KEY, FEDQ_S3_SECRET_KEY and their rights on the bucket"
                 ) from error
@@ -445,6 +489,28 @@ class _Http(urllib3.PoolManager):
         found = Faltered(f"{self._place} is full ({said}); free some space there")
         found.lasting = True
         return found
+
+
+def _policy(bucket: str, writes: Sequence[str]) -> dict[str, Any]:
+    """Rights in the words of S3: to read a bucket, and to write and remove what matches one of `writes`."""
+    name = f"arn:aws:s3:::{bucket}"
+    reads = [("s3:GetBucketLocation", name), ("s3:ListBucket", name), ("s3:GetObject", f"{name}/*")]
+    changes = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
+    statements = [*(([action], [place]) for action, place in reads), (changes, [f"{name}/{keys}" for keys in writes])]
+    return {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Action": actions, "Resource": places} for actions, places in statements],
+    }
+
+
+def _refusal(error: Exception) -> str:
+    """What a server said to a call of the admin API: MinIO's own words, or the status of one that does not know it."""
+    status, _, body = str(error).removeprefix("admin request failed; Status: ").partition(", Body: ")
+    try:
+        said = json.loads(body)
+        return f"{said['Code']}: {said['Message']}".removesuffix(".")
+    except (ValueError, KeyError, TypeError):
+        return f"it answers {status}" if status.isdecimal() else "it answers what is not MinIO's"
 
 
 def _compare(key: str, found: str, expected: str) -> None:

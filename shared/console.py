@@ -1,4 +1,4 @@
-"""RabbitMQ's management API, asked the one thing that AMQP cannot say: are the policies in place?"""
+"""RabbitMQ's management API, for what AMQP cannot say: virtual hosts, users and their rights, and policies."""
 
 import base64
 import http.client
@@ -6,11 +6,12 @@ import json
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from shared import topology
-from shared.errors import BadInput, Unavailable, tls_trouble
+from shared.errors import BadInput, Denied, Unavailable, tls_trouble
 from shared.settings import Console
 
 TIMEOUT = 5.0  #: seconds that an answer may take
@@ -18,7 +19,7 @@ TIMEOUT = 5.0  #: seconds that an answer may take
 
 def missing_policies(settings: Console, vhost: str) -> list[str]:
     """The policies of `shared.topology` that do not hold in `vhost`, each with the reason where it is there."""
-    found = _get(settings, f"policies/{quote(vhost, safe='')}")
+    found = _call(settings, "GET", f"policies/{quote(vhost, safe='')}")
     set_here = {policy["name"]: policy for policy in found}
     missing = []
     for name, queue in topology.POLICIES.items():
@@ -34,8 +35,37 @@ def missing_policies(settings: Console, vhost: str) -> list[str]:
     return missing
 
 
-def _get(settings: Console, path: str) -> Any:
-    """One answer of the API, to the user of `FEDQ_AMQP_URL`."""
+def make_vhost(settings: Console, vhost: str) -> bool:
+    """Makes a virtual host, and says whether there was none."""
+    if vhost in _names(settings, "vhosts"):
+        return False
+    _call(settings, "PUT", f"vhosts/{quote(vhost, safe='')}", {})
+    return True
+
+
+def make_user(settings: Console, user: str, password: str) -> bool:
+    """Gives a user without any tag this password, and says whether there was no such user."""
+    missing = user not in _names(settings, "users")
+    _call(settings, "PUT", f"users/{quote(user, safe='')}", {"password": password, "tags": ""})
+    return missing
+
+
+def permit(settings: Console, vhost: str, user: str, permissions: Mapping[str, str]) -> None:
+    """Gives a user exactly these rights in a virtual host: `configure`, `write` and `read`, each a pattern."""
+    _call(settings, "PUT", f"permissions/{quote(vhost, safe='')}/{quote(user, safe='')}", permissions)
+
+
+def load(settings: Console, vhost: str, definitions: Mapping[str, Any]) -> None:
+    """Sets the policies of a file such as `deploy/definitions.json`; others stay."""
+    _call(settings, "POST", f"definitions/{quote(vhost, safe='')}", definitions)
+
+
+def _names(settings: Console, kind: str) -> list[str]:
+    return [one["name"] for one in _call(settings, "GET", kind)]
+
+
+def _call(settings: Console, method: str, path: str, body: Any = None) -> Any:
+    """One call of the API by the user of `FEDQ_AMQP_URL`; `Denied` where it may not."""
     if settings.rabbitmq_url is None:
         raise BadInput("FEDQ_RABBITMQ_URL: is not set, so the management API cannot be asked")
     url = settings.rabbitmq_url.get_secret_value().rstrip("/")
@@ -43,16 +73,21 @@ def _get(settings: Console, path: str) -> Any:
     user = urlsplit(settings.amqp_url.get_secret_value())
     login = f"{unquote(user.username or 'guest')}:{unquote(user.password or 'guest')}".encode()
     request = urllib.request.Request(  # noqa: S310 - the settings allow http and https alone
-        f"{url}/api/{path}", headers={"Authorization": f"Basic {base64.b64encode(login).decode()}"}
+        f"{url}/api/{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Basic {base64.b64encode(login).decode()}", "Content-Type": "application/json"},
     )
     try:
         with _direct.open(request, timeout=TIMEOUT) as response:
-            return json.load(response)
+            text = response.read()
+        return json.loads(text) if text else None
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (401, 403):
-            raise Unavailable(
-                f"{place} refuses the user of FEDQ_AMQP_URL; check its password, and that it has the tag policymaker"
+            tag = "policymaker" if path.startswith("policies/") else "administrator"
+            raise Denied(
+                f"{place} refuses the user of FEDQ_AMQP_URL; check its password, and that it has the tag {tag}"
             ) from error
         if error.code == 404:
             raise Unavailable(f"{place} knows no {path}; check the vhost in FEDQ_AMQP_URL") from error

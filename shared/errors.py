@@ -6,6 +6,7 @@
     ├── BadInput          a person's mistake in a file, an argument or a setting   exit code 2
     ├── JobFailed         the training ended without its model                     exit code 1
     ├── Unavailable       a server did not do its part in time                     exit code 3
+    │   ├── Denied        it refuses who we say we are: another try is no better
     │   └── QueueFull     the broker refuses a message: nobody empties the queue
     ├── BadMessage        a body that is no event of this version                  → dead-letters
     ├── Stale             late, repeated, or of a round that is over               → acknowledged, logged
@@ -40,6 +41,10 @@ class Unavailable(FedqError):
     """RabbitMQ, Redis or the object store is away, slow or refuses us; worth another try."""
 
     exit_code = 3
+
+
+class Denied(Unavailable):
+    """A server refuses our login, or has no such rights for it; a person must mend that."""
 
 
 class QueueFull(Unavailable):

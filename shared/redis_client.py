@@ -8,7 +8,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from shared.errors import Unavailable, tls_trouble
+from shared.errors import Denied, Unavailable, tls_trouble
 from shared.settings import Record
 
 
@@ -39,9 +39,9 @@ class Redis:
         try:
             return call(*args, **options)
         except redis.AuthenticationError as error:
-            raise Unavailable(f"{self.place} refuses this password; check FEDQ_REDIS_URL") from error
+            raise Denied(f"{self.place} refuses this password; check FEDQ_REDIS_URL") from error
         except redis.exceptions.NoPermissionError as error:
-            raise Unavailable(f"{self.place} refuses this user ({error}); check its rights") from error
+            raise Denied(f"{self.place} refuses this user ({error}); check its rights") from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             if trouble := tls_trouble(error, "FEDQ_REDIS_URL"):
                 raise Unavailable(f"{self.place}: {trouble}") from error
@@ -51,7 +51,7 @@ class Redis:
             ) from error
         except redis.ResponseError as error:
             if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
-                raise Unavailable(f"{self.place} refuses this password; check FEDQ_REDIS_URL") from error
+                raise Denied(f"{self.place} refuses this password; check FEDQ_REDIS_URL") from error
             if isinstance(error, _PASSING_CLASSES) or str(error).startswith(_PASSING_WORDS):
                 raise Unavailable(f"{self.place} takes no writes now: {error}") from error
             raise

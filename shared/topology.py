@@ -20,6 +20,18 @@ POLICIES = {  #: each policy of `deploy/definitions.json`, and a queue name that
 }
 
 
+#: What each of the broker's users may do in fedq's vhost. A trainer makes its own queues and dead-letters, publishes to
+#: the two exchanges, and reads only what is meant for trainers.
+PERMISSIONS = {
+    "operator": {"configure": ".*", "write": ".*", "read": ".*"},
+    "trainer": {
+        "configure": r"^(trainer\..*|fedq\.events|fedq\.tasks|dead-letters)$",
+        "write": r"^(fedq\.events|fedq\.tasks|trainer\..*|amq\.default)$",
+        "read": r"^(trainer\..*|fedq\.events|fedq\.tasks)$",
+    },
+}
+
+
 @dataclass(frozen=True)
 class Queue:
     """A queue and the routing keys that `fedq.events` sends to it."""
@@ -79,6 +91,11 @@ def watcher(watcher: str, job: str) -> Queue:
         arguments={},
         exclusive=True,
     )
+
+
+def joining(watcher: str, pool: str) -> Queue:
+    """One person waiting for trainers of a pool."""
+    return Queue(names.watcher_queue(watcher), (f"trainer-joined.{pool}",), arguments={}, exclusive=True)
 
 
 def heartbeats() -> Queue:

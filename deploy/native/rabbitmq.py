@@ -14,21 +14,11 @@ from deploy.native import processes
 from deploy.native.server import Server
 from deploy.native.state import write_private
 from shared.errors import Unavailable
+from shared.topology import PERMISSIONS
 
 VHOST = "fedq"
 EPMD = "epmd"  #: Erlang's name server, which a node needs to be one
 DEFINITIONS = Path(__file__).parents[1] / "definitions.json"
-
-#: What each user may do in a vhost. A trainer makes its own queues and dead-letters, publishes to the two
-#: exchanges, and reads only what is meant for trainers.
-PERMISSIONS = {
-    "operator": {"configure": ".*", "write": ".*", "read": ".*"},
-    "trainer": {
-        "configure": r"^(trainer\..*|fedq\.events|fedq\.tasks|dead-letters)$",
-        "write": r"^(fedq\.events|fedq\.tasks|trainer\..*|amq\.default)$",
-        "read": r"^(trainer\..*|fedq\.events|fedq\.tasks)$",
-    },
-}
 
 CONFIGURATION = """\
 listeners.tcp.local = 127.0.0.1:{amqp}

@@ -10,6 +10,7 @@ from minio.error import MinioException
 
 from deploy.native.server import Server
 from deploy.native.state import write_private
+from shared import names
 
 BUCKET = "fedq"
 
@@ -19,8 +20,7 @@ ACTIONS = {
     "trainer": [
         f"Read:{BUCKET}",
         f"List:{BUCKET}",
-        f"Write:{BUCKET}/jobs/*/rounds/*/updates/*",
-        f"Write:{BUCKET}/jobs/*/clients/*",  # what pool clients keep from round to round
+        *(f"Write:{BUCKET}/{keys}" for keys in names.TRAINER_WRITES),
     ],
 }
 

@@ -263,6 +263,15 @@ def verify(job: Job, as_json: Json = False) -> None:
 
 
 @app.command()
+def setup() -> None:
+    """Makes in RabbitMQ and the object store what fedq needs there; what is there already stays."""
+    from services.cli import setup as provisioning
+    from shared import settings
+
+    provisioning.provision(settings.load(settings.Setup))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Checks every server and service, and says what to do about what is wrong."""
     from services.cli.doctor import examine
