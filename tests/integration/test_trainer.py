@@ -605,7 +605,7 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
         (("--pool", "cpu", "--client", "a"), "not allowed with argument"),
         (("--pool", "c p u"), "'c p u' is not a name"),
         (("--pool", "cpu", "--slots", "0"), "'0' is not a number from 1 to 256"),
-        (("--pool", "cpu"), "FEDQ_AMQP_URL: is not set"),
+        (("--pool", "cpu"), "FEDQ_AMQP_URL are not set: set them"),
     ],
 )
 def test_wrong_arguments_and_settings_are_one_sentence(arguments: tuple[str, ...], sentence: str) -> None:
@@ -632,10 +632,10 @@ def test_a_broker_that_is_away_at_the_start_is_one_sentence(servers: Servers, tm
 
 def test_a_device_that_is_not_there_is_one_sentence(federation: Federation) -> None:
     """The slots find out, the parent says it."""
-    trainer = federation.launch("--pool", "cpu", FEDQ_DEVICE="warp")
+    trainer = federation.launch("--pool", "cpu", FEDQ_DEVICE="cuda:99")
 
     assert trainer.wait(WAIT) == 2
-    assert "error: FEDQ_DEVICE: warp cannot be used here" in federation.log()
+    assert "error: FEDQ_DEVICE: cuda:99 cannot be used here" in federation.log()
 
 
 def fetch(store: settings.Store, directory: Path, ref: BlobRef) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """Settings from the environment and files; what is missing or wrong is said, and what is secret is not."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,17 @@ def write(folder: Path, name: str, **values: str) -> None:
     ],
 )
 def test_everything_missing_is_named_at_once(kind: type[settings.Common], missing: set[str]) -> None:
-    """One line for each variable, by the name a person sets, and one that says where."""
+    """In one sentence, each by the name a person sets, that says where to do so."""
     with pytest.raises(BadInput) as caught:
         settings.load(kind)
 
-    *lines, last = str(caught.value).splitlines()
-    assert set(lines) == {f"FEDQ_{name}: is not set" for name in missing}
-    assert last == "Set them in the environment or in .env (`make up` starts servers and writes .fedq/env)."
+    names, verb, rest = re.split(" (is|are) not set: ", str(caught.value))
+    assert set(re.split(", | and ", names)) == {f"FEDQ_{name}" for name in missing}
+    assert (verb, rest.split()[1]) == (("is", "it") if len(missing) == 1 else ("are", "them"))
+    assert rest.endswith(
+        " in the environment (of the container, where this is one) or in .env; "
+        "`make up` starts servers and writes .fedq/env"
+    )
 
 
 def test_what_is_set_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +74,51 @@ def test_what_is_set_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput) as caught:
         settings.load(settings.Cli)
 
-    assert str(caught.value).splitlines()[0] == "FEDQ_S3_URL: is not set"
-    assert len(str(caught.value).splitlines()) == 2
+    assert str(caught.value).startswith("FEDQ_S3_URL is not set: ")
+    assert re.findall(r"FEDQ_\w+", str(caught.value)) == ["FEDQ_S3_URL"]
+
+
+def test_what_is_empty_is_not_set(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compose hands on a variable that nobody set: a default holds, .env counts, and what is needed is missing."""
+    set_all(monkeypatch, FEDQ_S3_URL="", FEDQ_S3_SECRET_KEY="", FEDQ_LEASE_S="", FEDQ_S3_BUCKET="")
+    write(nowhere, ".env", FEDQ_S3_URL="http://host:9000", FEDQ_S3_BUCKET="")
+    with pytest.raises(BadInput, match=r"^FEDQ_S3_SECRET_KEY is not set: "):
+        settings.load(settings.Aggregator)
+
+    monkeypatch.setenv("FEDQ_S3_SECRET_KEY", "s3cret-4")
+    found = settings.load(settings.Aggregator)
+    assert (found.lease_s, found.s3_bucket, found.s3_url.get_secret_value()) == (15, "fedq", "http://host:9000")
+
+
+def test_what_a_file_ends_with_belongs_to_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Secret of Kubernetes that is made of a file ends in a line feed."""
+    set_all(monkeypatch, **{name: f"{value}\n" for name, value in RIGHT.items()})
+    found = settings.load(settings.Cli)
+
+    secrets = (found.amqp_url, found.redis_url, found.s3_url, found.s3_access_key, found.s3_secret_key)
+    assert [secret.get_secret_value() for secret in secrets] == list(RIGHT.values())
+
+
+def test_a_name_that_nobody_reads_is_told_with_the_nearest(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the environment and from files; not what is read elsewhere, nor what Kubernetes sets for a Service."""
+    set_all(monkeypatch, FEDQ_LAESE_S="5", FEDQ_FAILPOINT="", FEDQ_QWERTZ="x", FEDQ_REDIS_SERVICE_HOST="10.0.0.1")
+    write(nowhere, ".env", FEDQ_S3_BUCKETS="b", REDIS_PASSWORD="x")
+
+    assert settings.unknown() == {
+        "FEDQ_LAESE_S": "FEDQ_LEASE_S",
+        "FEDQ_QWERTZ": None,
+        "FEDQ_S3_BUCKETS": "FEDQ_S3_BUCKET",
+    }
+
+
+def test_what_is_missing_for_a_typo_is_told_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nobody looks for long."""
+    set_all(monkeypatch, FEDQ_AMQP_ULR=RIGHT["FEDQ_AMQP_URL"])
+    monkeypatch.delenv("FEDQ_AMQP_URL")
+    with pytest.raises(BadInput, match=r"^FEDQ_AMQP_URL is not set \(but FEDQ_AMQP_ULR is\): set it in ") as caught:
+        settings.load(settings.Registry)
+
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,17 +141,28 @@ def test_a_trainer_holds_no_redis_address(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("FEDQ_AMQP_URL", "s3cret-9", "FEDQ_AMQP_URL: must be a URL such as amqp://host:port"),
-        ("FEDQ_AMQP_URL", "http://user:s3cret-9@host", "FEDQ_AMQP_URL: must be a URL such as amqp://host:port"),
-        ("FEDQ_AMQP_URL", "amqp://", "FEDQ_AMQP_URL: must be a URL such as amqp://host:port"),
-        ("FEDQ_REDIS_URL", "redis:s3cret-9", "FEDQ_REDIS_URL: must be a URL such as redis://host:port"),
-        ("FEDQ_S3_URL", "host:9000", "FEDQ_S3_URL: must be a URL such as http://host:port"),
-        ("FEDQ_S3_BUCKET", "x", "FEDQ_S3_BUCKET: String should have at least 3 characters"),
+        ("FEDQ_AMQP_URL", "s3cret-9", "FEDQ_AMQP_URL: must be a URL such as amqp://user:password@host:5672/vhost"),
+        ("FEDQ_AMQP_URL", "http://user:s3cret-9@host", "FEDQ_AMQP_URL: must be a URL such as amqp://"),
+        ("FEDQ_AMQP_URL", "amqp://", "FEDQ_AMQP_URL: must be a URL such as amqp://"),
+        ("FEDQ_REDIS_URL", "redis:s3cret-9", "FEDQ_REDIS_URL: must be a URL such as redis://:password@host:6379/0"),
+        ("FEDQ_REDIS_URL", "redis://:s3cret-9@host/fedq", "FEDQ_REDIS_URL: must be a URL such as redis://"),
+        ("FEDQ_S3_URL", "host:9000", "FEDQ_S3_URL: must be a URL such as http://host:9000"),
+        ("FEDQ_S3_URL", "http://key:s3cret-9@host", "FEDQ_S3_URL: must be a URL such as http://host:9000, without a "),
+        ("FEDQ_S3_URL", "http://host:9000/fedq", "FEDQ_S3_URL: must be a URL such as http://host:9000, and nothing "),
+        ("FEDQ_S3_BUCKET", "x", "FEDQ_S3_BUCKET: must be the name of a bucket: 3 to 63 of a-z, 0-9, - and ."),
+        ("FEDQ_S3_BUCKET", "My_Bucket", "FEDQ_S3_BUCKET: must be the name of a bucket"),
+        ("FEDQ_S3_BUCKET", "my..bucket", "FEDQ_S3_BUCKET: must be the name of a bucket"),
+        ("FEDQ_S3_REGION", "here and there", "FEDQ_S3_REGION: must be a region such as us-east-1"),
         ("FEDQ_LEASE_S", "soon", "FEDQ_LEASE_S: Input should be a valid number"),
         ("FEDQ_LEASE_S", "0", "FEDQ_LEASE_S: Input should be greater than 0.5"),
         ("FEDQ_MAX_JOBS", "0", "FEDQ_MAX_JOBS: Input should be greater than or equal to 1"),
         ("FEDQ_LOG", "loud", "FEDQ_LOG: Input should be 'auto', 'json' or 'console'"),
-        ("FEDQ_RABBITMQ_URL", "s3cret-9", "FEDQ_RABBITMQ_URL: must be a URL such as http://host:port"),
+        ("FEDQ_RABBITMQ_URL", "s3cret-9", "FEDQ_RABBITMQ_URL: must be a URL such as http://host:15672"),
+        (
+            "FEDQ_RABBITMQ_URL",
+            "http://u:s3cret-9@h",
+            "FEDQ_RABBITMQ_URL: must be a URL such as http://host:15672, w",
+        ),
     ],
 )
 def test_what_is_wrong_is_explained_and_not_shown(
