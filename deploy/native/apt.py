@@ -1,6 +1,8 @@
 """Debian packages as files, without root: apt with lists, locks and caches of its own."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,9 +11,12 @@ from shared.errors import Unavailable
 
 
 class Apt:
-    """apt below the folder `state`; `wanted` says, where it fails, what is missing and what to do about it."""
+    """apt below the folder `state`; `wanted` says, where it fails, what is missing and what to do about it.
 
-    def __init__(self, state: Path, wanted: str) -> None:
+    It fetches from where the system does, or from the one `source` (a line of sources.list) alone.
+    """
+
+    def __init__(self, state: Path, wanted: str, source: str | None = None) -> None:
         if not (shutil.which("apt-get") and shutil.which("dpkg")):
             raise Unavailable(f"apt is not here to fetch {wanted}.")
         self.archives = state / "archives"
@@ -36,6 +41,9 @@ class Apt:
             "APT::Sandbox::User": "root",  # means: do not change the user
             "Debug::NoLocking": "true",
         }
+        if source is not None:
+            (state / "sources.list").write_text(f"{source}\n")
+            private |= {"Dir::Etc::sourcelist": str(state / "sources.list"), "Dir::Etc::sourceparts": "/dev/null"}
         configuration.write_text("\n".join([*kept, *(f'{k} "{v}";' for k, v in private.items())]))
         self.run("apt-get", "-q", "update")
 
@@ -49,3 +57,14 @@ class Apt:
             reason = self._complaints[0][2:].strip() if self._complaints else f"{words[0]} failed"
             raise Unavailable(f"apt cannot fetch {self._wanted} ({reason}).")
         return done.stdout
+
+
+def mirrors() -> list[str]:
+    """Where the system fetches its own release's packages: the addresses below which other releases are, too."""
+    command = ["apt-get", "-o", "Debug::NoLocking=true", "-o", "Dir::State::lists=/nonexistent", "--print-uris", "update"]
+    try:
+        release = platform.freedesktop_os_release()["VERSION_CODENAME"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except (OSError, KeyError):
+        return []
+    return re.findall(rf"^'(.+)/dists/{re.escape(release)}/InRelease'", done.stdout, re.MULTILINE)
