@@ -61,10 +61,17 @@ class Apt:
 
 def mirrors() -> list[str]:
     """Where the system fetches its own release's packages: the addresses below which other releases are, too."""
-    command = ["apt-get", "-o", "Debug::NoLocking=true", "-o", "Dir::State::lists=/nonexistent", "--print-uris", "update"]
+    alone = [
+        "-o",
+        "Debug::NoLocking=true",
+        "-o",
+        "Dir::State::lists=/nonexistent",
+    ]  # says what it would fetch, as if anew
     try:
         release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        done = subprocess.run(
+            ["apt-get", *alone, "--print-uris", "update"], check=False, capture_output=True, text=True
+        )
     except (OSError, KeyError):
         return []
     return re.findall(rf"^'(.+)/dists/{re.escape(release)}/InRelease'", done.stdout, re.MULTILINE)
