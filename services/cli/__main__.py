@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli.failing import Commands
+from services.cli.orchestrators.on import On
 
 # What a command needs is imported by it alone, so that the others answer at once.
 if TYPE_CHECKING:
@@ -27,6 +28,19 @@ Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id; `fedq job
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: rounds.count=3.")]
 Reason = Annotated[str, typer.Option(help="Why; the record keeps it.")]
 Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
+Begin = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="The job file, YAML; with --resume, instead of the job's own.")
+]
+Id = Annotated[str | None, typer.Option("--id", metavar="JOB", help="The job's id, instead of a new one.")]
+Resumed = Annotated[
+    str | None, typer.Option("--resume", metavar="JOB", help="Continues a job that has ended or is paused.")
+]
+Follow = Annotated[bool, typer.Option("--watch", help="Follows the job to its end.")]
+Orchestrator = Annotated[On | None, typer.Option("--on", help="Where fedq runs, if it runs in several ways here.")]
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", "-n", metavar="NAME", help="In Kubernetes; if left out, the context's."),
+]
 
 
 @app.command()
@@ -80,49 +94,85 @@ def data(
 
 @app.command()
 def start(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="The job file, YAML; with --resume, instead of the job's own.")
-    ] = None,
+    file: Begin = None,
     assignments: Set = None,
-    job_id: Annotated[
-        str | None, typer.Option("--id", metavar="JOB", help="The job's id, instead of a new one.")
-    ] = None,
-    resumed: Annotated[
-        str | None, typer.Option("--resume", metavar="JOB", help="Continues a job that has ended or is paused.")
-    ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Follows the job to its end.")] = False,
+    job_id: Id = None,
+    resumed: Resumed = None,
+    watch: Follow = False,
     as_json: Json = False,
 ) -> None:
     """Starts a job, or continues one from its last committed round, and prints its id."""
-    from services.cli import jobfile, operating, output, screen
-    from services.cli.watching import Watch
-    from shared.errors import BadInput
-    from shared.jobs import new_job_id
+    _start(file, assignments, job_id, resumed, watch, as_json)
 
-    if resumed is not None and job_id is not None:
-        raise BadInput("--id names a new job and --resume an earlier one: give one of them")
-    if resumed is None and file is None:
-        raise BadInput("there is no job to start: give its FILE, or --resume JOB to continue an earlier one")
-    spec = jobfile.load(file, assignments or ()) if file else None
-    with _servers() as servers:
-        if resumed is not None:
-            job, going_on = resumed, operating.plan(servers, resumed, spec, assignments or ())
-            begin = partial(operating.resume, servers, going_on)
-        elif spec is not None:
-            job = operating.check_id(job_id) if job_id else new_job_id(spec.name)
-            begin = partial(operating.start, servers, job, spec, folder=file.parent if file else Path())
-        if not watch:
-            begin()
-            _announce(job, as_json)
-            if not servers.aggregators():
-                output.note(servers.why_queued())
-            return
-        with screen.view(as_json) as view:
-            watching = Watch(servers, job, view)
-            begin(watching)
-            _announce(job, as_json)
-            end = watching.follow()
-        _conclude(end, as_json)
+
+@app.command()
+def submit(
+    file: Begin = None,
+    assignments: Set = None,
+    job_id: Id = None,
+    resumed: Resumed = None,
+    watch: Follow = False,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Starts a job in a Kubernetes cluster: `start`, with the servers of kubectl's context."""
+    from services.cli import jobfile
+    from services.cli.cluster import connected
+    from services.cli.orchestrators import kubernetes
+
+    if file is not None:
+        jobfile.load(file, assignments or ())  # a mistake in it is told before any port is opened
+    with connected(kubernetes.at(namespace)):
+        _start(file, assignments, job_id, resumed, watch, as_json)
+
+
+@app.command()
+def connect(namespace: Namespace = None) -> None:
+    """Leads the other commands to a Kubernetes cluster's servers, by ports of this machine, until Ctrl-C."""
+    from services.cli import cluster
+
+    cluster.connect(namespace)
+
+
+@app.command()
+def scale(
+    trainers: Annotated[int, typer.Argument(metavar="N", min=0, help="How many trainers the pool shall have.")],
+    pool: Annotated[str, typer.Option(help="Whose trainers.")] = "cpu",
+    on: Orchestrator = None,
+    namespace: Namespace = None,
+    wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for them; 0: not.")] = 60,
+    as_json: Json = False,
+) -> None:
+    """Scales a pool's trainers, in Docker Compose or Kubernetes, and waits until they are there."""
+    from services.cli import scaling
+
+    scaling.scale(trainers, pool, on, namespace, wait=wait, as_json=as_json)
+
+
+@app.command()
+def logs(
+    job: Job,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Goes on until Ctrl-C.")] = False,
+    on: Orchestrator = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Shows what all services wrote about a job, in the order of time."""
+    from services.cli import service_logs
+
+    service_logs.logs(job, on, namespace, follow=follow, as_json=as_json)
+
+
+@app.command()
+def compose(
+    trainers: Annotated[int, typer.Option(min=1, help="How many clients, each a trainer of its own.")] = 4,
+    slow: Annotated[int, typer.Option(min=0, help="How many have half a processor.")] = 0,
+    medium: Annotated[int, typer.Option(min=0, help="How many have 0.75 of one; the others have 1.25.")] = 0,
+) -> None:
+    """Prints a compose file: the stack with named clients, some slower than others, in place of its pool."""
+    from services.cli import composing
+
+    print(composing.generate(trainers, slow, medium), end="")
 
 
 @app.command()
@@ -278,6 +328,45 @@ def doctor(as_json: Json = False) -> None:
 
     with _servers() as servers:
         raise typer.Exit(examine(servers, as_json))
+
+
+def _start(
+    file: Path | None,
+    assignments: list[str] | None,
+    job_id: str | None,
+    resumed: str | None,
+    watch: bool,
+    as_json: bool,
+) -> None:
+    from services.cli import jobfile, operating, output, screen
+    from services.cli.watching import Watch
+    from shared.errors import BadInput
+    from shared.jobs import new_job_id
+
+    if resumed is not None and job_id is not None:
+        raise BadInput("--id names a new job and --resume an earlier one: give one of them")
+    if resumed is None and file is None:
+        raise BadInput("there is no job to start: give its FILE, or --resume JOB to continue an earlier one")
+    spec = jobfile.load(file, assignments or ()) if file else None
+    with _servers() as servers:
+        if resumed is not None:
+            job, going_on = resumed, operating.plan(servers, resumed, spec, assignments or ())
+            begin = partial(operating.resume, servers, going_on)
+        elif spec is not None:
+            job = operating.check_id(job_id) if job_id else new_job_id(spec.name)
+            begin = partial(operating.start, servers, job, spec, folder=file.parent if file else Path())
+        if not watch:
+            begin()
+            _announce(job, as_json)
+            if not servers.aggregators():
+                output.note(servers.why_queued())
+            return
+        with screen.view(as_json) as view:
+            watching = Watch(servers, job, view)
+            begin(watching)
+            _announce(job, as_json)
+            end = watching.follow()
+        _conclude(end, as_json)
 
 
 def _servers() -> "Servers":

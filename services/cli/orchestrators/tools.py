@@ -1,0 +1,114 @@
+"""`docker` and `kubectl` as processes: what they print, or a sentence that says why they did not do their work."""
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from shared.errors import BadInput, FedqError, Unavailable
+
+QUERY = 15.0  #: seconds that an answer may take
+CHANGE = 900.0  #: seconds that a change may take: whoever is stopped finishes its work first
+
+
+class NotHere(BadInput):
+    """The program is not installed, or not set up."""
+
+
+_CAUSES: tuple[tuple[str, type[FedqError], str], ...] = (
+    (
+        r"current-context|no configuration has been provided|localhost:8080 was refused",
+        NotHere,
+        "kubectl has no cluster to talk to: `kubectl config use-context NAME` chooses one",
+    ),
+    (
+        r"\(Forbidden\)|is forbidden",
+        Unavailable,
+        "the cluster forbids it: {reason}; ask whoever runs it for that right",
+    ),
+    (r"\(Unauthorized\)|must be logged in", Unavailable, "the cluster does not know us: {reason}; log in again"),
+    (r"Cannot connect to the Docker daemon", Unavailable, "Docker's daemon does not answer: start it"),
+    (
+        r"permission denied while trying to connect",
+        Unavailable,
+        "Docker's daemon lets only its group in: join the group docker, or use sudo",
+    ),
+    (
+        r"'compose' is not a docker command|unknown docker command|unknown shorthand flag|unknown flag: --project-name",
+        NotHere,
+        "Docker has no `compose` here: install its plugin, Compose v2",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A command that prints log lines."""
+
+    service: str | None  # whose they are; None where each line begins with that
+    command: tuple[str, ...]
+
+
+def run(words: Sequence[str], *, seconds: float = QUERY) -> str:
+    """What a command prints; `BadInput` or `Unavailable` where it fails, or takes longer than `seconds`."""
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            stdin=subprocess.DEVNULL,
+            env=environment(),
+            check=False,
+        )
+    except FileNotFoundError:
+        raise NotHere(f"{words[0]} is not installed here, or not on the PATH") from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{shown(words)} gave no answer within {seconds:g} s") from None
+    if done.returncode:
+        raise failure(words, done.stderr or done.stdout, done.returncode)
+    return done.stdout
+
+
+def begin(words: Sequence[str], errors: IO[str] | int) -> "subprocess.Popen[str]":
+    """Starts a command that prints for as long as it runs; what it complains of goes to `errors`."""
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            env=environment(),
+            process_group=0,  # a Ctrl-C in the terminal is for us, who end it in order
+        )
+    except FileNotFoundError:
+        raise NotHere(f"{words[0]} is not installed here, or not on the PATH") from None
+
+
+def failure(words: Sequence[str], text: str, code: int) -> FedqError:
+    """The error in what a command wrote before it ended with `code`."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [f"it ended with {code} and no word"]
+    for pattern, kind, sentence in _CAUSES:
+        for line in lines:
+            if re.search(pattern, line):
+                return kind(sentence.format(reason=_reason(line)))
+    return Unavailable(f"{shown(words)} failed: {_reason(lines[-1])}")
+
+
+def environment() -> dict[str, str]:
+    """Ours without `FEDQ_*`: passwords are nothing that these programs need."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
+
+
+def shown(words: Sequence[str]) -> str:
+    """A command in a sentence: the program and its verb, without flags."""
+    return f"`{' '.join([word for word in words if not word.startswith('-')][:3])}`"
+
+
+def _reason(line: str) -> str:
+    return re.sub(r"^(error|Error response from daemon|Error from server( \(\w+\))?): ", "", line).rstrip(".")
