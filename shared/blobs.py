@@ -220,9 +220,9 @@ class Blobs:
 
     def probe(self) -> str:
         """Checks that this bucket can be listed, written, read and cleared; returns the server's name."""
-        # Asked first: a server may make a missing bucket for an administrator who writes to it.
-        if not self._patiently(lambda: self._client.bucket_exists(self.bucket)):
-            raise Unavailable(f"{self.place}: there is no such bucket; create it or set FEDQ_S3_BUCKET")
+        # First: a server may make a missing bucket for an administrator who writes to it; and it says what it refuses,
+        # as it would not if only asked whether there is one.
+        self.list("probe/")
         key = f"probe/{time.time_ns()}"
         ref = self.put(key, b"fedq")
         self.get(ref)
@@ -404,21 +404,7 @@ class Blobs:
         try:
             yield
         except S3Error as error:
-            if error.code in ("NoSuchKey", "NoSuchObject"):
-                raise NotFound(f"{self.place} has no {error.object_name}") from error
-            if error.code == "NoSuchBucket":
-                raise Unavailable(f"{self.place}: there is no such bucket; create it or set FEDQ_S3_BUCKET") from error
-            if error.code in _DENIED:
-                raise Denied(
-                    f"{self.place} refuses these credentials ({error.code}); "
-                    "check FEDQ_S3_ACCESS_KEY, FEDQ_S3_SECRET_KEY and their rights on the bucket"
-                ) from error
-            if error.code == "BadRequest":  # no code of S3's: a server's that takes no request at all
-                raise Unavailable(
-                    f"{self.place} takes no request; is FEDQ_S3_URL right, http:// or https://?"
-                ) from error
-            kind = Faltered if error.code in _PASSING else Unavailable
-            raise kind(f"{self.place} answers {error.code}: {error.message}") from error
+            raise self._refusal(error) from error
         except MinioException as error:
             raise Unavailable(f"{self.place} answers: {error}; is FEDQ_S3_URL right?") from error
         except (ParseError, UnicodeDecodeError) as error:
@@ -432,6 +418,23 @@ class Blobs:
             # A line with TLS that breaks off in the middle is as passing as any other.
             found.lasting = trouble is not None or isinstance(error, urllib3.exceptions.NewConnectionError)
             raise found from error
+
+    def _refusal(self, error: S3Error) -> FedqError:
+        """What S3's answer means to a person."""
+        match error.code:
+            case "NoSuchKey" | "NoSuchObject":
+                return NotFound(f"{self.place} has no {error.object_name}")
+            case "NoSuchBucket":
+                return Unavailable(f"{self.place}: there is no such bucket; create it or set FEDQ_S3_BUCKET")
+            case code if code in _DENIED:
+                return Denied(f"{self.place} refuses these credentials ({code}); check {_DENIED[code]}")
+            case "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" | "PermanentRedirect":
+                return Unavailable(f"{self.place} is of another region ({error.message}); check FEDQ_S3_REGION")
+            case "BadRequest":  # no code of S3's: a server's that takes no request at all
+                return Unavailable(f"{self.place} takes no request; is FEDQ_S3_URL right, http:// or https://?")
+            case code:
+                kind = Faltered if code in _PASSING else Unavailable
+                return kind(f"{self.place} answers {code}: {error.message}")
 
 
 class _Http(urllib3.PoolManager):
@@ -529,8 +532,13 @@ def _metadata(found: Any) -> dict[str, str]:
     return {name.removeprefix(own): value for name, value in headers.items() if name.startswith(own)}
 
 
-_DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken")
-
+#: What to look at, by S3's code for what is refused.
+_DENIED = {
+    "AccessDenied": "FEDQ_S3_ACCESS_KEY, FEDQ_S3_SECRET_KEY and their rights on the bucket",
+    "InvalidAccessKeyId": "FEDQ_S3_ACCESS_KEY",
+    "InvalidToken": "FEDQ_S3_ACCESS_KEY",
+    "SignatureDoesNotMatch": "FEDQ_S3_SECRET_KEY",
+}
 
 #: S3's codes for what may be otherwise in a moment: a body garbled or broken off on its way among them.
 _PASSING = (

@@ -88,14 +88,14 @@ class Bus:
             raise Unavailable(f"RabbitMQ has no queue {names.DEAD_LETTERS}")
         delivery.ack()
 
-    def declare(self, *queues: Queue) -> None:
-        """Makes sure that the queues and their bindings exist."""
+    def declare(self, *queues: Queue, patience: float | None = None) -> None:
+        """Makes sure that the queues and their bindings exist; `Unavailable` where that takes too long."""
 
         def declare(channels: Channels) -> None:
             for wanted in queues:
                 channels.declare(wanted)
 
-        self._publishing.call(declare, self._patience)
+        self._publishing.call(declare, self._patience if patience is None else patience)
 
     def declare_once(self, wanted: Queue) -> None:
         """Like `declare`, and nothing the next time, unless an event has found no queue since."""

@@ -188,7 +188,9 @@ class Link:
             try:
                 return future.result(max(0.0, deadline - time.monotonic()))
             except FutureTimeout:
-                raise Unavailable(f"{self.place} did not answer within {patience:g} s") from None
+                raise Unavailable(
+                    f"{self.place} did not answer within {patience:g} s; is FEDQ_AMQP_URL right?"
+                ) from None
             except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
                 raise
             except (pika.exceptions.AMQPError, OSError) as error:
@@ -430,7 +432,7 @@ def _explain(error: BaseException, parameters: pika.ConnectionParameters) -> str
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError) or "NOT_ALLOWED" in str(error):
         return f"{place} refuses the vhost {parameters.virtual_host!r}; check FEDQ_AMQP_URL and the user's rights"
     if "ACCESS_REFUSED" in str(error):
-        return f"{place} refuses what this user tries: {error}; check the user and its rights"
+        return f"{place} refuses what this user tries: {error}; check the rights of the user in FEDQ_AMQP_URL"
     if isinstance(error, pika.exceptions.AMQPConnectionError | OSError):
         causes = [getattr(cause, "exception", cause) for cause in (*reversed(error.args), error)]
         detail = next((str(cause) for cause in causes if str(cause)), type(error).__name__)

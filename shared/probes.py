@@ -16,7 +16,6 @@ from typing import Self
 import structlog
 
 from shared.errors import BadInput
-from shared.settings import Common
 
 log = structlog.get_logger()
 
@@ -60,10 +59,10 @@ class Probes:
     however well the others fare. Raises `BadInput` where the folder cannot be written.
     """
 
-    def __init__(self, settings: Common) -> None:
-        self.interval = settings.probe_s
+    def __init__(self, directory: Path | None = None, interval: float = 10.0) -> None:
+        self.interval = interval  #: seconds
         self.due = float("inf")  # by the monotonic clock: when the next touch is of use
-        self._directory = settings.probe_dir
+        self._directory = directory
         self._loops: tuple[Loop, ...] = ()
         self._lock = threading.Lock()
         self._stopping = False

@@ -8,6 +8,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
+from shared import names
 from shared.errors import Denied, Unavailable, tls_trouble
 from shared.settings import Record
 
@@ -31,6 +32,10 @@ class Redis:
         """Runs one atomic step on the server."""
         return self._guarded(script.bound(self._client), keys=keys, args=args)
 
+    def probe(self) -> None:
+        """Checks that our scripts run there, and that they may write."""
+        self.run(_PROBE, [names.PROBE], [])
+
     def __getattr__(self, command: str) -> Any:
         method = getattr(self._client, command)
         return lambda *args, **options: self._guarded(method, *args, **options)
@@ -38,10 +43,11 @@ class Redis:
     def _guarded(self, call: Any, *args: Any, **options: Any) -> Any:
         try:
             return call(*args, **options)
-        except redis.AuthenticationError as error:
-            raise Denied(f"{self.place} refuses this password; check FEDQ_REDIS_URL") from error
-        except redis.exceptions.NoPermissionError as error:
-            raise Denied(f"{self.place} refuses this user ({error}); check its rights") from error
+        except (redis.AuthenticationError, redis.exceptions.NoPermissionError, redis.ResponseError) as error:
+            found = self._refusal(error)
+            if found is None:
+                raise
+            raise found from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             if trouble := tls_trouble(error, "FEDQ_REDIS_URL"):
                 raise Unavailable(f"{self.place}: {trouble}") from error
@@ -49,12 +55,19 @@ class Redis:
                 f"{self.place} cannot be reached ({error}); "
                 "is it running, and is FEDQ_REDIS_URL right, redis:// or rediss://?"
             ) from error
-        except redis.ResponseError as error:
-            if "NOAUTH" in str(error) or "WRONGPASS" in str(error):
-                raise Denied(f"{self.place} refuses this password; check FEDQ_REDIS_URL") from error
-            if isinstance(error, _PASSING_CLASSES) or str(error).startswith(_PASSING_WORDS):
-                raise Unavailable(f"{self.place} takes no writes now: {error}") from error
-            raise
+
+    def _refusal(self, error: Exception) -> Unavailable | None:
+        """What Redis's answer means to a person; None where it is a mistake of ours."""
+        said = str(error)
+        if isinstance(error, redis.AuthenticationError) or "NOAUTH" in said or "WRONGPASS" in said:
+            return Denied(f"{self.place} refuses this password; check FEDQ_REDIS_URL")
+        if isinstance(error, redis.exceptions.NoPermissionError) or "ACL failure" in said:  # the latter in a script
+            return Denied(f"{self.place} refuses this user ({said}); check the rights of the user in FEDQ_REDIS_URL")
+        if "DB index" in said:
+            return Unavailable(f"{self.place}: there is no such database; check FEDQ_REDIS_URL")
+        if isinstance(error, _PASSING_CLASSES) or said.startswith(_PASSING_WORDS):
+            return Unavailable(f"{self.place} takes no writes now: {said}; check it, and FEDQ_REDIS_URL")
+        return None
 
 
 #: What an operator mends and a later try may find mended: no memory, no disk, a replica that is no master yet.
@@ -76,3 +89,6 @@ class Script:
 
     def bound(self, client: Any) -> Any:
         return client.register_script(self._text)
+
+
+_PROBE = Script("return redis.call('SET', KEYS[1], 'fedq', 'PX', 1000)")

@@ -4,19 +4,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
 
 import structlog
 
-from shared.errors import FedqError, Unavailable
+from shared import settings
+from shared.errors import BadInput, FedqError, Unavailable
 
-Result = TypeVar("Result")
-
-PATIENCE = 6.0  #: seconds that a server may take to answer when a service starts
+PATIENCE = 6.0  #: seconds that all servers together may take to answer when a service starts
+TRY = 2.0  #: seconds that one try of one server should take at most
 RETRY = 0.5  #: seconds between two tries
+
+Check = Callable[[], object]
 
 
 @contextmanager
@@ -35,21 +36,60 @@ def until_stopped() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def at_start(check: Callable[[], Result], stop: threading.Event) -> Result | None:
-    """What a server answers; asked again for a few seconds while it does not, because it may be starting too.
+def at_start(stop: threading.Event, checks: Mapping[str, Check]) -> bool:
+    """Whether every server answers as it should; false where the service was asked to stop meanwhile.
 
-    None where the service was asked to stop meanwhile; `Unavailable` where the server does not answer in time.
+    `checks` are by the variable that names the server. All are made at once, and again for a few seconds, because
+    servers may be starting too. Then, at the latest, raises what stands in the way of each: `Unavailable`, or
+    `BadInput` where one of them is a mistake.
     """
     deadline = time.monotonic() + PATIENCE
-    while not stop.is_set():
-        try:
-            return check()
-        except Unavailable as error:
-            if time.monotonic() + RETRY >= deadline:
-                raise
-            structlog.get_logger().warning("waiting", reason=str(error))
-            stop.wait(RETRY)
-    return None
+    trials = [_Trial(variable, check, stop, deadline) for variable, check in checks.items()]
+    for trial in trials:
+        trial.start()
+    for trial in trials:
+        trial.join(max(0.0, deadline - time.monotonic()))
+    reasons = [trial.reason for trial in trials if trial.reason is not None]
+    if stop.is_set() or not reasons:
+        return not stop.is_set()
+    unexpected = [reason for reason in reasons if not isinstance(reason, FedqError)]
+    if unexpected or len(reasons) == 1:
+        raise (unexpected or reasons)[0]
+    kind = BadInput if any(isinstance(reason, BadInput) for reason in reasons) else Unavailable
+    raise kind("\n".join(map(str, reasons)))
+
+
+class _Trial(threading.Thread):
+    """Makes a check until it passes; a daemon, because a driver that hangs, in a name server say, is not waited for."""
+
+    def __init__(self, variable: str, check: Check, stop: threading.Event, deadline: float) -> None:
+        super().__init__(name=f"check-{variable}", daemon=True)
+        self._check, self._asked, self._deadline = check, stop, deadline
+        #: Why it has not passed.
+        self.reason: Exception | None = Unavailable(f"{variable}: its server gives no answer in {PATIENCE:g} s")
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._check()
+                self.reason = None
+                return
+            except FedqError as error:
+                if str(error) != str(self.reason):
+                    structlog.get_logger().warning("waiting", reason=str(error))
+                self.reason = error
+            except Exception as error:
+                self.reason = error
+                return
+            if time.monotonic() + RETRY >= self._deadline or self._asked.wait(RETRY):
+                return
+
+
+def mention_unknown_settings() -> None:
+    """Warns of variables that nobody reads: a typo in a name is otherwise a default that surprises."""
+    for name, meant in settings.unknown().items():
+        hint = f"{name} is not read by anybody" + (f"; is {meant} meant?" if meant else "")
+        structlog.get_logger().warning("unknown setting", reason=hint)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote, urlsplit
 
@@ -10,11 +9,12 @@ import structlog
 
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Edges
-from shared import console, failpoints, logs, service, settings
+from shared import console, failpoints, logs, service, settings, topology
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.errors import BadInput
 from shared.ledger import Ledger
+from shared.probes import Probes
 from shared.redis_client import Redis
 from shared.roster import Roster
 
@@ -27,34 +27,50 @@ def main() -> None:
     failpoints.arm()
     config = settings.load(settings.Aggregator)
     logs.configure(config, "aggregator")
+    service.mention_unknown_settings()
     name = f"{socket.gethostname()}-{os.getpid()}"
     redis, bus, blobs = Redis(config), Bus(config, name), Blobs(config)
-    ledger = Ledger(redis)
-    with service.until_stopped() as stop, ThreadPoolExecutor(1, thread_name_prefix="later") as later:
-        _check_policies(config, stop)
-        service.at_start(ledger.now, stop)
-        service.at_start(blobs.probe, stop)
-        if stop.is_set():
+    with (
+        Probes(config.probe_dir, config.probe_s) as probes,
+        service.until_stopped() as stop,
+        ThreadPoolExecutor(1, thread_name_prefix="later") as later,
+    ):
+        if not service.at_start(stop, _checks(config, redis, bus)):
             return
-        edges = Edges(bus, blobs, ledger, Roster(redis), later)
-        owner = Owner(name, edges, lease=config.lease_s, most=config.max_jobs)
+        edges = Edges(bus, blobs, Ledger(redis), Roster(redis), later)
+        owner = Owner(name, edges, probes, lease=config.lease_s, most=config.max_jobs)
         owner.start()
+        probes.serving()
         log.info("ready", name=name, bus=bus.place, store=blobs.place, max_jobs=config.max_jobs)
         stop.wait()
         log.info("stopping")
+        probes.stopping()
         owner.stop(GRACE)
         bus.close()
 
 
-def _check_policies(config: settings.Aggregator, stop: threading.Event) -> None:
-    """`BadInput` where RabbitMQ lacks the policies that the queues rely on."""
+def _checks(config: settings.Aggregator, redis: Redis, bus: Bus) -> dict[str, service.Check]:
+    """What must hold before jobs are taken, by the variable that leads there."""
+    queues = (topology.commands(), topology.dead_letters())
+    checks: dict[str, service.Check] = {
+        "FEDQ_AMQP_URL": lambda: bus.declare(*queues, patience=service.TRY),
+        "FEDQ_REDIS_URL": redis.probe,
+        "FEDQ_S3_URL": Blobs(config, patience=service.TRY).probe,
+    }
     if config.rabbitmq_url is None:
         log.warning("policies not checked: FEDQ_RABBITMQ_URL is not set")
-        return
+    else:
+        checks["FEDQ_RABBITMQ_URL"] = lambda: _check_policies(config)
+    return checks
+
+
+def _check_policies(config: settings.Aggregator) -> None:
+    """`BadInput` where RabbitMQ lacks the policies that the queues rely on."""
     vhost = unquote(urlsplit(config.amqp_url.get_secret_value()).path[1:]) or "/"
-    if missing := service.at_start(lambda: console.missing_policies(config, vhost), stop):
+    if missing := console.missing_policies(config, vhost):
         raise BadInput(
-            f"RabbitMQ's vhost {vhost} lacks the policies {', '.join(missing)}; load deploy/definitions.json into it"
+            f"RabbitMQ's vhost {vhost} lacks the policies {', '.join(missing)}; "
+            "let `fedq setup` load them, or load deploy/definitions.json"
         )
 
 

@@ -15,6 +15,7 @@ from shared.bus import settle
 from shared.errors import BadMessage, Fenced, Stale, Unavailable
 from shared.events import AnyEvent, StartTraining
 from shared.link import Delivery, Subscription
+from shared.probes import Probes
 
 log = structlog.get_logger()
 
@@ -25,9 +26,11 @@ NEVER = 2**62  #: later than Redis's time: what Redis has is not known to be wha
 class Owner:
     """The jobs of one aggregator process."""
 
-    def __init__(self, name: str, edges: Edges, *, lease: float, most: int) -> None:
+    def __init__(self, name: str, edges: Edges, probes: Probes | None = None, *, lease: float, most: int) -> None:
         self.name = name
         self._edges = edges
+        probes = probes or Probes()
+        self._taking, self._keeping = probes.loop(), probes.loop()
         self._lease = lease
         self._most = most
         self._stopping = threading.Event()
@@ -66,8 +69,10 @@ class Owner:
         """Consumes commands while there is room, so that a full replica leaves them to the others."""
         subscription: Subscription | None = None
         while not self._stopping.is_set():
+            self._taking.turned()
             with self._lock:
-                self._lock.wait_for(lambda: len(self._running) < self._most or self._stopping.is_set())
+                if not self._lock.wait_for(self._has_room, self._taking.interval):
+                    continue
             if self._stopping.is_set():
                 break
             if subscription is None:
@@ -79,7 +84,10 @@ class Owner:
                     log.warning("no commands", reason=str(error))
                     self._stopping.wait(RETRY)
                     continue
-            delivery = self._inbox.get()
+            try:
+                delivery = self._inbox.get(timeout=self._taking.interval)
+            except queue.Empty:
+                continue
             if delivery is None:
                 break
             settle(self._edges.bus, delivery, self._on_command, self._stopping)
@@ -91,7 +99,11 @@ class Owner:
         if subscription is not None:
             self._edges.bus.cancel(subscription)
 
+    def _has_room(self) -> bool:
+        return len(self._running) < self._most or self._stopping.is_set()
+
     def _on_command(self, event: AnyEvent) -> None:
+        self._taking.turned()  # each time it is tried
         if not isinstance(event, StartTraining):
             raise BadMessage(f"{event.type} is not a command for an aggregator")
         ledger, blobs = self._edges.ledger, self._edges.blobs
@@ -127,7 +139,7 @@ class Owner:
         """Three times a lease, and whenever one runs out: renews those held here, adopts what nobody owns."""
         wait = 0.0
         while not self._stopping.is_set():
-            self._awake.wait(wait)
+            self._keeping.wait(self._awake, wait)
             self._awake.clear()
             wait = self._lease / 3
             if self._stopping.is_set():

@@ -16,6 +16,7 @@ from shared import logs, service, settings, topology
 from shared.bus import Bus
 from shared.errors import Unavailable
 from shared.ledger import Ledger
+from shared.probes import Probes
 from shared.redis_client import Redis
 from shared.roster import Roster
 
@@ -27,14 +28,25 @@ PREFETCH = 32  #: heartbeats on their way while one is handled
 def main() -> None:
     config = settings.load(settings.Registry)
     logs.configure(config, "registry")
-    url = config.registry_url.get_secret_value()
-    listener = _listen(url)
-    redis = Redis(config)
+    service.mention_unknown_settings()
+    listener = _listen(config.registry_url.get_secret_value())
+    redis, bus = Redis(config), Bus(config, f"registry-{socket.gethostname()}-{os.getpid()}")
+    queues = (topology.heartbeats(), topology.dead_letters())
+    with Probes(config.probe_dir, config.probe_s) as probes, service.until_stopped() as stop:
+        checks = {
+            "FEDQ_AMQP_URL": lambda: bus.declare(*queues, patience=service.TRY),
+            "FEDQ_REDIS_URL": redis.probe,
+        }
+        if service.at_start(stop, checks):
+            _serve(config, redis, bus, listener, probes, stop)
+
+
+def _serve(
+    config: settings.Registry, redis: Redis, bus: Bus, listener: socket.socket, probes: Probes, stop: threading.Event
+) -> None:
     roster, ledger = Roster(redis), Ledger(redis)
-    ledger.now()
-    bus = Bus(config, f"registry-{socket.gethostname()}-{os.getpid()}")
-    registrar = Registrar(bus, roster, lease(config.heartbeat_s, config.patience))
-    bus.declare(topology.dead_letters())
+    patience = lease(config.heartbeat_s, config.patience)
+    registrar = Registrar(bus, roster, patience, probes)
     heartbeats = bus.serve(topology.heartbeats(), registrar.on_heartbeat, prefetch=PREFETCH)
 
     def away() -> list[str]:
@@ -45,24 +57,44 @@ def main() -> None:
             reasons.append(str(error))
         return reasons
 
+    turning = probes.loop()
+
+    async def turned() -> None:
+        turning.turned()
+
     app = api.create(roster, ledger, Metrics(roster, ledger, registrar.counts), away)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            callback_notify=turned,
+            timeout_notify=1,  # s
+        )
+    )
     # On a thread of its own it leaves the signals to us, and a signal is heard from the first moment on.
     web = threading.Thread(target=server.run, args=([listener],), name="web")
-    with service.until_stopped() as stop:
-        registrar.start()
-        web.start()
-        log.info("ready", url=url, bus=bus.place, lease=lease(config.heartbeat_s, config.patience))
-        stop.wait()
-        log.info("stopping")
-        server.should_exit = True
-        web.join()
-        registrar.stop()
-        bus.close(timeout=1)
+    registrar.start()
+    web.start()
+    probes.serving()
+    log.info(
+        "ready",
+        url=config.registry_url.get_secret_value(),
+        bus=bus.place,
+        lease=lease(config.heartbeat_s, config.patience),
+    )
+    stop.wait()
+    log.info("stopping")
+    probes.stopping()
+    server.should_exit = True
+    web.join()
+    registrar.stop()
+    bus.close(timeout=1)
 
 
 def _listen(url: str) -> socket.socket:
-    """A socket at the host and port of `url`, or the reason why there is none."""
+    """A socket that listens at the host and port of `url`, or the reason why there is none."""
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
     try:
@@ -70,6 +102,7 @@ def _listen(url: str) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # now, and not when uvicorn does: of two that start, one shall fail
     except OSError as error:
         raise Unavailable(f"{url} cannot be served ({error.strerror}); change FEDQ_REGISTRY_URL") from error
     return listener

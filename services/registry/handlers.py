@@ -8,6 +8,7 @@ import structlog
 from shared.bus import Bus
 from shared.errors import BadMessage, Unavailable
 from shared.events import AnyEvent, Heartbeat, TrainerJoined
+from shared.probes import Probes
 from shared.roster import Roster
 
 log = structlog.get_logger()
@@ -28,13 +29,14 @@ class Counts:
 class Registrar:
     """Keeps the roster, by what is heard and by what is not."""
 
-    def __init__(self, bus: Bus, roster: Roster, lease: float) -> None:
+    def __init__(self, bus: Bus, roster: Roster, lease: float, probes: Probes) -> None:
         self.counts = Counts()
         self._bus = bus
         self._roster = roster
         self._lease = lease
         self._unannounced: set[str] = set()
         self._stopping = threading.Event()
+        self._sweeping = probes.loop()
         self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
 
     def start(self) -> None:
@@ -80,4 +82,4 @@ class Registrar:
             except Exception:
                 log.exception("not swept")
                 wait = AWAY
-            self._stopping.wait(wait)
+            self._sweeping.wait(self._stopping, wait)

@@ -214,7 +214,8 @@ def test_a_missing_bucket_is_explained(servers: Servers, step: Callable[[Blobs],
 )
 def test_wrong_keys_are_explained(servers: Servers, mistake: str, step: Callable[[Blobs], Any]) -> None:
     """With the variables to look at, and without their values."""
-    with pytest.raises(Unavailable, match=r"refuses these credentials .* check FEDQ_S3_ACCESS_KEY") as caught:
+    variables = f"FEDQ_S3_ACCESS_KEY, FEDQ_S3_SECRET_KEY|FEDQ_{mistake.upper()}"  # S3 tells which, in what has a body
+    with pytest.raises(Unavailable, match=rf"refuses these credentials .* check ({variables})") as caught:
         step(changed(servers, **{mistake: SecretStr("s3cret")}))
     assert "s3cret" not in str(caught.value)
 
