@@ -55,6 +55,7 @@ class ContainerRabbitMQ(RabbitMQ):
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "ERL_EPMD_PORT": str(self.state.ports["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node: the container's pid is the broker's
         }
         variables = [f"--env={name}={value}" for name, value in environment.items()]
         mount = f"--volume={self.directory}:{SETTINGS}:ro"

@@ -80,7 +80,7 @@ def test_a_federation_that_is_well(well: dict[str, str]) -> None:
 
     assert done.returncode == 0
     assert all(line.startswith("✓ ") for line in done.stdout.splitlines())
-    for part in ("RabbitMQ: RabbitMQ 3", "policies: all 5 hold", "Redis: Redis 7", "trainers: 1 alive; slots: cpu 2"):
+    for part in ("RabbitMQ: RabbitMQ ", "policies: all 5 hold", "Redis: Redis 7", "trainers: 1 alive; slots: cpu 2"):
         assert part in done.stdout
 
 
