@@ -1,0 +1,109 @@
+"""A Prometheus for tests and for a look: installed, or unpacked from the system's package without root."""
+
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from deploy.native.apt import Apt
+from deploy.native.server import Server
+from deploy.native.state import State, locked
+from shared.errors import BadInput, Unavailable
+
+OBSERVE = Path(__file__).parents[1] / "compose/observe"  #: the configuration that every stack shares
+REMEDY = "Prometheus; install prometheus 2.42 or newer"
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
+
+
+@dataclass(frozen=True)
+class Programs:
+    prometheus: Path
+    promtool: Path
+
+
+@functools.cache
+def find() -> Programs:
+    """The programs, fetched once per user if they are not installed; `Unavailable` where that cannot be."""
+    server, tool = shutil.which("prometheus"), shutil.which("promtool")
+    if server is not None and tool is not None:
+        return Programs(Path(server), Path(tool))
+    home = Path(os.environ.get("FEDQ_NATIVE_CACHE", Path.home() / ".cache/fedq/native"))
+    system = platform.freedesktop_os_release()
+    tree = home / f"prometheus-{system['ID']}-{system.get('VERSION_ID', 'rolling')}-{platform.machine()}"
+    with locked(home / f"{tree.name}.lock"):
+        if not tree.exists():
+            print("Fetching Prometheus (19 MB, once) ...", file=sys.stderr)
+            with tempfile.TemporaryDirectory(dir=home, prefix="fetching-") as temporary:
+                apt = Apt(Path(temporary), REMEDY)
+                apt.run("apt-get", "-q", "download", "prometheus")
+                (package,) = apt.archives.glob("prometheus_*.deb")
+                fresh = Path(temporary) / "tree"
+                subprocess.run(["dpkg", "-x", package, fresh], check=True)
+                fresh.rename(tree)
+    return Programs(tree / "usr/bin/prometheus", tree / "usr/bin/promtool")
+
+
+class Prometheus(Server):
+    """Scrapes as `deploy/compose/observe/prometheus.yml` says, but for the `changes` to its text."""
+
+    name = "prometheus"
+    port_names = ("web",)
+
+    def __init__(self, directory: Path, changes: Mapping[str, str], *, tethered: bool = True) -> None:
+        super().__init__(State(directory), tethered=tethered)
+        self._changes = changes
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.state.ports['web']}"
+
+    def configure(self) -> None:
+        text = (OBSERVE / "prometheus.yml").read_text()
+        for old, new in self._changes.items():
+            if old not in text:
+                raise BadInput(f"{OBSERVE / 'prometheus.yml'} has no {old} to be changed into {new}")
+            text = text.replace(old, new)
+        (self.directory / "prometheus.yml").write_text(text)
+        shutil.copy(OBSERVE / "rules.yml", self.directory)
+
+    def launch(self) -> None:
+        self.state.choose_ports(self.port_names)
+        super().launch()
+
+    def command(self) -> Sequence[str | Path]:
+        return [
+            find().prometheus,
+            "--config.file=prometheus.yml",
+            "--storage.tsdb.path=data",
+            f"--web.listen-address=127.0.0.1:{self.state.ports['web']}",
+        ]
+
+    def serves(self) -> bool:
+        try:
+            with _direct.open(f"{self.url}/-/ready", timeout=2):
+                return True
+        except OSError:
+            return False
+
+    def ask(self, path: str, **parameters: Any) -> Any:
+        """The `data` of an answer of its API; `BadInput` with its reason where it refuses the question."""
+        try:
+            with _direct.open(f"{self.url}/api/v1/{path}?{urlencode(parameters, doseq=True)}", timeout=30) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            refusal = json.load(error)
+            raise BadInput(f"Prometheus refuses {path} {parameters}: {refusal['error']}") from None
+        except OSError as error:
+            raise Unavailable(f"Prometheus at {self.url} does not answer: {error}") from None
