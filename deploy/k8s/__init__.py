@@ -1,0 +1,1 @@
+"""fedq on Kubernetes: manifests for Kustomize, and the Secrets that they count on."""
