@@ -1,8 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-STACK := $(BIN)/python -m deploy.native
-
+# Which stack up, down, demo, logs and status are about: containers where a Docker Engine with Compose answers, ordinary
+# processes where none does or where they run already.
+STACK ?= $(eval STACK := $(shell if grep -qs '^FEDQ_CACHE_DIR=.*/\.fedq/stack/' .fedq/env; then echo native; \
+  elif docker compose version >/dev/null 2>&1 && timeout 10 docker version >/dev/null 2>&1; then echo compose; \
+  else echo native; fi))$(STACK)
+RUN_native = $(BIN)/python -m deploy.native $@
+RUN_compose = $(RECENT) && exec $(PYTHON) -m deploy.compose $@
+RUN = @$(or $(RUN_$(STACK)),$(error make $@: there is no stack $(STACK): STACK is native or compose))
+RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedq needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.11")'
 IMAGE_PREFIX ?= fedq
 IMAGE_TAG ?= $(VERSION)
 IMAGES ?= registry aggregator trainer-cpu trainer-cuda cli
@@ -13,7 +20,7 @@ CREATED = $(shell git log -1 --format=%cI 2>/dev/null || date -u +%FT%TZ)
 BUILD = DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo test faults soak lint bench clean images push
+.PHONY: help venv up down demo logs status test faults soak lint bench clean images push
 
 help:  ## List the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,22 +28,29 @@ help:  ## List the commands
 venv: $(STAMP)  ## Install everything into .venv (PYTHON=python3.12 chooses another Python)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedq needs Python 3.11 or later: make venv PYTHON=python3.11")'
+	@$(RECENT)
 	@$(PYTHON) -m deploy.native.bootstrap .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
-up: venv  ## Start RabbitMQ, Redis, S3 and fedq's services here, without Docker
-	@$(STACK) up
+# The stack of processes runs from .venv; containers need none.
+.SECONDEXPANSION:
+up down demo logs status: $$(if $$(filter native,$$(STACK)),venv)
 
-down: venv  ## Stop them; their data stays
-	@$(STACK) down
+up:  ## Start RabbitMQ, Redis, S3 and fedq's services, in containers or without (STACK=compose, STACK=native)
+	$(RUN)
 
-status: venv  ## Show what runs and where to look
-	@$(STACK) status
+down:  ## Stop them; their data stays
+	$(RUN)
 
-demo: venv  ## Train once, watch it, and leave nothing behind
-	@$(STACK) demo
+demo:  ## Train once, watch it, and leave nothing behind
+	$(RUN)
+
+logs:  ## Follow what all of them say, until Ctrl-C
+	$(RUN)
+
+status:  ## Show what runs and where to look
+	$(RUN)
 
 test: venv  ## Run all tests
 	$(BIN)/pytest
@@ -77,6 +91,7 @@ bench: venv  ## Measure rounds
 	$(BIN)/python -m benchmarks.rounds
 
 clean:  ## Stop the stack, remove its data, .venv and caches
-	@[ ! -x $(BIN)/python ] || $(STACK) down
+	@[ ! -x $(BIN)/python ] || $(BIN)/python -m deploy.native down
+	@[ ! -e deploy/compose/.env ] || $(PYTHON) -m deploy.compose down --purge
 	rm -rf .fedq .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

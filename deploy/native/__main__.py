@@ -1,4 +1,4 @@
-"""Run the native stack: `python -m deploy.native up|down|status|env|demo`."""
+"""Run the native stack: `python -m deploy.native up|down|status|logs|env|demo`."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from deploy.native import demo, overview, services
+from deploy.native import demo, overview, processes, services
 from deploy.native.stack import Role, Stack
 from deploy.native.state import locked, write_private
 from shared.errors import BadInput, FedqError
@@ -86,6 +86,18 @@ def status(directory: Path, *, as_json: bool) -> int:
     return 0
 
 
+def logs(directory: Path) -> int:
+    """Show what all processes say, and go on until Ctrl-C."""
+    stack = Stack(directory)
+    files = [process.log for process in stack.state.processes.values() if process.log.exists()]
+    if not files:
+        raise BadInput(f"No stack was ever started in {stack.directory}: run `python -m deploy.native up`.")
+    try:
+        return processes.run(["tail", "--lines=20", "--follow=name", "--retry", *files], environment=os.environ)
+    except SystemExit:
+        return 0  # who asks for the end gets it
+
+
 def env(directory: Path, role: Role) -> int:
     """Print the settings of one role."""
     stack = Stack(directory)
@@ -134,6 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("status", parents=[stack], help="show processes and consoles")
     one.add_argument("--json", action="store_true", help="for programs")
     one.set_defaults(run=lambda given: status(given.dir, as_json=given.json))
+
+    one = commands.add_parser("logs", parents=[stack], help="follow what all processes say")
+    one.set_defaults(run=lambda given: logs(given.dir))
 
     one = commands.add_parser("env", parents=[stack], help="print the settings that lead to it")
     one.add_argument("--role", choices=["operator", "trainer"], default="operator")

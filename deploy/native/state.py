@@ -52,10 +52,10 @@ class State:
     def choose_ports(self, names: Iterable[str], *, anew: bool = False) -> None:
         """Keep the ports of the last start where they are free; `anew` when one of them proved taken."""
         for name in names:
-            if anew or not _free(self.ports.get(name, 0)):
+            if anew or not is_free(self.ports.get(name, 0)):
                 taken = set(self.ports.values())
                 self.ports[name] = next(
-                    port for port in _random.sample(PORTS, len(PORTS)) if port not in taken and _free(port)
+                    port for port in _random.sample(PORTS, len(PORTS)) if port not in taken and is_free(port)
                 )
 
     def running(self) -> list[Process]:
@@ -80,7 +80,8 @@ def write_private(path: Path, text: str) -> None:
     fresh.rename(path)
 
 
-def _free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens on this port of 127.0.0.1, nor has taken it for all addresses."""
     if port == 0:
         return False
     with socket.socket() as probe:

@@ -1,0 +1,121 @@
+"""Run the stack in containers: `python3 -m deploy.compose up|down|status|logs|demo`.
+
+Needs Docker and the standard library; fedq itself and its packages are in the images.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from deploy.compose import demo, docker, overview, variables
+from deploy.compose.docker import Project
+from deploy.compose.stack import Stack
+from deploy.native.state import locked, write_private
+from shared.errors import FedqError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SETTINGS = Path(".fedq/env")  #: where a `fedq` of this machine looks for the stack
+LOCK = Path(".fedq/compose.lock")
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    for sign in SIGNALS:
+        signal.signal(sign, _end)
+    try:
+        docker.check()
+        return int(arguments.run(arguments))
+    except FedqError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"The stack cannot use its files: {error}.", file=sys.stderr)
+        return 1
+
+
+def up(project: Project) -> int:
+    """Start what does not run, and wait until all of it serves; it goes on when this command ends."""
+    with locked(LOCK):
+        stack = Stack(project)
+        stack.start()
+        write_private(SETTINGS, _lines(stack.environment()))
+    print(overview.places(stack))
+    return 0
+
+
+def down(project: Project, *, purge: bool) -> int:
+    """Stop and remove the containers, of every profile; a second time there is nothing to do."""
+    with locked(LOCK):
+        settings = _lines(Stack(project).environment()) if project.variables.exists() else ""
+        words = ["--volumes"] if purge else []
+        code = project.run("--profile", "*", "down", "--remove-orphans", *words)
+        if SETTINGS.exists() and SETTINGS.read_text() == settings:
+            SETTINGS.unlink()
+    return code
+
+
+def status(project: Project, *, as_json: bool) -> int:
+    """Show every container and where to look."""
+    stack = Stack(project)
+    print(overview.as_json(stack) if as_json else overview.as_text(stack))
+    return 0
+
+
+def logs(project: Project) -> int:
+    """Show what all containers say, and go on until Ctrl-C."""
+    try:
+        return project.run("--profile", "*", "logs", "--follow", "--tail", "50")
+    except SystemExit:
+        return 0  # who asks for the end gets it
+
+
+def _lines(environment: dict[str, str]) -> str:
+    return "".join(f"{name}={value}\n" for name, value in environment.items())
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """Leave through every `finally`, and let nothing interrupt that."""
+    for sign in SIGNALS:
+        signal.signal(sign, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m deploy.compose", description="The stack in containers.")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    whose = argparse.ArgumentParser(add_help=False)
+    name = os.environ.get("COMPOSE_PROJECT_NAME") or "fedq"
+    whose.add_argument("--project", default=name, metavar="NAME", help="Compose's project (default: %(default)s)")
+    whose.add_argument(
+        "--env-file", type=Path, default=variables.ENV, metavar="FILE", help="its variables (default: %(default)s)"
+    )
+
+    one = commands.add_parser("up", parents=[whose], help="start everything")
+    one.set_defaults(run=lambda given: up(_project(given)))
+
+    one = commands.add_parser("down", parents=[whose], help="stop and remove the containers")
+    one.add_argument("--purge", action="store_true", help="and the volumes with all data")
+    one.set_defaults(run=lambda given: down(_project(given), purge=given.purge))
+
+    one = commands.add_parser("status", parents=[whose], help="show containers and consoles")
+    one.add_argument("--json", action="store_true", help="for programs")
+    one.set_defaults(run=lambda given: status(_project(given), as_json=given.json))
+
+    one = commands.add_parser("logs", parents=[whose], help="follow what all containers say")
+    one.set_defaults(run=lambda given: logs(_project(given)))
+
+    one = commands.add_parser("demo", help="train once, watch, and remove everything")
+    one.add_argument("job", type=Path, nargs="?", default=Path("examples/digits.yaml"), help="(default: %(default)s)")
+    one.set_defaults(run=lambda given: demo.run(given.job))
+    return parser
+
+
+def _project(given: argparse.Namespace) -> Project:
+    return Project(given.project, given.env_file.resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

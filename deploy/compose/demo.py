@@ -1,0 +1,52 @@
+"""One whole training to watch, in containers of its own that leave nothing behind."""
+
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from deploy.compose import overview
+from deploy.compose.docker import Project
+from deploy.compose.stack import PORTS, TOOL, Stack
+from deploy.native.state import PORTS as CHOICE
+from deploy.native.state import is_free
+from shared.errors import BadInput
+
+
+def run(job: Path) -> int:
+    """Starts everything, trains, removes everything; the exit code and the last line are those of `fedq start`."""
+    if not job.exists():
+        raise BadInput(f"There is no job file {job}.")
+    with tempfile.TemporaryDirectory(prefix="fedq-demo-") as folder:
+        project = Project(f"fedq-demo-{os.getpid()}", Path(folder) / ".env")
+        stack = Stack(project, _free_ports())
+        try:
+            print("Starting RabbitMQ, Redis, MinIO and fedq's services in containers ...", flush=True)
+            stack.start()
+            print(overview.places(stack), flush=True)
+            return _train(project, job)
+        finally:
+            remove(project)
+
+
+def remove(project: Project) -> None:
+    """Ends the containers at once, for nobody needs what they hold, and removes them with their volumes."""
+    project.run("--profile", "*", "kill", quiet=True)
+    project.run("--profile", "*", "down", "--volumes", "--remove-orphans", quiet=True)
+
+
+def _train(project: Project, job: Path) -> int:
+    """`fedq start --watch` in a container that sees the job file, as the user who asks and at their terminal."""
+    words = ["run", "--rm", "--no-deps", "--interactive=false", "--user", f"{os.getuid()}:{os.getgid()}"]
+    if not sys.stdout.isatty():
+        words.append("--no-TTY")
+    return project.run(
+        *words, "--volume", f"{job.resolve().parent}:/jobs:ro", TOOL, "start", f"/jobs/{job.name}", "--watch"
+    )
+
+
+def _free_ports() -> dict[str, str]:
+    """A port of this machine for each that the stack offers, so that it stands beside another."""
+    free = (str(port) for port in random.SystemRandom().sample(CHOICE, len(CHOICE)) if is_free(port))
+    return dict(zip(PORTS.values(), free, strict=False))

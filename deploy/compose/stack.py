@@ -1,0 +1,177 @@
+"""The stack of one project: what must be there before it starts, when it is ready, and how it is reached from here."""
+
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deploy.compose import docker, variables
+from deploy.compose.docker import Container, Project
+from deploy.native.state import is_free
+from shared.errors import BadInput, Unavailable
+
+ROOT = Path(__file__).parents[2]
+SERVERS = ("rabbitmq", "redis", "minio")
+SERVICES = ("registry", "aggregator", "trainer", "trainer-gpu")
+TOOL = "fedq"  #: the service that is the command line; its settings are an operator's
+
+READY_SECONDS = 120.0  # from the last container's start; a machine with little to do takes 5
+STORE_SECONDS = 60.0
+POLL_SECONDS = 0.3  # between two looks at what tells no other way that it is ready
+
+#: The variable of each port of this machine, by service and by the port in its container.
+PORTS = {
+    ("rabbitmq", 5672): "AMQP_PORT",
+    ("rabbitmq", 15672): "RABBITMQ_PORT",
+    ("redis", 6379): "REDIS_PORT",
+    ("minio", 9000): "S3_PORT",
+    ("minio", 9001): "MINIO_PORT",
+    ("registry", 8080): "REGISTRY_PORT",
+    ("prometheus", 9090): "PROMETHEUS_PORT",
+    ("grafana", 3000): "GRAFANA_PORT",
+}
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
+
+
+class Stack:
+    """One project, started with the variables of its file; a new one holds what is `given`."""
+
+    def __init__(self, project: Project, given: Mapping[str, str] | None = None) -> None:
+        self.project = project
+        self._given = given
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """compose.yaml as Compose understands it."""
+        try:
+            return self.project.config()
+        except Unavailable as error:
+            raise BadInput(f"Compose cannot use {docker.FILE.name} with {self.project.variables}: {error}") from None
+
+    def start(self) -> None:
+        """Starts what does not run, and waits until every service serves."""
+        fresh = not self.project.variables.exists()
+        if fresh:
+            variables.make(self.project.variables, self._given)
+        self._check_ports()
+        self._build()
+        if fresh:
+            self._settle_keys()
+        self._compose("up", "--detach", "--remove-orphans")
+        self._wait()
+
+    def port(self, service: str, inner: int) -> int:
+        """The port of this machine that leads to `inner` of a service."""
+        return next(
+            int(port["published"]) for port in self.config["services"][service]["ports"] if port["target"] == inner
+        )
+
+    def environment(self) -> dict[str, str]:
+        """An operator's settings for a process of this machine, outside the containers."""
+        found = {}
+        for name, value in self.config["services"][TOOL]["environment"].items():
+            found[name] = value
+            for service, inner in PORTS:
+                if f"{service}:{inner}" in value:
+                    found[name] = value.replace(f"{service}:{inner}", f"127.0.0.1:{self.port(service, inner)}")
+        return found
+
+    def _check_ports(self) -> None:
+        """`BadInput` where another process has a port; those of containers that run already are ours."""
+        running = {one.service for one in self.project.containers() if one.state in ("running", "restarting")}
+        for (service, inner), variable in PORTS.items():
+            if service in running or "profiles" in self.config["services"][service]:
+                continue
+            if not is_free(port := self.port(service, inner)):
+                raise BadInput(
+                    f"Port {port} of 127.0.0.1 is taken by another process, and {service} wants it:"
+                    f" stop that, or set {variable} in {self.project.variables}."
+                )
+
+    def _build(self) -> None:
+        """Builds images of fedq's that are not here yet; others are for Docker to fetch."""
+        prefix = variables.read(self.project.variables).get("IMAGE_PREFIX") or "fedq"
+        wanted = {
+            service["image"]
+            for name, service in self.config["services"].items()
+            if name == TOOL or "profiles" not in service
+        }
+        missing = sorted(image for image in wanted if image.startswith(f"{prefix}/") and not docker.has_image(image))
+        if not missing or "/" in prefix:  # a registry has those
+            return
+        names = [re.sub(r"^.*/|:.*$", "", image) for image in missing]
+        print(f"Building {', '.join(names)} (once, some minutes) ...", file=sys.stderr, flush=True)
+        tag = missing[0].rpartition(":")[2]
+        words = [f"IMAGES={' '.join(names)}", f"IMAGE_PREFIX={prefix}", f"IMAGE_TAG={tag}"]
+        if docker.run(["make", "--no-print-directory", "--directory", str(ROOT), "images", *words]):
+            raise Unavailable("The images cannot be built: see above, and docs/guide/images.md.")
+
+    def _settle_keys(self) -> None:
+        """Gives the trainers the operator's key where the object store is none that can make them one of their own.
+
+        For a file of variables that we have just made: in one that a person wrote, they decide.
+        """
+        self._compose("up", "--detach", *SERVERS)
+        if not _makes_keys(f"http://127.0.0.1:{self.port('minio', 9000)}"):
+            found = variables.read(self.project.variables)
+            variables.change(
+                self.project.variables,
+                {
+                    "TRAINER_S3_ACCESS_KEY": found["MINIO_ROOT_USER"],
+                    "TRAINER_S3_SECRET_KEY": found["MINIO_ROOT_PASSWORD"],
+                },
+            )
+            del self.config
+            print("The object store is not MinIO: the trainers use the operator's key.", file=sys.stderr)
+
+    def _compose(self, *words: str) -> None:
+        if self.project.run(*words):
+            self._explain()
+            raise Unavailable("Compose could not start the stack: see above.")
+
+    def _explain(self) -> None:
+        """`Unavailable` with the last words of a container that ended in failure, if one did."""
+        for one in self.project.containers():
+            if one.state in ("exited", "restarting", "dead") and one.exit_code:
+                raise Unavailable(f"{one.service} ended with {one.exit_code}; the end of what it said:\n{one.tail()}")
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        ready: set[str] = set()
+        while missing := [one for one in self._serving() if one.name not in ready]:
+            for one in missing:
+                if one.state == "running" and one.is_ready():
+                    ready.add(one.name)
+                elif one.exit_code == BadInput.exit_code:  # it says itself that another start will find the same
+                    self._explain()
+            if time.monotonic() > deadline:
+                self._explain()
+                names = ", ".join(one.name for one in missing)
+                raise Unavailable(f"After {READY_SECONDS:.0f} s {names} cannot serve; what is said there: make logs")
+            time.sleep(POLL_SECONDS)
+
+    def _serving(self) -> Iterator[Container]:
+        return (one for one in self.project.containers() if one.service in SERVICES)
+
+
+def _makes_keys(url: str) -> bool:
+    """Whether the object store is MinIO, or its like: the only one that answers this path with success."""
+    deadline = time.monotonic() + STORE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with _direct.open(f"{url}/minio/health/live", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500:
+                return False
+        except OSError:
+            pass
+        time.sleep(POLL_SECONDS)
+    raise Unavailable(f"The object store at {url} does not answer within {STORE_SECONDS:.0f} s; see make logs.")

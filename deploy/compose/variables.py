@@ -1,0 +1,38 @@
+"""The file `.env` beside compose.yaml: made once of `.env.example`, with passwords that nobody else knows."""
+
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from deploy.native.state import write_private
+from shared.errors import BadInput
+
+EXAMPLE = Path(__file__).with_name(".env.example")
+ENV = Path(__file__).with_name(".env")
+_LINE = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
+
+
+def make(path: Path, given: Mapping[str, str] | None = None) -> None:
+    """Writes the example to `path`, for its owner's eyes: what is empty there gets a random value."""
+    given = given or {}
+
+    def fill(line: re.Match[str]) -> str:
+        name, value = line.groups()
+        return f"{name}={given.get(name) or value or secrets.token_urlsafe(24)}"
+
+    write_private(path, _LINE.sub(fill, EXAMPLE.read_text()))
+
+
+def read(path: Path) -> dict[str, str]:
+    """Its variables, as they are written there."""
+    try:
+        return dict(_LINE.findall(path.read_text()))
+    except FileNotFoundError:
+        raise BadInput(f"There is no {path}: run `make up`, or copy .env.example to it and fill it in.") from None
+
+
+def change(path: Path, values: Mapping[str, str]) -> None:
+    """Replaces values in the file and leaves its other lines alone."""
+    text = _LINE.sub(lambda line: f"{line[1]}={values.get(line[1], line[2])}", path.read_text())
+    write_private(path, text)
