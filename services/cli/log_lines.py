@@ -95,9 +95,9 @@ class Reader:
 
 def _parsed(raw: str, source: str | None, last: dict[str, Line]) -> Line | None:
     """A line that a service wrote; None for one without a time before which there is none."""
-    text = raw
+    text = _COLOUR.sub("", raw)
     if source is None:
-        found = next((found for pattern in _PREFIXES if (found := pattern.fullmatch(raw))), None)
+        found = next((found for pattern in _PREFIXES if (found := pattern.fullmatch(text))), None)
         if found is None:
             return None  # of the program that reads them
         source, text = found["source"], found["text"]
@@ -115,8 +115,7 @@ def _fields(text: str) -> dict[str, Any] | None:
         with suppress(ValueError):
             found: dict[str, Any] = json.loads(text)
             return found
-    plain = _COLOUR.sub("", text)
-    if (console := _CONSOLE.fullmatch(plain)) is None:
+    if (console := _CONSOLE.fullmatch(text)) is None:
         return None
     named = {name: value.strip("'\"") for name, value in _FIELD.findall(console["fields"] or "")}
     return {"timestamp": console["timestamp"], "level": console["level"], "event": console["event"], **named}

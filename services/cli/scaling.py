@@ -86,18 +86,20 @@ class Joining:
 
     def wait(self, wanted: int, deadline: float) -> int:
         """How many are in the roster: once these are `wanted`, or at the `deadline` of the monotonic clock."""
-        told = alive = self._alive()
-        while alive < wanted:
+        told = 0
+        while True:
+            alive = self._alive()
+            if alive != told:
+                output.note(f"{alive} of {wanted} are in the roster")
+                told = alive
+            if alive >= wanted:
+                break
             try:
                 delivery = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 break
             if delivery is not None:
                 delivery.ack()
-            alive = self._alive()
-            if alive != told:
-                output.note(f"{alive} of {wanted} are in the roster")
-                told = alive
         self._servers.bus.cancel(self._subscription)
         return alive
 

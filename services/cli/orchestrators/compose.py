@@ -47,7 +47,7 @@ class Compose:
     @cached_property
     def services(self) -> set[str]:
         """All that its files describe, those of profiles included."""
-        return set(tools.run([*self._compose, "--profile", "*", "config", "--services"]).split())
+        return set(tools.run([*self._compose, "--profile=*", "config", "--services"]).split())
 
     def count(self, pool: str) -> int:
         """How many trainers of a pool run."""
@@ -57,14 +57,14 @@ class Compose:
     def scale(self, pool: str, wanted: int) -> str:
         """Starts or stops containers of the pool's service; what that was, in words."""
         service = self._service(pool)
-        words = ["up", "--detach", "--no-recreate", "--no-deps", "--scale", f"{service}={wanted}", service]
+        words = ["up", "--detach", "--no-recreate", "--no-deps", f"--scale={service}={wanted}", service]
         tools.run([*self._compose, *words], seconds=tools.CHANGE)
         return f"service {service} of {self.place}"
 
     def sources(self, follow: bool) -> list[Source]:
         """The logs of its services, and of those that have ended."""
         services = sorted({one.service for one in self.containers} - SERVERS)
-        words = ["docker", "compose", "--project-name", self.project, "logs", "--no-color", "--tail", "all"]
+        words = ["docker", "compose", f"--project-name={self.project}", "logs", "--no-color", "--tail=all"]
         return [Source(None, (*words, *(["--follow"] if follow else []), *services))]
 
     def _service(self, pool: str) -> str:
@@ -79,15 +79,15 @@ class Compose:
     @property
     def _compose(self) -> list[str]:
         """The command that started it, but for what it does."""
-        one = self.containers[0]
+        one = min(self.containers, key=lambda one: one.state != "running")
         files = one.files.split(",")
         if gone := [file for file in files if not Path(file).exists()]:
             raise BadInput(f"{self.place} was started from {', '.join(gone)}, which is not there any more")
         settings = [file for file in one.settings.split(",") if file]
         return [
-            *("docker", "compose", "--project-name", self.project, "--project-directory", one.directory),
-            *(word for file in files for word in ("--file", file)),
-            *(word for file in settings for word in ("--env-file", file)),
+            *("docker", "compose", f"--project-name={self.project}", f"--project-directory={one.directory}"),
+            *(f"--file={file}" for file in files),
+            *(f"--env-file={file}" for file in settings),
         ]
 
 
