@@ -20,10 +20,10 @@ CREATED = $(shell git log -1 --format=%cI 2>/dev/null || date -u +%FT%TZ)
 BUILD = DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up down demo logs status test faults soak lint bench clean images push
+.PHONY: help venv up down demo logs status test test-compose faults soak lint bench clean images push
 
 help:  ## List the commands
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 venv: $(STAMP)  ## Install everything into .venv (PYTHON=python3.12 chooses another Python)
 
@@ -54,6 +54,9 @@ status:  ## Show what runs and where to look
 
 test: venv  ## Run all tests
 	$(BIN)/pytest
+
+test-compose: venv  ## Run the tests of the stack in containers, which need a Docker Engine (10 min, and building images)
+	$(BIN)/pytest tests/compose
 
 faults: venv  ## Hurt processes and servers in every way, and write the table of docs/guide/faults.md (50 min)
 	$(BIN)/pytest tests/faults --faults=all

@@ -111,3 +111,9 @@ def services(servers: Servers, tmp_path: Path) -> "Iterator[Services]":
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", choices=["sample", "all"], default="sample", help="which rows of the fault matrix")
     parser.addoption("--rabbitmq-image", default="", help="a broker in a container, in place of the native one")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What needs containers is for `make test-compose`: a plain run has none."""
+    plain = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return True if plain and collection_path == Path(__file__).with_name("compose") else None

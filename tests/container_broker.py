@@ -13,6 +13,7 @@ from deploy.native.rabbitmq import RabbitMQ
 from deploy.native.stack import Stack
 from deploy.native.state import State
 from shared.errors import Unavailable
+from tests.reaper import Reaper
 
 SETTINGS = "/etc/rabbitmq-of-tests"  #: where the container finds what is written for it
 STOP_SECONDS = 20
@@ -25,7 +26,7 @@ class ContainerRabbitMQ(RabbitMQ):
         super().__init__(state, tethered=True)
         self.image = image
         self._container = ""
-        self._reaper: subprocess.Popen[bytes] | None = None
+        self._reaper: Reaper | None = None
 
     @property
     def process_names(self) -> tuple[str, ...]:
@@ -36,11 +37,7 @@ class ContainerRabbitMQ(RabbitMQ):
             self.configure()
             (self.directory / "rabbitmq.conf").chmod(0o644)  # for the container's user; the folder is ours alone
             self._container = self._create()
-            # Whatever ends the tests: their end of the pipe closes, and the container goes.
-            command = f"cat; docker rm --force --volumes {self._container}"
-            self._reaper = subprocess.Popen(
-                ["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-            )
+            self._reaper = Reaper(f"docker rm --force --volumes {self._container}")
         docker("start", self._container)
         pid = int(docker("inspect", "--format", "{{.State.Pid}}", self._container))
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) if pid else 0
@@ -71,7 +68,7 @@ class ContainerRabbitMQ(RabbitMQ):
     def remove(self) -> None:
         """End it and forget its data."""
         if self._reaper is not None:
-            self._reaper.communicate()
+            self._reaper.release()
         self._container, self._reaper = "", None
 
     def control(self, *arguments: str) -> None:
