@@ -127,55 +127,6 @@ def submit(
 
 
 @app.command()
-def connect(namespace: Namespace = None) -> None:
-    """Leads the other commands to a Kubernetes cluster's servers, by ports of this machine, until Ctrl-C."""
-    from services.cli import cluster
-
-    cluster.connect(namespace)
-
-
-@app.command()
-def scale(
-    trainers: Annotated[int, typer.Argument(metavar="N", min=0, help="How many trainers the pool shall have.")],
-    pool: Annotated[str, typer.Option(help="Whose trainers.")] = "cpu",
-    on: Orchestrator = None,
-    namespace: Namespace = None,
-    wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for them; 0: not.")] = 60,
-    as_json: Json = False,
-) -> None:
-    """Scales a pool's trainers, in Docker Compose or Kubernetes, and waits until they are there."""
-    from services.cli import scaling
-
-    scaling.scale(trainers, pool, on, namespace, wait=wait, as_json=as_json)
-
-
-@app.command()
-def logs(
-    job: Job,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Goes on until Ctrl-C.")] = False,
-    on: Orchestrator = None,
-    namespace: Namespace = None,
-    as_json: Json = False,
-) -> None:
-    """Shows what all services wrote about a job, in the order of time."""
-    from services.cli import service_logs
-
-    service_logs.logs(job, on, namespace, follow=follow, as_json=as_json)
-
-
-@app.command()
-def compose(
-    trainers: Annotated[int, typer.Option(min=1, help="How many clients, each a trainer of its own.")] = 4,
-    slow: Annotated[int, typer.Option(min=0, help="How many have half a processor.")] = 0,
-    medium: Annotated[int, typer.Option(min=0, help="How many have 0.75 of one; the others have 1.25.")] = 0,
-) -> None:
-    """Prints a compose file: the stack with named clients, some slower than others, in place of its pool."""
-    from services.cli import composing
-
-    print(composing.generate(trainers, slow, medium), end="")
-
-
-@app.command()
 def watch(job: Job, as_json: Json = False) -> None:
     """Follows a job to its end."""
     from services.cli import screen
@@ -310,6 +261,55 @@ def verify(job: Job, as_json: Json = False) -> None:
 
     with _servers() as servers:
         raise typer.Exit(verifying.verify(servers, job, as_json))
+
+
+@app.command()
+def connect(namespace: Namespace = None) -> None:
+    """Leads the other commands to a Kubernetes cluster's servers, by ports of this machine, until Ctrl-C."""
+    from services.cli import cluster
+
+    cluster.connect(namespace)
+
+
+@app.command()
+def scale(
+    trainers: Annotated[int, typer.Argument(metavar="N", min=0, help="How many trainers the pool shall have.")],
+    pool: Annotated[str, typer.Option(help="Whose trainers.")] = "cpu",
+    on: Orchestrator = None,
+    namespace: Namespace = None,
+    wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for them; 0: not.")] = 60,
+    as_json: Json = False,
+) -> None:
+    """Scales a pool's trainers, in Docker Compose or Kubernetes, and waits until they are there."""
+    from services.cli import scaling
+
+    scaling.scale(trainers, pool, on, namespace, wait=wait, as_json=as_json)
+
+
+@app.command()
+def logs(
+    job: Job,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Goes on until Ctrl-C.")] = False,
+    on: Orchestrator = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Shows what all services wrote about a job, in the order of time."""
+    from services.cli import service_logs
+
+    service_logs.logs(job, on, namespace, follow=follow, as_json=as_json)
+
+
+@app.command()
+def compose(
+    trainers: Annotated[int, typer.Option(min=1, help="How many clients, each a trainer of its own.")] = 4,
+    slow: Annotated[int, typer.Option(min=0, help="How many have half a processor.")] = 0,
+    medium: Annotated[int, typer.Option(min=0, help="How many have 0.75 of one; the others have 1.25.")] = 0,
+) -> None:
+    """Prints a compose file: the stack with named clients, some slower than others, in place of its pool."""
+    from services.cli import composing
+
+    print(composing.generate(trainers, slow, medium), end="")
 
 
 @app.command()

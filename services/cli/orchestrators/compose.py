@@ -78,8 +78,8 @@ class Compose:
 
     @property
     def _compose(self) -> list[str]:
-        """The command that started it, but for what it does."""
-        one = min(self.containers, key=lambda one: one.state != "running")
+        """The command that started it, but for what it does; clients of a file of one's own may have come later."""
+        one = min(self.containers, key=lambda one: (one.service not in MARKS, one.state != "running"))
         files = one.files.split(",")
         if gone := [file for file in files if not Path(file).exists()]:
             raise BadInput(f"{self.place} was started from {', '.join(gone)}, which is not there any more")
