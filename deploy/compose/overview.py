@@ -5,8 +5,6 @@ import json
 from deploy.compose.docker import Container
 from deploy.compose.stack import Stack
 
-HEAL = "docker compose up -d"
-
 
 def places(stack: Stack) -> str:
     """Consoles and endpoints; only the consoles' passwords are shown, for a person has to type them."""

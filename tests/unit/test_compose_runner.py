@@ -1,0 +1,190 @@
+"""`python3 -m deploy.compose` where something is in the way: a sentence that names it, and what to do.
+
+Docker is scripted here, because its faults must be; what it does in truth is tests/compose.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.compose import overview, variables
+from deploy.compose.docker import FILE, Container, Project
+from deploy.compose.stack import PORTS, Stack
+from deploy.native.state import PORTS as CHOICE
+from deploy.native.state import is_free
+from shared.errors import BadInput, Unavailable
+from tests.unit.test_compose_file import filled
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        (None, "Docker is not installed"),
+        ("exit 1", "This Docker has no Compose v2"),
+        ("echo 2.3.3", "Docker Compose 2.3.3 is too old: install 2.20 or newer"),
+        (
+            "[ $1 = version ] && { echo 'Cannot connect to the daemon' >&2; exit 1; }; echo v2.30.1-desktop.2",
+            "Docker's daemon does not answer (Cannot connect to the daemon): start it",
+        ),
+    ],
+)
+def test_what_is_wrong_with_docker_is_one_sentence(tmp_path: Path, script: str | None, sentence: str) -> None:
+    if script is not None:
+        docker = tmp_path / "docker"
+        docker.write_text(f"#!/bin/sh\n{script}\n")
+        docker.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.compose", "status"],
+        env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == Unavailable.exit_code
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.endswith("or run the stack without Docker: make up STACK=native.\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_it_needs_the_standard_library_alone() -> None:
+    """A laptop has Docker, make and Python: -I and -S keep everything that was installed away."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import deploy.compose.__main__"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
+
+
+class Scripted(Project):
+    """A project whose containers the test decides."""
+
+    def __init__(self, folder: Path, *, fails: bool = False) -> None:
+        super().__init__("scripted", folder / ".env")
+        self.found: list[Container] = []
+        self.fails = fails
+        self.commands: list[tuple[str, ...]] = []
+
+    def config(self) -> dict[str, Any]:
+        values = variables.read(self.variables)
+        text = filled(FILE.read_text(), values)
+        config: dict[str, Any] = yaml.safe_load(text)
+        for service in config["services"].values():
+            ports = (port.split(":") for port in service.get("ports", []))
+            service["ports"] = [{"published": outer, "target": int(inner)} for _, outer, inner in ports]
+        return config
+
+    def containers(self) -> list[Container]:
+        return self.found
+
+    def run(self, *words: str, quiet: bool = False) -> int:  # noqa: ARG002 - as the real one
+        self.commands.append(words)
+        return int(self.fails)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """With variables that a person wrote, ports that are free, and images that are here."""
+    made = Scripted(tmp_path)
+    free = (str(port) for port in CHOICE if is_free(port))
+    variables.make(made.variables, dict(zip(PORTS.values(), free, strict=False)))
+    monkeypatch.setattr("deploy.compose.docker.has_image", lambda _: True)
+    return made
+
+
+def container(service: str, state: str = "running", exit_code: int = 0) -> Container:
+    return Container(f"scripted-{service}-1", service, state, "", exit_code)
+
+
+def test_a_port_that_is_taken_is_named_with_its_variable(project: Scripted) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        variables.change(project.variables, {"S3_PORT": str(port)})
+
+        with pytest.raises(BadInput, match=rf"Port {port} of 127\.0\.0\.1 is taken .* minio .* set S3_PORT in "):
+            Stack(project).start()
+
+    assert project.commands == []
+
+
+def test_the_ports_of_containers_that_run_are_ours(project: Scripted) -> None:
+    with socket.socket() as docker:
+        docker.bind(("127.0.0.1", 0))
+        docker.listen()
+        variables.change(project.variables, {"S3_PORT": str(docker.getsockname()[1])})
+        project.found = [container("minio")]
+        Stack(project).start()
+
+    assert project.commands == [("up", "--detach", "--remove-orphans")]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (lambda: container("setup", "exited", 2), "setup ended with 2; the end of what it said:\nthe last word"),
+        (lambda: container("rabbitmq", "restarting", 1), "rabbitmq ended with 1"),
+        (lambda: container("minio"), "Compose could not start the stack: see above"),
+    ],
+)
+def test_what_kept_the_stack_from_starting_is_shown(
+    project: Scripted, monkeypatch: pytest.MonkeyPatch, given: Callable[[], Container], sentence: str
+) -> None:
+    monkeypatch.setattr(Container, "tail", lambda *_: "the last word")
+    project.fails = True
+    project.found = [given()]
+
+    with pytest.raises(Unavailable) as refusal:
+        Stack(project).start()
+
+    assert str(refusal.value).startswith(sentence)
+
+
+def test_a_service_that_refuses_its_settings_is_not_waited_for(
+    project: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2 is a mistake that another start finds again."""
+    monkeypatch.setattr(Container, "tail", lambda *_: "error: FEDQ_S3_URL: is no URL")
+    project.found = [container("aggregator", "restarting", BadInput.exit_code)]
+
+    with pytest.raises(Unavailable, match="aggregator ended with 2; the end of what it said:\nerror: FEDQ_S3_URL"):
+        Stack(project).start()
+
+
+def test_from_this_machine_the_servers_are_on_its_own_ports(project: Scripted) -> None:
+    found = Stack(project).environment()
+    values = variables.read(project.variables)
+
+    assert found["FEDQ_S3_URL"] == f"http://127.0.0.1:{values['S3_PORT']}"
+    assert found["FEDQ_REGISTRY_URL"] == f"http://127.0.0.1:{values['REGISTRY_PORT']}"
+    assert found["FEDQ_RABBITMQ_URL"] == f"http://127.0.0.1:{values['RABBITMQ_PORT']}"
+    assert found["FEDQ_AMQP_URL"].endswith(f":{values['RABBITMQ_PASSWORD']}@127.0.0.1:{values['AMQP_PORT']}/fedq")
+    assert found["FEDQ_REDIS_URL"].endswith(f"@127.0.0.1:{values['REDIS_PORT']}/0")
+
+
+def test_status_says_what_is_down_and_how_it_comes_back(project: Scripted) -> None:
+    project.found = [container("redis", "exited", 137), container("minio"), container("setup", "exited")]
+    text = overview.as_text(Stack(project))
+
+    assert "scripted-redis-1  exited (137)" in text
+    assert "scripted-minio-1  up" in text
+    assert "setup" not in text, "it has done its work"
+    assert "`make up` starts it again" in text
+
+
+def test_status_for_programs_holds_no_password(project: Scripted) -> None:
+    project.found = [container("redis", "exited", 137)]
+    text = overview.as_json(Stack(project))
+    secrets = {value for name, value in variables.read(project.variables).items() if "PASSWORD" in name}
+
+    assert json.loads(text)["containers"] == [
+        {"name": "scripted-redis-1", "service": "redis", "state": "exited", "health": ""}
+    ]
+    assert json.loads(text)["urls"]["s3"].startswith("http://127.0.0.1:")
+    assert not [secret for secret in secrets if secret in text]
