@@ -122,6 +122,11 @@ def update_blob(job: str, number: int, client: str, digest: str) -> str:
     return f"{updates_prefix(job, number)}{client}-{digest[:12]}.safetensors"
 
 
+def trial_blob(trainer: str) -> str:
+    """What a trainer writes to see that it may: among the updates, of a job that has no job's name."""
+    return f"{updates_prefix('-', 0)}{trainer}"
+
+
 def model_blob(job: str, number: int, digest: str) -> str:
     return f"{round_prefix(job, number)}model-{digest[:12]}.safetensors"
 

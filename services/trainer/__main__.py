@@ -8,19 +8,21 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 import structlog
 
-from services.trainer.board import Board
+from services.trainer.board import Board, private_directory
 from services.trainer.dispatch import Dispatch, on_notice
 from services.trainer.heartbeat import Heartbeat
 from services.trainer.worker import Worker, make_app
 from shared import events, failpoints, logs, service, settings, topology
 from shared.bus import Bus
-from shared.errors import Unavailable
+from shared.errors import BadInput, Unavailable
 from shared.names import CLIENT_NAME
+from shared.probes import Probes
 
-PATIENCE = 30.0  #: seconds that RabbitMQ may be away at the start
+PATIENCE = 30.0  #: seconds that RabbitMQ may be away for what is published
 RETRY = 1.0  #: seconds until a trainer that could not listen tries again
 HEED = 3.0  #: seconds after its grace until a slot that is still at work is killed
 LEAVE = 5.0  #: seconds after that until the process ends, whatever it waits for
@@ -31,15 +33,33 @@ def main() -> None:
     arguments = _arguments()
     configuration = settings.load(settings.Trainer)
     logs.configure(configuration, "trainer")
+    service.mention_unknown_settings()
     failpoints.arm()
+    if arguments.client is not None:
+        _check_states(configuration.state_dir)
     with (
+        Probes(configuration.probe_dir, configuration.probe_s) as probes,
         Board.create(configuration.cache_dir / "trainers", arguments.name) as board,
         service.until_stopped() as stop,
     ):
-        _serve(arguments, configuration, board, stop)
+        _serve(arguments, configuration, board, probes, stop)
 
 
-def _serve(arguments: argparse.Namespace, configuration: settings.Trainer, board: Board, stop: threading.Event) -> None:
+def _check_states(directory: Path) -> None:
+    """`BadInput` where what a silo keeps could not be written."""
+    try:
+        private_directory(directory.expanduser(), "FEDQ_STATE_DIR")
+    except RuntimeError as error:
+        raise BadInput(f"FEDQ_STATE_DIR: {directory} has no meaning here: {error}") from error
+
+
+def _serve(
+    arguments: argparse.Namespace,
+    configuration: settings.Trainer,
+    board: Board,
+    probes: Probes,
+    stop: threading.Event,
+) -> None:
     name, slots = arguments.name, arguments.slots
     group = arguments.pool or arguments.client
     log = structlog.get_logger().bind(trainer=name)
@@ -75,18 +95,21 @@ def _serve(arguments: argparse.Namespace, configuration: settings.Trainer, board
                 if stop.wait(RETRY):
                     return
         heartbeat.start()
+        probes.serving()
         log.info("ready", group=group, slots=slots, device=worker.device, seconds=round(time.monotonic() - began, 2))
         stop.wait()
         bus.cancel(rounds)
 
     app = make_app(configuration, group, name, slots, board.directory, silo=arguments.pool is None)
     dispatch = Dispatch(app, name)
-    heartbeat = Heartbeat(bus, configuration.heartbeat_s, describe)
-    worker = Worker(app, board, name, slots, on_ready)
+    heartbeat = Heartbeat(bus, configuration.heartbeat_s, describe, probes)
+    worker = Worker(app, board, name, slots, on_ready, probes.loop())
 
-    stopping = (stop, ended, configuration.grace_s, worker, dispatch)
+    stopping = (stop, ended, configuration.grace_s, worker, dispatch, probes)
     threading.Thread(target=_stop_in_time, args=stopping, name="stop", daemon=True).start()
-    bus.declare(topology.dead_letters(), topology.rounds(group))
+    queues = (topology.dead_letters(), topology.rounds(group))
+    if not service.at_start(stop, {"FEDQ_AMQP_URL": lambda: bus.declare(*queues, patience=service.TRY)}):
+        return
     bus.serve(topology.notices(name), functools.partial(on_notice, board), prefetch=16)
     worker.start()
     heartbeat.stop()
@@ -99,12 +122,13 @@ def _serve(arguments: argparse.Namespace, configuration: settings.Trainer, board
 
 
 def _stop_in_time(
-    stop: threading.Event, ended: threading.Event, grace: float, worker: Worker, dispatch: Dispatch
+    stop: threading.Event, ended: threading.Event, grace: float, worker: Worker, dispatch: Dispatch, probes: Probes
 ) -> None:
     """Once `stop` is set: lets the slots finish for `grace` seconds, and has the process end soon after in any case."""
     stop.wait()
     log = structlog.get_logger()
     log.info("stopping", busy=worker.busy)
+    probes.stopping()
     if worker.begun:
         worker.request_stop(time.monotonic() + grace)
         dispatch.close()

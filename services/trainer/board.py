@@ -91,6 +91,14 @@ class Board:
             finally:
                 os.close(descriptor)
 
+    def is_heard(self) -> bool:
+        """Whether somebody listens to words: while the trainer starts, and not when a slot is replaced later."""
+        try:
+            os.close(os.open(self.directory / "words", os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
     @contextmanager
     def listen(self) -> Iterator[int]:
         """A descriptor that the lines can be read from."""
@@ -124,6 +132,8 @@ def private_directory(path: Path, setting: str = "FEDQ_CACHE_DIR") -> None:
         raise BadInput(f"{setting}: {path} cannot be made: {error.strerror}") from error
     if owner != os.getuid():
         raise BadInput(f"{setting}: {path} belongs to another user, who could put any model there")
+    if not os.access(path, os.W_OK | os.X_OK):  # a read-only file system among the reasons
+        raise BadInput(f"{setting}: {path} cannot be written")
 
 
 def _sweep(parent: Path) -> None:

@@ -8,6 +8,7 @@ import structlog
 from shared import events
 from shared.bus import Bus
 from shared.errors import Unavailable
+from shared.probes import Probes
 
 log = structlog.get_logger()
 
@@ -17,8 +18,8 @@ GOODBYE = 2.0  #: seconds for the last one; the lease of a trainer that could no
 class Heartbeat:
     """A thread that publishes what `describe(leaving)` returns, at once and then every `interval` seconds."""
 
-    def __init__(self, bus: Bus, interval: float, describe: Callable[[bool], events.Heartbeat]) -> None:
-        self._bus, self._interval, self._describe = bus, interval, describe
+    def __init__(self, bus: Bus, interval: float, describe: Callable[[bool], events.Heartbeat], probes: Probes) -> None:
+        self._bus, self._interval, self._describe, self._probes = bus, interval, describe, probes
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -32,8 +33,9 @@ class Heartbeat:
             self._thread.join(GOODBYE)
 
     def _run(self) -> None:
+        turning = self._probes.loop()
         self._say()
-        while not self._stopping.wait(self._interval):
+        while not turning.wait(self._stopping, self._interval):
             self._say()
         self._say(leaving=True)
 

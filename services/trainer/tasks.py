@@ -92,16 +92,21 @@ def warm_up(**_: Any) -> None:
         os._exit(os.EX_OK)
     # Nor does a process that the user's code made, a DataLoader's say, outlive a slot that is killed.
     os.register_at_fork(after_in_child=lambda: platforms.set_pdeathsig("SIGKILL"))
+    board = Board(Path(place["board"]))
     try:
         failpoints.arm()
-        from services.trainer import startup  # noqa: PLC0415 - not in the parent
+        from services.trainer import joining  # noqa: PLC0415 - not in the parent
+
+        if current_process().index == 0 and board.is_heard():
+            joining.check_store(place["trainer"])  # before torch: it is the quicker
+        from services.trainer import startup  # noqa: PLC0415 - nor this
 
         own = {name: place[name] for name in ("threads", "silo")}
         _slot = startup.start(place["trainer"], place["board"], current_process().index, **own)
     except Exception as error:
         # Celery would log it and go on with a slot that can do nothing.
         reason = str(error) if isinstance(error, FedqError) else f"{type(error).__name__}: {error}"
-        Board(Path(place["board"])).tell(f"failed {reason}")
+        board.tell(f"{'away' if isinstance(error, Unavailable) else 'failed'} {reason}")
         os._exit(os.EX_SOFTWARE)
 
 

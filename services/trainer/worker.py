@@ -34,12 +34,16 @@ from kombu.entity import Exchange, Queue
 
 from services.trainer.board import Board
 from shared import names, topology
-from shared.errors import BadInput, FedqError, tls_trouble
+from shared.errors import BadInput, FedqError, Unavailable, tls_trouble
+from shared.probes import Loop
 from shared.settings import Trainer
+
+log = logging.getLogger("celery.worker")  # forwarded to ours, with its hints
 
 WARM_UP = 120.0  #: seconds a slot may take to import torch
 LOST = 1.0  #: seconds in which the result of a slot that died may still be read from its pipe
 CLOSING = 1.0  #: seconds that the broker may take for each answer while we stop
+SILENCE = 30.0  #: seconds that it may take otherwise
 
 
 def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Path, *, silo: bool = False) -> Celery:
@@ -110,6 +114,24 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
             "celery.worker.consumer.consumer:Evloop",
         )
 
+    def connect(self) -> Any:
+        """A connection on which nothing waits without end for a broker that hangs."""
+        connection = super().connect()
+        bound_open_broker_sockets(connection, SILENCE)
+        return connection
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Waits for the broker, as Celery does; its loop stands still meanwhile, so that this turns in its place."""
+
+        def failed(error: Exception, seconds: float) -> None:
+            log.error("Cannot connect to %s (%s), trying again in %g s", conn.as_uri(), error, seconds)
+
+        def turn() -> None:
+            self.controller.turning.turned()
+            state.maybe_shutdown()
+
+        return conn.ensure_connection(failed, callback=turn)
+
     def shutdown(self) -> None:
         """Closes the connection; Celery would cancel the consumer twice more, each time waiting for an answer."""
         connection, self.connection = self.connection, None  # type: ignore[has-type]
@@ -141,8 +163,11 @@ class SlotPool(TaskPool):  # type: ignore[misc]
 class Worker(celery_worker.Worker):  # type: ignore[misc]
     """A Celery worker inside our process: our signals, our logs."""
 
-    def __init__(self, app: Celery, board: Board, trainer: str, slots: int, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, app: Celery, board: Board, trainer: str, slots: int, on_ready: Callable[[], None], turning: Loop
+    ) -> None:
         self.board = board
+        self.turning = turning  # Celery's event loop
         self.device = ""  # what the slots train on, known when they are warm
         self.failure: FedqError | None = None
         self.begun = False
@@ -176,6 +201,7 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
         """Celery lets the slots finish; a second signal ends all at once, and the broker hands the tasks on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        self.turning.end()
         # Celery waits without end for a broker that hangs to confirm that the consumer is cancelled.
         bound_open_broker_sockets(self.consumer.connection, CLOSING)
         super().on_close()
@@ -222,6 +248,7 @@ class WarmUp(bootsteps.StartStopStep):  # type: ignore[misc]
             except FedqError as error:
                 worker.failure = error
                 raise SystemExit(error.exit_code) from error  # Celery's way to end
+        worker.hub.call_repeatedly(worker.turning.interval, worker.turning.turned)
 
     def stop(self, worker: Worker) -> None:
         """Between the consumer's stop and the pool's: what a slot puts back now does not come here again."""
@@ -234,9 +261,12 @@ class WarmUp(bootsteps.StartStopStep):  # type: ignore[misc]
             ready, _, _ = select.select([words, *sentinels], [], [], WARM_UP)
             if words in ready:
                 heard += os.read(words, 65536)
+            worker.turning.turned()
             *lines, heard = heard.split(b"\n")
             for line in lines:
                 word, _, rest = line.decode().partition(" ")
+                if word == "away":
+                    raise Unavailable(rest)
                 if word == "failed":
                     raise BadInput(rest)
                 if word == "stop":
