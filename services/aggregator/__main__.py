@@ -1,5 +1,6 @@
 """`python -m services.aggregator`: builds the edges, takes jobs, hands them over when asked to stop."""
 
+import argparse
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,10 @@ GRACE = 20.0  #: seconds in which the jobs are handed over
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m services.aggregator",
+        description="Run the jobs that are started, and share them with other aggregators.",
+    ).parse_args()
     failpoints.arm()
     config = settings.load(settings.Aggregator)
     logs.configure(config, "aggregator")

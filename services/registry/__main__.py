@@ -1,5 +1,6 @@
 """`python -m services.registry`: hears heartbeats, keeps the roster, and answers over HTTP until asked to stop."""
 
+import argparse
 import os
 import socket
 import threading
@@ -26,6 +27,9 @@ PREFETCH = 32  #: heartbeats on their way while one is handled
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m services.registry", description="Keep the roster of trainers, and answer for the whole."
+    ).parse_args()
     config = settings.load(settings.Registry)
     logs.configure(config, "registry")
     service.mention_unknown_settings()
