@@ -17,6 +17,8 @@ TORCH_INDEX_CUDA ?= $(TORCH_INDEX)
 VERSION = $(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
 REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || echo unknown)
 CREATED = $(shell git log -1 --format=%cI 2>/dev/null || date -u +%FT%TZ)
+PIP_SECRET = --secret id=pip.conf,src=$(PIP_CONF)
+# Docker 20.10 has BuildKit, but asks to be told.
 BUILD = DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_FLAGS)
 
 .DEFAULT_GOAL := help
@@ -72,14 +74,14 @@ lint: venv  ## Check style, types and the import graph
 	$(BIN)/lint-imports
 
 images:  ## Build the container images (IMAGES=registry for one; docs/guide/images.md)
-	@[ -z "$(WHEELS)" ] || printf 'FROM scratch\nCOPY *.whl /\n' | $(BUILD) --quiet --tag $(IMAGE_PREFIX)/wheels:local --file - $(WHEELS)
+	@$(if $(WHEELS),printf 'FROM scratch\nCOPY *.whl /\n' | $(BUILD) --quiet --tag $(IMAGE_PREFIX)/wheels:local --file - $(WHEELS))
 	@set -e; for image in $(IMAGES); do \
 	  case $$image in trainer-cuda) index="$(TORCH_INDEX_CUDA)";; *) index="$(TORCH_INDEX)";; esac; \
 	  echo "$(IMAGE_PREFIX)/$$image:$(IMAGE_TAG)"; \
 	  $(BUILD) --file deploy/images/Dockerfile --target $$image --tag $(IMAGE_PREFIX)/$$image:$(IMAGE_TAG) \
-	    --build-arg TORCH_INDEX=$$index $(if $(WHEELS),--build-arg WHEELS=$(IMAGE_PREFIX)/wheels:local) \
-	    $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \
-	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --build-arg CREATED=$(CREATED) .; \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --build-arg CREATED=$(CREATED) \
+	    --build-arg TORCH_INDEX=$$index $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \
+	    $(if $(WHEELS),--build-arg WHEELS=$(IMAGE_PREFIX)/wheels:local) $(if $(PIP_CONF),$(PIP_SECRET)) .; \
 	done
 	@docker images --filter reference='$(IMAGE_PREFIX)/*:$(IMAGE_TAG)' --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}'
 
