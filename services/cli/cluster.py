@@ -12,19 +12,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from services.cli import output
 from services.cli.forwarding import Forward
-from services.cli.orchestrators import kubernetes
+from services.cli.orchestrators import kubernetes, tools
 from services.cli.orchestrators.kubernetes import Kubernetes
 from shared import service
 from shared.errors import BadInput, Unavailable
 
 SETTINGS = "fedq"  #: the ConfigMap
 SECRET = "fedq-operator"  # noqa: S105 - the name of one
+AUTHORITY = "fedq-ca"  #: the Secret with the certificate of the authority, where the cluster has one of its own
+TRUST = "SSL_CERT_FILE"
 REGISTRY = "http://registry:8080"  #: where a cluster has it, unless its settings say otherwise
 FILE = Path(".fedq/env")  #: where `shared.settings` looks
 PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "http": 80, "https": 443}
@@ -36,7 +39,8 @@ def connected(place: Kubernetes) -> Iterator[None]:
     """This process's `FEDQ_*` lead to a cluster's servers for as long as the block runs."""
     with ExitStack() as stack:
         stack.enter_context(_ending_in_order())
-        stack.enter_context(_in_environment(reachable(place, stack)))
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        stack.enter_context(_in_environment(reachable(place, folder, stack)))
         yield
 
 
@@ -45,9 +49,9 @@ def connect(namespace: str | None) -> None:
     place = kubernetes.at(namespace)
     _refuse_a_live_stack()
     with service.until_stopped() as stop, ExitStack() as stack:
-        found = reachable(place, stack)
+        found = reachable(place, FILE.parent, stack)
         text = f"# by `fedq connect` to {place.place}; gone when that ends\n"
-        text += "".join(f"{name}={value}\n" for name, value in found.items())
+        text += "".join(f"{name}={value}\n" for name, value in found.items() if name != TRUST)
         _write_private(text)
         stack.callback(_remove, text)
         if ours := sorted(found.keys() & os.environ.keys()):
@@ -56,17 +60,21 @@ def connect(namespace: str | None) -> None:
         for name in ("FEDQ_RABBITMQ_URL", "FEDQ_REGISTRY_URL", "FEDQ_S3_URL"):
             if name in found:
                 print(f"  {name.split('_')[1].lower():<8}  {found[name]}")
+        if TRUST in found:
+            print(f"its certificates are of its own authority: export {TRUST}={found[TRUST]}")
         sys.stdout.flush()
         stop.wait()
 
 
-def reachable(place: Kubernetes, stack: ExitStack) -> dict[str, str]:
+def reachable(place: Kubernetes, folder: Path, stack: ExitStack) -> dict[str, str]:
     """An operator's settings of a cluster, with ports of this machine in place of its Services.
 
     The ports stay open until `stack` is closed. What leads to no Service, such as a broker that somebody else runs,
-    stays as it is.
+    stays as it is. Where the cluster has an authority of its own, its certificate is put into `folder`.
     """
     found = settings(place)
+    if TRUST in found:
+        found[TRUST] = str(_authority(place, folder))
     urls = {name: urlsplit(value) for name, value in found.items() if name.endswith("_URL")}
     here = {name: service for name, url in urls.items() if (service := _service(place, url.hostname or ""))}
     known = _forwardable(place)
@@ -94,7 +102,16 @@ def settings(place: Kubernetes) -> dict[str, str]:
             raise BadInput(f"{place.place} has no fedq ({error}); --namespace names another") from None
         raise
     found |= {name: base64.b64decode(value).decode() for name, value in hidden.items()}
-    return {name: value for name, value in found.items() if name.startswith("FEDQ_")}
+    return {name: value for name, value in found.items() if name.startswith("FEDQ_") or name == TRUST}
+
+
+def _authority(place: Kubernetes, folder: Path) -> Path:
+    """Whom the cluster's services trust, as a file of this machine; the key of that authority stays where it is."""
+    words = ("get", "secret", AUTHORITY, r"--output=jsonpath={.data.ca\.crt}")
+    folder.mkdir(exist_ok=True)
+    file = (folder / "ca.crt").absolute()
+    file.write_bytes(base64.b64decode(tools.run(place.command(*words))))
+    return file
 
 
 def _forwardable(place: Kubernetes) -> set[str]:

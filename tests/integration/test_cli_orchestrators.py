@@ -198,6 +198,24 @@ def test_a_way_that_is_lost_is_opened_again_where_it_was(fedq: Fedq, federated: 
     assert fedq.finish(process).code == 0
 
 
+def test_connect_brings_the_certificate_of_the_clusters_authority(fedq: Fedq, federated: Cluster) -> None:
+    """Where services are told to trust it; which file that is for other programs, a person has to tell them."""
+    document = json.loads((federated.folder / "get/configmap-fedq.json").read_text())
+    document["data"]["SSL_CERT_FILE"] = "/etc/fedq-ca/ca.crt"
+    federated.has("configmap-fedq", document)
+    (federated.folder / "get/secret-fedq-ca.json").write_text(base64_of("-----BEGIN CERTIFICATE-----"))
+    process = fedq.begin("connect")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(5)]
+    file = fedq.folder / ".fedq/ca.crt"
+
+    assert lines[-1] == f"its certificates are of its own authority: export SSL_CERT_FILE={file}\n"
+    assert file.read_text() == "-----BEGIN CERTIFICATE-----"
+    assert "SSL_CERT_FILE" not in (fedq.folder / ".fedq/env").read_text()
+    process.send_signal(signal.SIGINT)
+    assert fedq.finish(process).code == 0
+
+
 def test_connect_says_what_there_is_not(fedq: Fedq, cluster: Cluster, federated: Cluster) -> None:
     """Each in a sentence, with an exit code that says whose mistake it is."""
     (federated.folder / "get/secret-fedq-operator.json").unlink()
