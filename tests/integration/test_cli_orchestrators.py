@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from services.cli.orchestrators.kubernetes import TRAINERS
 from shared import topology
 from shared.events import Heartbeat
 from tests.conftest import Servers
 from tests.harness import ROOT, SECONDS, Services, until
+from tests.kubernetes import manifests
 from tests.scripted import DIGITS, Fedq
 
 NAMESPACE = "research"
@@ -334,6 +336,32 @@ def test_an_autoscaler_is_told_as_well(
     assert patch[2:4] == [kind, name]
     assert json.loads(patch[-1].removeprefix("--patch=")) == {"spec": bounds}
     assert cluster.calls("scale")[-1][-2:] == ["deployment/trainer-cpu", f"--replicas={wanted}"]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "scaler", "bounds"),
+    [
+        ("local", None, None),
+        ("gpu", "horizontalpodautoscalers", {"minReplicas": 12, "maxReplicas": 12}),
+        ("keda", "scaledobjects", {"minReplicaCount": 12, "maxReplicaCount": 12}),
+    ],
+)
+def test_our_manifests_are_understood(
+    fedq: Fedq, cluster: Cluster, overlay: str, scaler: str | None, bounds: dict[str, int] | None
+) -> None:
+    """Labels, names and autoscalers as deploy/k8s has them."""
+    built = manifests.overlay(overlay)
+    labels = dict(pair.split("=") for pair in TRAINERS.split(","))
+    trainers = [one for one in built.kind("Deployment") if manifests.selects(labels, one["metadata"]["labels"])]
+    cluster.has_all("deployments", *trainers)
+    cluster.has_all("horizontalpodautoscalers", *built.kind("HorizontalPodAutoscaler"))
+    cluster.has_all("scaledobjects", *built.kind("ScaledObject"))
+    done = fedq("scale", "12", "--wait", "0")
+
+    assert done.code == 0, done.err
+    patched = [(words[2], json.loads(words[-1].removeprefix("--patch="))["spec"]) for words in cluster.calls("patch")]
+    assert patched == ([(scaler, bounds)] if scaler else [])
+    assert cluster.calls("scale")[-1][-2:] == ["deployment/trainer-cpu", "--replicas=12"]
 
 
 def test_an_hpa_is_switched_off_by_a_deployment_of_none(fedq: Fedq, cluster: Cluster) -> None:
