@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from deploy.k8s import secrets
 from tests.kubernetes import crds
 from tests.kubernetes.manifests import (
     COMPONENTS,
+    EXTERNAL,
     K8S,
     OVERLAYS,
+    ROOT,
     VARIATIONS,
     Manifests,
     Object,
@@ -26,7 +29,7 @@ from tests.kubernetes.manifests import (
 from tests.kubernetes.rules import RULES
 
 VERSIONS = ("1.32", "1.37")  #: of Kubernetes: the oldest that we say, and the newest that the schemas are there for
-GUIDE = Path(__file__).parents[2] / "docs/guide/kubernetes.md"
+GUIDE = (ROOT / "docs/guide/kubernetes.md").read_text()
 
 # It reads a megabyte of JSON for every object otherwise.
 utils.schema_contents = functools.cache(utils.schema_contents)
@@ -100,6 +103,19 @@ def test_every_component_is_in_use() -> None:
     used = {Path(path).name for file in files for path in file.get("components", [])}
 
     assert used | {part for one in VARIATIONS.values() for part in one["components"]} == set(COMPONENTS)
+
+
+def test_the_guide_lists_them() -> None:
+    """And each Secret that somebody must make for servers elsewhere, with its keys."""
+    first_cells = re.findall(r"^\| (`.+?) \|", GUIDE, re.MULTILINE)
+    listed = {name for cell in first_cells for name in re.findall(r"`([a-z-]+)`", cell)}
+    rows = {
+        name: set(re.findall(r"`(FEDQ_\w+)`", keys))
+        for name, keys in re.findall(r"^\| `(fedq-\w+)` \| (.+) \|$", GUIDE, re.MULTILINE)
+    }
+
+    assert {*OVERLAYS, *COMPONENTS} <= listed
+    assert {name: keys - {"FEDQ_S3_REGION"} for name, keys in rows.items()} == {n: set(v) for n, v in EXTERNAL.items()}
 
 
 def test_the_overlays_are_the_five() -> None:

@@ -1,6 +1,5 @@
 """Who belongs to whom: labels, selectors, ports, and names that lead somewhere."""
 
-
 from tests.kubernetes.manifests import Manifests, selects
 from tests.kubernetes.rules.rule import NAME, POOL, Complaints, rule
 
