@@ -156,6 +156,17 @@ def test_the_metric_is_the_same_for_a_chart() -> None:
     assert yaml.safe_load((folder / "helm-values.yaml").read_text())["rules"] == {"default": False, "external": ours}
 
 
+def test_whoever_scrapes_asks_for_the_same() -> None:
+    """Our Prometheus and an operator's: the queues, of the vhost that the rule speaks of."""
+    jobs = yaml.safe_load((K8S / "components/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    (queues,) = [job for job in jobs if job.get("metrics_path") == "/metrics/detailed"]
+    (monitor,) = [one for one in component("monitors") if one["kind"] == "PodMonitor"]
+    (endpoint,) = [one for one in monitor["spec"]["podMetricsEndpoints"] if one["path"] == queues["metrics_path"]]
+
+    assert queues["params"] == endpoint["params"]
+    assert queues["params"]["vhost"] == ["fedq"]
+
+
 def test_nothing_secret_is_in_the_manifests() -> None:
     for name in OVERLAYS:
         assert overlay(name).kind("Secret") == []
