@@ -60,7 +60,10 @@ def make(*, tls: bool = False) -> dict[str, dict[str, str]]:
         },
         "fedq-redis": {"password": redis},
         # KEDA, which asks from a namespace of its own
-        "fedq-keda": {"host": f"{http}://operator:{rabbitmq}@rabbitmq.{NAMESPACE}.svc:{http_port}/fedq"},
+        "fedq-keda": {
+            "host": f"{http}://operator:{rabbitmq}@rabbitmq.{NAMESPACE}.svc:{http_port}/fedq",
+            "tls": "enable" if tls else "disable",
+        },
     }
 
 

@@ -1,7 +1,6 @@
 """Debian packages as files, without root: apt with lists, locks and caches of its own."""
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -60,7 +59,7 @@ class Apt:
 
 
 def mirrors() -> list[str]:
-    """Where the system fetches its own release's packages: the addresses below which other releases are, too."""
+    """Where the system fetches packages from: addresses below which other releases may be, too."""
     alone = [
         "-o",
         "Debug::NoLocking=true",
@@ -68,10 +67,9 @@ def mirrors() -> list[str]:
         "Dir::State::lists=/nonexistent",
     ]  # says what it would fetch, as if anew
     try:
-        release = platform.freedesktop_os_release()["VERSION_CODENAME"]
         done = subprocess.run(
             ["apt-get", *alone, "--print-uris", "update"], check=False, capture_output=True, text=True
         )
-    except (OSError, KeyError):
+    except OSError:
         return []
-    return re.findall(rf"^'(.+)/dists/{re.escape(release)}/InRelease'", done.stdout, re.MULTILINE)
+    return list(dict.fromkeys(re.findall(r"^'(.+)/dists/[^/']+/InRelease'", done.stdout, re.MULTILINE)))

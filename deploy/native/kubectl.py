@@ -63,7 +63,7 @@ def _fetch(folder: Path) -> Path:
             # Named with its release: an installed one of the same name and a higher version would be preferred.
             apt.run("apt-get", "-q", "download", f"kubectl/{RELEASE}")
             (package,) = apt.archives.glob("kubectl_*.deb")
-        except Unavailable as error:  # somebody else's packages for this release; Debian's are elsewhere
+        except Unavailable as error:  # somebody else's packages, or security's; Debian's own are elsewhere
             why = error
             continue
         tree = folder / "tree"

@@ -60,6 +60,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "GPUs scaled by KEDA": {"resources": ["overlays/keda"], "components": ["trainer-gpu", "keda-gpu"]},
     "data on a volume": {"resources": ["overlays/gpu"], "components": ["data"]},
     "small and closed": {"resources": ["overlays/local"], "components": ["network-policies"]},
+    "KEDA and TLS": {"resources": ["base"], "components": ["rabbitmq-cluster", "redis", "minio", "keda", "tls"]},
     "GPUs in production": {"resources": ["overlays/production"], "components": ["trainer-gpu"]},
 }
 
@@ -210,7 +211,7 @@ def variation(name: str, folder: Path) -> Manifests:
         f"../{os.path.relpath(K8S / 'components' / part, folder.resolve().parent)}" for part in wanted["components"]
     ]
     (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": layers, "components": parts}))
-    tls = "overlays/production" in wanted["resources"]
+    tls = "overlays/production" in wanted["resources"] or "tls" in wanted["components"]
     return Manifests(list(yaml.load_all(build(folder), yaml.CSafeLoader)), secrets.make(tls=tls))
 
 
