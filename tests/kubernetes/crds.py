@@ -45,6 +45,7 @@ SCRAPE = {
     "path": {"type": "string", "pattern": "^/"},
     "params": {"type": "object", "additionalProperties": listed(TEXT)},
     "interval": DURATION,
+    "honorLabels": {"type": "boolean"},
     "scheme": one_of("http", "https"),
     "tlsConfig": TLS,
 }

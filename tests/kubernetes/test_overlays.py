@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.kubernetes.manifests import (
     VARIATIONS,
     Manifests,
     Object,
+    build,
     component,
     overlay,
     variation,
@@ -116,6 +118,21 @@ def test_the_guide_lists_them() -> None:
 
     assert {*OVERLAYS, *COMPONENTS} <= listed
     assert {name: keys - {"FEDQ_S3_REGION"} for name, keys in rows.items()} == {n: set(v) for n, v in EXTERNAL.items()}
+
+
+def test_an_overlay_of_ones_own_is_as_the_guide_shows_it(tmp_path: Path) -> None:
+    """With one's own registry for all that is fedq's, and for nothing else."""
+    (shown,) = re.findall(r"```yaml\n# my-overlay/kustomization.yaml\n(.+?)```", GUIDE, re.DOTALL)
+    (tmp_path / "kustomization.yaml").write_text(
+        shown.replace("../deploy/k8s", os.path.relpath(K8S, tmp_path.resolve()))
+    )
+    found = Manifests(list(yaml.load_all(build(tmp_path), yaml.CSafeLoader)))
+
+    ours = {one.container["image"] for one in found.ours}
+    others = {one.container["image"] for one in found.workloads} - ours
+    names = ("cli", "registry", "aggregator", "trainer-cpu", "trainer-cuda")
+    assert ours == {f"registry.example.com/me/fedq/{name}:0.1.0" for name in names}
+    assert not any("example.com" in image for image in others)
 
 
 def test_the_overlays_are_the_five() -> None:
