@@ -534,7 +534,7 @@ def _metadata(found: Any) -> dict[str, str]:
 
 #: What to look at, by S3's code for what is refused.
 _DENIED = {
-    "AccessDenied": "FEDQ_S3_ACCESS_KEY, FEDQ_S3_SECRET_KEY and their rights on the bucket",
+    "AccessDenied": "FEDQ_S3_ACCESS_KEY, FEDQ_S3_SECRET_KEY and their rights on the bucket FEDQ_S3_BUCKET",
     "InvalidAccessKeyId": "FEDQ_S3_ACCESS_KEY",
     "InvalidToken": "FEDQ_S3_ACCESS_KEY",
     "SignatureDoesNotMatch": "FEDQ_S3_SECRET_KEY",

@@ -17,8 +17,6 @@ import structlog
 
 from shared.errors import BadInput
 
-log = structlog.get_logger()
-
 OFTEN = 0.1  #: intervals between two touches at least, however quickly the loops turn
 
 
@@ -126,7 +124,7 @@ class Probes:
             write()
         except OSError as error:  # the process is no worse for it; whoever looks at the files will end it
             if not self._complained:
-                log.warning("probe not written", reason=f"FEDQ_PROBE_DIR: {error}")
+                structlog.get_logger().warning("probe not written", reason=f"FEDQ_PROBE_DIR: {error}")
             self._complained = True
 
 

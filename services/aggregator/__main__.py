@@ -74,7 +74,7 @@ def _check_policies(config: settings.Aggregator) -> None:
     vhost = unquote(urlsplit(config.amqp_url.get_secret_value()).path[1:]) or "/"
     if missing := console.missing_policies(config, vhost):
         raise BadInput(
-            f"RabbitMQ's vhost {vhost} lacks the policies {', '.join(missing)}; "
+            f"RabbitMQ's vhost {vhost}, which FEDQ_AMQP_URL names, lacks the policies {', '.join(missing)}; "
             "let `fedq setup` load them, or load deploy/definitions.json"
         )
 

@@ -613,7 +613,7 @@ def closed_port() -> int:
         ("FEDQ_REDIS_URL", "closed", ["jobs"], "is it running, and is FEDQ_REDIS_URL right?"),
         ("FEDQ_REDIS_URL", "password", ["nodes"], "refuses this password; check FEDQ_REDIS_URL"),
         ("FEDQ_S3_URL", "closed", ["results", "digits-aaaaaa"], "check FEDQ_S3_URL"),
-        ("FEDQ_S3_SECRET_KEY", "wrong", ["results", "digits-aaaaaa"], "check FEDQ_S3_ACCESS_KEY"),
+        ("FEDQ_S3_SECRET_KEY", "wrong", ["results", "digits-aaaaaa"], "check FEDQ_S3_SECRET_KEY"),
         ("FEDQ_S3_BUCKET", "no-such-bucket", ["results", "digits-aaaaaa"], "FEDQ_S3_BUCKET"),
     ],
 )
