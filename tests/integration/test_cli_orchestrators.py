@@ -13,8 +13,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from services.cli.orchestrators.kubernetes import TRAINERS
+from deploy.native import kubectl
+from services.cli.orchestrators import kubernetes, tools
+from services.cli.orchestrators.kubernetes import TRAINERS, Kubernetes
 from shared import topology
+from shared.errors import Unavailable
 from shared.events import Heartbeat
 from tests.conftest import Servers
 from tests.harness import ROOT, SECONDS, Services, until
@@ -381,6 +384,52 @@ def test_a_pool_that_is_not_there_is_named_with_those_that_are(fedq: Fedq, clust
     assert done.err.endswith(
         "(app.kubernetes.io/name=fedq,app.kubernetes.io/component=trainer,fedq/pool=gpu); its pools: cpu\n"
     )
+
+
+# --- what a real kubectl says to all this -------------------------------------------------------
+
+PLACE = Kubernetes("lab", NAMESPACE)
+WORDS = {
+    "read": PLACE.command("--request-timeout=10s", "get", "deployments", f"--selector={TRAINERS}", "--output=json"),
+    "patch": PLACE.command("patch", "horizontalpodautoscalers", "trainer-cpu", "--type=merge", '--patch={"spec":{}}'),
+    "scale": PLACE.command("scale", "deployment/trainer-cpu", "--replicas=6"),
+    "forward": PLACE.command("port-forward", "--address=127.0.0.1", "service/rabbitmq", "20000:5672", "20001:15672"),
+    "follow": list(PLACE.sources(follow=True)[0].command),
+}
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The real kubectl on the PATH, with a context whose cluster is not there; the file of its settings."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/kubectl").symlink_to(kubectl.find())
+    file = tmp_path / "config"
+    cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}
+    context = {"name": "lab", "context": {"cluster": "c", "namespace": NAMESPACE}}
+    file.write_text(json.dumps({"clusters": [cluster], "contexts": [context], "current-context": "lab"}))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    return file
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_real_kubectl_takes_our_words(real: Path, words: str) -> None:
+    """And goes as far as to look for the cluster: whatever it does not know, it would refuse before that."""
+    with pytest.raises(Unavailable, match=r"^the cluster does not answer: .*127\.0\.0\.1:1\b"):
+        tools.run(WORDS[words])
+
+
+def test_a_real_kubectls_context_is_understood(real: Path) -> None:
+    """Its namespace, another one, none, and that there is no context at all."""
+    assert kubernetes.at(None) == PLACE
+    assert kubernetes.at("other") == Kubernetes("lab", "other")
+    settings = json.loads(real.read_text())
+    del settings["contexts"][0]["context"]["namespace"]
+    real.write_text(json.dumps(settings))
+    assert kubernetes.at(None).namespace == "default"
+    real.write_text("{}")
+    with pytest.raises(tools.NotHere, match="`kubectl config use-context NAME` chooses one"):
+        kubernetes.at(None)
 
 
 # --- logs ---------------------------------------------------------------------------------------

@@ -29,6 +29,11 @@ _CAUSES: tuple[tuple[str, type[FedqError], str], ...] = (
         "the cluster forbids it: {reason}; ask whoever runs it for that right",
     ),
     (r"\(Unauthorized\)|must be logged in", Unavailable, "the cluster does not know us: {reason}; log in again"),
+    (
+        r"connection to the server .* was refused|Unable to connect to the server|the server was unable to return",
+        Unavailable,
+        "the cluster does not answer: {reason}",
+    ),
     (r"Cannot connect to the Docker daemon", Unavailable, "Docker's daemon does not answer: start it"),
     (
         r"permission denied while trying to connect",
@@ -111,4 +116,5 @@ def shown(words: Sequence[str]) -> str:
 
 
 def _reason(line: str) -> str:
+    line = line.removesuffix(" - did you specify the right host or port?")
     return re.sub(r"^(error|Error response from daemon|Error from server( \(\w+\))?): ", "", line).rstrip(".")
