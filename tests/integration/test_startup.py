@@ -5,6 +5,7 @@ Each row is a real process before the session's servers, with one thing wrong; a
 
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from tests.conftest import Servers
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 40.0  #: until a process that does not end is killed, on a machine with much else to do
-STARTING = threading.Semaphore(2)  #: processes that import what they need, which takes one or two seconds of a core
-WAITED = 15.0  #: seconds from the first word of a process to its end; six, where nothing else runs
+STARTING = threading.Semaphore(2)  #: processes that load what they need at a time, each on a core
+LOADING = 2.0  #: seconds that it takes at most until one says its first word, or waits for a server
+WAITED = 15.0  #: seconds from then to its end; six, where nothing else runs
 
 CLOSED = "127.0.0.1:9"
 NOWHERE = "nowhere.invalid:1"
@@ -77,18 +79,18 @@ def fault(command: Sequence[str], right: Mapping[str, str], row: Row, folder: Pa
             text=True,
         )
         assert process.stderr is not None
-        late = threading.Timer(SECONDS, process.kill)
-        late.start()
-        lines = [process.stderr.readline()]
+        select.select([process.stderr], [], [], LOADING)
     began = time.monotonic()
+    late = threading.Timer(SECONDS, process.kill)
+    late.start()
     with process:
-        lines += process.stderr
+        lines = process.stderr.readlines()
     waited = time.monotonic() - began
     late.cancel()
     said, last = "".join(lines), lines[-1].rstrip("\n")
     wrong = [
         f"exit code {process.returncode}" if process.returncode != row.code else "",
-        f"{waited:.1f} s after its first word" if waited > WAITED else "",
+        f"{waited:.1f} s after it began to ask" if waited > WAITED else "",
         "another last line" if not re.fullmatch(row.sentence, last) else "",
         "no variable" if row.variable not in last else "",
         "a traceback" if "Traceback" in said else "",
