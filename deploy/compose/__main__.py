@@ -41,7 +41,8 @@ def up(project: Project) -> int:
     with locked(LOCK):
         stack = Stack(project)
         stack.start()
-        write_private(SETTINGS, _lines(stack.environment()))
+        settings = "".join(f"{name}={value}\n" for name, value in stack.environment().items())
+        write_private(SETTINGS, _title(project) + settings)
     print(overview.places(stack))
     return 0
 
@@ -49,10 +50,8 @@ def up(project: Project) -> int:
 def down(project: Project, *, purge: bool) -> int:
     """Stop and remove the containers, of every profile; a second time there is nothing to do."""
     with locked(LOCK):
-        settings = _lines(Stack(project).environment()) if project.variables.exists() else ""
-        words = ["--volumes"] if purge else []
-        code = project.run("--profile", "*", "down", "--remove-orphans", *words)
-        if SETTINGS.exists() and SETTINGS.read_text() == settings:
+        code = project.run("--profile", "*", "down", "--remove-orphans", *(["--volumes"] if purge else []))
+        if SETTINGS.exists() and SETTINGS.read_text().startswith(_title(project)):
             SETTINGS.unlink()
     return code
 
@@ -67,13 +66,14 @@ def status(project: Project, *, as_json: bool) -> int:
 def logs(project: Project) -> int:
     """Show what all containers say, and go on until Ctrl-C."""
     try:
-        return project.run("--profile", "*", "logs", "--follow", "--tail", "50")
+        return project.run("--profile", "*", "logs", "--follow", "--tail", "50", grace=0)
     except SystemExit:
         return 0  # who asks for the end gets it
 
 
-def _lines(environment: dict[str, str]) -> str:
-    return "".join(f"{name}={value}\n" for name, value in environment.items())
+def _title(project: Project) -> str:
+    """The first line of the settings, by which they are known as this stack's."""
+    return f"# The stack in containers, project {project.name}: written by `up`, removed by `down`.\n"
 
 
 def _end(number: int, _: FrameType | None) -> None:

@@ -43,10 +43,16 @@ def has_image(name: str) -> bool:
     return subprocess.run(["docker", "image", "inspect", name], check=False, capture_output=True).returncode == 0
 
 
-def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None, quiet: bool = False) -> int:
-    """Runs a command in the foreground and returns its exit code; it is ended when we are interrupted.
+def run(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    quiet: bool = False,
+    grace: float = GRACE_SECONDS,
+) -> int:
+    """Runs a command in the foreground and returns its exit code; `quiet` shows nothing of it.
 
-    In a session of its own, so that a Ctrl-C is ours alone; `quiet` shows nothing of it.
+    In a session of its own, so that a Ctrl-C is ours alone; when we are interrupted it has `grace` seconds to end.
     """
     output = subprocess.DEVNULL if quiet else None
     child = subprocess.Popen(
@@ -56,11 +62,13 @@ def run(command: Sequence[str], *, environment: Mapping[str, str] | None = None,
         return child.wait()
     finally:
         if child.returncode is None:
-            child.terminate()
+            if grace:
+                child.terminate()
             try:
-                child.wait(GRACE_SECONDS)
+                child.wait(grace)
             except subprocess.TimeoutExpired:
                 child.kill()
+                child.wait()
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,9 @@ class Project:
         self.name = name
         self.variables = variables
 
-    def run(self, *words: str, quiet: bool = False) -> int:
+    def run(self, *words: str, quiet: bool = False, grace: float = GRACE_SECONDS) -> int:
         """`docker compose` for this project, in the foreground."""
-        return run(self._command(*words), environment=self._environment(), quiet=quiet)
+        return run(self._command(*words), environment=self._environment(), quiet=quiet, grace=grace)
 
     def config(self) -> dict[str, Any]:
         """The file with every variable filled in, or `Unavailable` with the one that is missing."""

@@ -6,6 +6,7 @@ Docker is scripted here, because its faults must be; what it does in truth is te
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.compose import __main__ as runner
 from deploy.compose import overview, variables
 from deploy.compose.docker import FILE, Container, Project
 from deploy.compose.stack import PORTS, Stack
@@ -82,7 +84,7 @@ class Scripted(Project):
     def containers(self) -> list[Container]:
         return self.found
 
-    def run(self, *words: str, quiet: bool = False) -> int:  # noqa: ARG002 - as the real one
+    def run(self, *words: str, **_: Any) -> int:
         self.commands.append(words)
         return int(self.fails)
 
@@ -188,3 +190,28 @@ def test_status_for_programs_holds_no_password(project: Scripted) -> None:
     ]
     assert json.loads(text)["urls"]["s3"].startswith("http://127.0.0.1:")
     assert not [secret for secret in secrets if secret in text]
+
+
+def test_the_settings_for_this_machine_come_and_go_with_the_stack(
+    project: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / ".fedq/env"
+
+    assert runner.up(project) == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert set(Stack(project).environment().items()) <= set(variables.read(file).items())
+
+    project.variables.unlink()  # what runs can be stopped without it
+    assert runner.down(project, purge=False) == 0
+    assert not file.exists()
+
+
+def test_the_settings_of_another_stack_stay(project: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".fedq").mkdir()
+    (tmp_path / ".fedq/env").write_text("FEDQ_S3_URL=http://elsewhere:9000\n")
+    runner.down(project, purge=True)
+
+    assert (tmp_path / ".fedq/env").exists()
+    assert project.commands == [("--profile", "*", "down", "--remove-orphans", "--volumes")]
