@@ -114,6 +114,15 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
             "celery.worker.consumer.consumer:Evloop",
         )
 
+    def start(self) -> None:
+        try:
+            super().start()
+        except self.channel_errors as error:  # Celery ends at it, and says so to nobody but its log
+            self.controller.failure = Unavailable(
+                f"RabbitMQ refuses the queue of tasks: {error}; check the rights of the user in FEDQ_AMQP_URL"
+            )
+            raise
+
     def connect(self) -> Any:
         """A connection on which nothing waits without end for a broker that hangs."""
         connection = super().connect()
