@@ -59,7 +59,8 @@ def connect(namespace: str | None) -> None:
         print(f"{FILE} leads to {place.place} until you press Ctrl-C")
         for name in ("FEDQ_RABBITMQ_URL", "FEDQ_REGISTRY_URL", "FEDQ_S3_URL"):
             if name in found:
-                print(f"  {name.split('_')[1].lower():<8}  {found[name]}")
+                url = urlsplit(found[name])
+                print(f"  {name.split('_')[1].lower():<8}  {url.scheme}://{url.netloc.rpartition('@')[2]}")
         if TRUST in found:
             print(f"its certificates are of its own authority: export {TRUST}={found[TRUST]}")
         sys.stdout.flush()

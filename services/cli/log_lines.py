@@ -27,7 +27,7 @@ _CONSOLE = re.compile(
     r"(?P<timestamp>\d{4}-\d\d-\d\d[T ][\d:.]+Z?) \[(?P<level>\w+) *\] (?P<event>.*?) *(?P<fields>\w+=.*)?"
 )
 _FIELD = re.compile(r"(\w+)=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\S*)")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r")  #: colours, and what docker compose puts before each line
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Reader:
 
 def _parsed(raw: str, source: str | None, last: dict[str, Line]) -> Line | None:
     """A line that a service wrote; None for one without a time before which there is none."""
-    text = _COLOUR.sub("", raw)
+    text = _CONTROL.sub("", raw)
     if source is None:
         found = next((found for pattern in _PREFIXES if (found := pattern.fullmatch(text))), None)
         if found is None:

@@ -16,6 +16,7 @@ from shared.errors import BadInput
 from shared.names import JOB_ID
 
 SETTLING = 0.2  #: seconds in which lines of several services may overtake each other on their way here
+EVENT = len("round-start")  #: characters of an event's name, for columns
 PAST = 5.0  #: seconds for what was written before we asked to come, where more is to follow
 
 _COLOURS = {"warning": "yellow", "error": "red", "critical": "red"}
@@ -89,10 +90,11 @@ class _Printer:
         colour = _COLOURS.get(str(line.fields.get("level")), "")
         shown = Text(f"{line.at.astimezone():%H:%M:%S.%f}"[:-3], "dim")
         shown.append(f"  {line.source:<{self._width}}  ", "cyan")
-        shown.append(str(line.fields.get("event", "")), colour or "bold")
+        shown.append(f"{line.fields.get('event', '')!s:<{EVENT}}", colour or "bold")
         for name, value in line.fields.items():
             if name not in _PLACED and name != "exception":
                 shown.append(f"  {name}=", "dim").append(str(value), colour)
         if exception := line.fields.get("exception"):
             shown.append(f"\n{exception}", colour)
+        shown.rstrip()
         self._terminal.print(shown, soft_wrap=True)

@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from deploy.native import kubectl
+from services.cli.log_lines import Reader
 from services.cli.orchestrators import kubernetes, tools
 from services.cli.orchestrators.kubernetes import TRAINERS, Kubernetes
+from services.cli.orchestrators.tools import Source
 from shared import topology
 from shared.errors import Unavailable
 from shared.events import Heartbeat
@@ -467,6 +469,23 @@ def test_logs_are_a_jobs_lines_of_all_pods_by_time(fedq: Fedq, cluster: Cluster)
         "--selector=app.kubernetes.io/name=fedq,app.kubernetes.io/component in (aggregator,registry,trainer)",
         *("--all-containers", "--prefix", "--tail=-1"),
     ]
+
+
+def test_lines_of_docker_compose_are_understood(tmp_path: Path) -> None:
+    """It clears the line of the terminal before each, also where there is no terminal."""
+    file = tmp_path / "logs"
+    file.write_text(
+        f"\x1b[2Kaggregator-1  | {ONE}\n\x1b[2K\rslow-1        | {TWO}\n\x1b[2Kredis-1 exited with code 0\n"
+    )
+    with Reader([Source(None, ("cat", str(file)))], JOB) as reader:
+        found = [reader.lines.get(timeout=SECONDS) for _ in range(3)]
+
+    assert [(one.source, one.fields["event"]) for one in found if one] == [
+        ("aggregator-1", "opened"),
+        ("slow-1", "trained"),
+    ]
+    assert found[-1] is None
+    assert reader.failure is None
 
 
 def test_logs_that_are_followed_end_quietly(fedq: Fedq, cluster: Cluster) -> None:
