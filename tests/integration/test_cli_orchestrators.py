@@ -523,7 +523,7 @@ def test_logs_of_the_stack_without_docker_are_its_files(fedq: Fedq) -> None:
 
     assert done.code == 0, done.err
     assert [line.split(maxsplit=1)[1] for line in done.lines] == [
-        "aggregator  opened  round=1",
+        "aggregator  opened       round=1",
         "trainer-1   not trained  reason=no room",
         "trainer-1   Traceback of it",
     ]
