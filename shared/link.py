@@ -169,7 +169,7 @@ class Link:
 
     def __init__(self, url: str, app: str, name: str, heartbeat: int = 30) -> None:
         self._parameters = parameters = _parameters(url, app, heartbeat)
-        self.place = f"amqp://{parameters.host}:{parameters.port}/{parameters.virtual_host}"
+        self.place = f"{urlsplit(url).scheme}://{parameters.host}:{parameters.port}/{parameters.virtual_host}"
         self.user = str(parameters.credentials.username)
         self._name = name
         self._lock = threading.Condition()

@@ -54,7 +54,7 @@ def connect(namespace: str | None) -> None:
         text += "".join(f"{name}={value}\n" for name, value in found.items() if name != TRUST)
         _write_private(text)
         stack.callback(_remove, text)
-        if ours := sorted(found.keys() & os.environ.keys()):
+        if ours := sorted(found.keys() & os.environ.keys() - {TRUST}):
             output.note(f"{', '.join(ours)} of your environment is read before {FILE}: unset it")
         print(f"{FILE} leads to {place.place} until you press Ctrl-C")
         for name in ("FEDQ_RABBITMQ_URL", "FEDQ_REGISTRY_URL", "FEDQ_S3_URL"):
