@@ -25,7 +25,7 @@ BUILD = DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_FLAGS)
 .PHONY: help venv up down demo logs status test test-compose faults soak lint bench clean images push
 
 help:  ## List the commands
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 venv: $(STAMP)  ## Install everything into .venv (PYTHON=python3.12 chooses another Python)
 
