@@ -92,8 +92,11 @@ def logs(directory: Path) -> int:
     files = [process.log for process in stack.state.processes.values() if process.log.exists()]
     if not files:
         raise BadInput(f"No stack was ever started in {stack.directory}: run `python -m deploy.native up`.")
+    tail = shutil.which("tail")
+    if tail is None:
+        raise BadInput(f"tail is not installed to follow them with; the logs are in {stack.logs}.")
     try:
-        return processes.run(["tail", "--lines=20", "--follow=name", "--retry", *files], environment=os.environ)
+        return processes.run([tail, "--lines=20", "--follow=name", "--retry", *files], environment=os.environ)
     except SystemExit:
         return 0  # who asks for the end gets it
 
