@@ -77,6 +77,34 @@ def test_servers_that_are_away_fail_no_probe(servers: Servers, services: Service
             until(lambda folder=folder: not (folder / "ready").exists(), SECONDS, f"{name} is ready no more")
 
 
+def test_a_broker_that_hangs_in_between_is_left(servers: Servers, tmp_path: Path) -> None:
+    """Celery, connected, waits for its answer before the loop begins that would miss its heartbeats; not for ever."""
+    slowly = f"""
+import time
+from pathlib import Path
+from celery.worker.consumer.tasks import Tasks
+from services.trainer import worker
+subscribe = Tasks.start
+def start(self, consumer):
+    Path({str(tmp_path / "connected")!r}).touch()
+    while not Path({str(tmp_path / "muted")!r}).exists(): time.sleep(0.01)
+    subscribe(self, consumer)
+Tasks.start = start
+worker.SILENCE = 1.0
+"""
+    port = servers.stack.state.ports["amqp"]
+    with TcpProxy("127.0.0.1", port) as line, ExitStack() as ending:
+        url = servers.environment("trainer")["FEDQ_AMQP_URL"].replace(f":{port}/", f":{line.port}/")
+        begin(servers, "trainer", slowly, tmp_path, ending, FEDQ_AMQP_URL=url)
+        until((tmp_path / "connected").exists, SECONDS, "Celery is connected")
+        line.mute("down")
+        (tmp_path / "muted").touch()
+        since = time.time()
+        until(lambda: touched(tmp_path) > since + 1, SECONDS, "it tries again, and turns")
+        line.heal()
+        until((tmp_path / "ready").exists, SECONDS, "it is ready")
+
+
 HANGS = {
     "registry: the sweeper": "from shared.roster import Roster; Roster.sweep = hang",
     "registry: the web's loop": """
@@ -100,38 +128,41 @@ Worker.on_consumer_ready = on_consumer_ready
 
 def test_each_loop_that_hangs_lets_the_probe_grow_old(servers: Servers, tmp_path: Path) -> None:
     """Though the process is there, is ready, and its other loops turn."""
-    code = """
-import threading
-from services.{service} import __main__ as main
-from shared.service import run
-def hang(*_arguments, **_options): threading.Event().wait()
-{hang}
-run(main.main)
-"""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
     with ExitStack() as ending:
         found = {}
         for number, (name, hang) in enumerate(HANGS.items()):
-            service = name.partition(":")[0]
-            arguments, role = (("--pool", "cpu"), "trainer") if service == "trainer" else ((), "operator")
             folder = tmp_path / str(number)
-            process = subprocess.Popen(
-                [sys.executable, "-c", code.format(service=service, hang=hang), *arguments],
-                cwd=ROOT,
-                env={
-                    **inherited,
-                    **servers.environment(role),
-                    "FEDQ_PROBE_DIR": str(folder),
-                    "FEDQ_PROBE_S": OFTEN,
-                    "FEDQ_REGISTRY_URL": f"http://127.1.0.{number + 1}:{servers.stack.state.ports['registry']}",
-                    "FEDQ_CACHE_DIR": str(tmp_path / "cache"),
-                },
-                stderr=subprocess.DEVNULL,
-            )
-            ending.callback(process.wait)
-            ending.callback(process.kill)
+            url = f"http://127.1.0.{number + 1}:{servers.stack.state.ports['registry']}"
+            process = begin(servers, name.partition(":")[0], hang, folder, ending, FEDQ_REGISTRY_URL=url)
             found[name] = (process, folder)
         for name, (process, folder) in found.items():
             until((folder / "ready").exists, SECONDS, f"{name} is ready")
             until(lambda folder=folder: time.time() - touched(folder) > OLD, SECONDS, f"{name} is seen to hang")
             assert process.poll() is None
+
+
+def begin(
+    servers: Servers, service: str, script: str, probes: Path, ending: ExitStack, **settings: str
+) -> "subprocess.Popen[bytes]":
+    """A service as a process of its own, after a script in it."""
+    code = f"""
+import threading
+from services.{service} import __main__ as main
+from shared.service import run
+def hang(*_arguments, **_options): threading.Event().wait()
+{script}
+run(main.main)
+"""
+    arguments: tuple[str, ...] = ("--pool", "cpu") if service == "trainer" else ()
+    role: Role = "trainer" if service == "trainer" else "operator"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
+    ours = {"FEDQ_PROBE_DIR": str(probes), "FEDQ_PROBE_S": OFTEN, "FEDQ_CACHE_DIR": str(probes / "cache")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**inherited, **servers.environment(role), **ours, **settings},
+        stderr=subprocess.DEVNULL,
+    )
+    ending.callback(process.wait)
+    ending.callback(process.kill)
+    return process

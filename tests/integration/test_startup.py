@@ -23,10 +23,10 @@ import pytest
 from tests.conftest import Servers
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 40.0  #: until a process that does not end is killed, on a machine with much else to do
+SECONDS = 60.0  #: until a process that does not end is killed, on a machine with much else to do
 STARTING = threading.Semaphore(2)  #: processes that load what they need at a time, each on a core
-LOADING = 2.0  #: seconds that it takes at most until one says its first word, or waits for a server
-WAITED = 15.0  #: seconds from then to its end; six, where nothing else runs
+LOADING = 3.0  #: seconds that it takes at most until one says its first word, or waits for a server
+WAITED = 25.0  #: seconds from then to its end; six, where nothing else runs
 
 CLOSED = "127.0.0.1:9"
 NOWHERE = "nowhere.invalid:1"
