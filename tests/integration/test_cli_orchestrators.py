@@ -317,10 +317,16 @@ KEDA = {
 @pytest.mark.parametrize(
     ("kind", "scaler", "wanted", "bounds", "kept"),
     [
-        ("horizontalpodautoscalers", HPA, 3, {"minReplicas": 3}, "3 to 4 of them"),
-        ("horizontalpodautoscalers", HPA, 6, {"minReplicas": 6, "maxReplicas": 6}, "6 to 6 (raised from 4) of them"),
-        ("scaledobjects", KEDA, 6, {"minReplicaCount": 6}, "6 to 8 of them"),
-        ("scaledobjects", KEDA, 0, {"minReplicaCount": 0}, "0 to 8 of them"),
+        ("horizontalpodautoscalers", HPA, 3, {"minReplicas": 3}, "HPA trainer-cpu keeps it at 3 to 4"),
+        (
+            "horizontalpodautoscalers",
+            HPA,
+            6,
+            {"minReplicas": 6, "maxReplicas": 6},
+            "HPA trainer-cpu keeps it at 6 to 6, raised from 4",
+        ),
+        ("scaledobjects", KEDA, 6, {"minReplicaCount": 6}, "ScaledObject trainers keeps it at 6 to 8"),
+        ("scaledobjects", KEDA, 0, {"minReplicaCount": 0}, "ScaledObject trainers keeps it at 0 to 8"),
     ],
 )
 def test_an_autoscaler_is_told_as_well(
@@ -336,9 +342,9 @@ def test_an_autoscaler_is_told_as_well(
 
     assert done.code == 0, done.err
     name = scaler["metadata"]["name"]
-    assert f"{name} ({kind}) keeps {kept}, by the work that waits" in done.out
+    assert f"; {kept}, by the work that waits: 2 → {wanted} trainers of pool cpu\n" in done.out
     (patch,) = cluster.calls("patch")
-    assert patch[2:4] == [kind, name]
+    assert (patch[2].partition(".")[0], patch[3]) == (kind, name)
     assert json.loads(patch[-1].removeprefix("--patch=")) == {"spec": bounds}
     assert cluster.calls("scale")[-1][-2:] == ["deployment/trainer-cpu", f"--replicas={wanted}"]
 
@@ -364,7 +370,10 @@ def test_our_manifests_are_understood(
     done = fedq("scale", "12", "--wait", "0")
 
     assert done.code == 0, done.err
-    patched = [(words[2], json.loads(words[-1].removeprefix("--patch="))["spec"]) for words in cluster.calls("patch")]
+    patched = [
+        (words[2].partition(".")[0], json.loads(words[-1].removeprefix("--patch="))["spec"])
+        for words in cluster.calls("patch")
+    ]
     assert patched == ([(scaler, bounds)] if scaler else [])
     assert cluster.calls("scale")[-1][-2:] == ["deployment/trainer-cpu", "--replicas=12"]
 

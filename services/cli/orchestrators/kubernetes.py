@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from services.cli.orchestrators import tools
@@ -19,18 +19,31 @@ ANSWER = "10s"  #: until kubectl gives a server up; less than `tools.QUERY`, so 
 
 @dataclass(frozen=True)
 class Scaler:
-    """What keeps the size of a Deployment between two bounds: an HPA, or a ScaledObject of KEDA, which has its HPA."""
+    """What keeps the size of a Deployment between two bounds, which are keys of its spec."""
 
     kind: str
-    name: str
-    least: int
-    most: int
-    keys: tuple[str, str]  # of the bounds, in its spec
+    resource: str  # as kubectl knows the kind, whatever else a cluster calls so
+    least: str
+    most: str
+    default: int  # of `most`
+    name: str = ""
+    bound: int = 0  # the upper one
+
+    def serves(self, found: Any, deployment: str) -> "Scaler | None":
+        """What `found` in the cluster is, if it scales the Deployment."""
+        spec = found["spec"]
+        target = spec["scaleTargetRef"]
+        if target.get("kind", "Deployment") != "Deployment" or target["name"] != deployment:
+            return None
+        return replace(self, name=found["metadata"]["name"], bound=spec.get(self.most, self.default))
 
     def bounds(self, wanted: int) -> dict[str, int]:
-        """The spec's values under which it asks for `wanted` replicas at least."""
-        least, most = self.keys
-        return {least: wanted} | ({most: wanted} if self.most < wanted else {})
+        """The values of its spec under which it asks for `wanted` replicas at least."""
+        return {self.least: wanted} | ({self.most: wanted} if self.bound < wanted else {})
+
+
+KEDA = Scaler("ScaledObject", "scaledobjects.keda.sh", "minReplicaCount", "maxReplicaCount", 100)
+HPA = Scaler("HPA", "horizontalpodautoscalers.autoscaling", "minReplicas", "maxReplicas", 1)
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,15 @@ class Kubernetes:
         name, before = found["metadata"]["name"], int(found["spec"].get("replicas", 1))
         told = [f"Deployment {name} in {self.place}"]
         scaler = self._scaler(name)
-        if scaler is not None and (wanted or scaler.keys[0] != "minReplicas"):
-            # It would undo what is set on the Deployment alone. A Deployment of none switches an HPA off, which is
-            # what somebody means who wants none; so nothing has to be told to it then.
+        if scaler is not None and (wanted or scaler.kind != HPA.kind):
+            # It would undo what is set on the Deployment alone. But a Deployment of none switches an HPA off, whose
+            # lower bound may not be 0.
             bounds = scaler.bounds(wanted)
-            self._change("patch", scaler.kind, scaler.name, "--type=merge", f"--patch={json.dumps({'spec': bounds})}")
-            told.append(f"{scaler.name} ({scaler.kind}) keeps {self._kept(scaler, bounds)}")
+            self._change(
+                "patch", scaler.resource, scaler.name, "--type=merge", f"--patch={json.dumps({'spec': bounds})}"
+            )
+            most = f"{max(scaler.bound, wanted)}" + (f", raised from {scaler.bound}" if scaler.most in bounds else "")
+            told.append(f"{scaler.kind} {scaler.name} keeps it at {wanted} to {most}, by the work that waits")
         # Beside an autoscaler too: it would take its time to begin, and goes down by its own rules.
         if scaler is None or wanted > before or not wanted:
             self._change("scale", f"deployment/{name}", f"--replicas={wanted}")
@@ -98,18 +114,9 @@ class Kubernetes:
         )
 
     def _scaler(self, deployment: str) -> Scaler | None:
-        """What scales a Deployment: KEDA's, where there is one, for the HPA of that is written by KEDA."""
-        for kind, keys, most in (
-            ("scaledobjects.keda.sh", ("minReplicaCount", "maxReplicaCount"), 100),  # KEDA's default
-            ("horizontalpodautoscalers.autoscaling", ("minReplicas", "maxReplicas"), 1),
-        ):
-            for one in self._all(kind):
-                spec = one["spec"]
-                target = spec["scaleTargetRef"]
-                if target.get("kind", "Deployment") == "Deployment" and target["name"] == deployment:
-                    least = spec.get(keys[0], 0 if keys[0] == "minReplicaCount" else 1)
-                    return Scaler(kind.partition(".")[0], one["metadata"]["name"], least, spec.get(keys[1], most), keys)
-        return None
+        """What scales a Deployment: a ScaledObject first, because KEDA writes an HPA for it, and again."""
+        every = (kind.serves(one, deployment) for kind in (KEDA, HPA) for one in self._all(kind.resource))
+        return next((found for found in every if found is not None), None)
 
     def _all(self, kind: str) -> Sequence[Any]:
         try:
@@ -118,12 +125,6 @@ class Kubernetes:
             if "doesn't have a resource type" in str(error):  # a cluster without KEDA
                 return []
             raise
-
-    @staticmethod
-    def _kept(scaler: Scaler, bounds: dict[str, int]) -> str:
-        least, most = scaler.keys
-        raised = f" (raised from {scaler.most})" if most in bounds else ""
-        return f"{bounds[least]} to {bounds.get(most, scaler.most)}{raised} of them, by the work that waits"
 
     def _change(self, *words: str) -> None:
         tools.run(self.command(f"--request-timeout={ANSWER}", *words))
