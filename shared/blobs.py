@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import urllib3
 from minio import Minio, MinioAdmin, S3Error
-from minio.credentials import StaticProvider
 from minio.credentials.credentials import Credentials
+from minio.credentials.providers import StaticProvider
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioAdminException, MinioException
 from minio.helpers import quote

@@ -153,7 +153,7 @@ ELSEWHERE = ("FEDQ_FAILPOINT", "FEDQ_NATIVE_CACHE", "FEDQ_SIMULATION_SEED")
 def load(kind: type[AnySettings]) -> AnySettings:
     """The settings of one service, or `BadInput` that names everything missing or wrong at once."""
     try:
-        return kind()
+        return kind(_env_file=_files())
     except ValidationError as error:
         missing, lines = [], []
         for mistake in error.errors(include_url=False, include_input=False):
@@ -170,11 +170,16 @@ def load(kind: type[AnySettings]) -> AnySettings:
 def unknown() -> dict[str, str | None]:
     """The variables that are set for us and that nobody reads, each with the one that may have been meant."""
     known = {*ELSEWHERE, *(_name(field) for kind in _kinds(Common) for field in kind.model_fields)}
-    found = (name.upper() for name in (*os.environ, *(name for file in FILES for name in dotenv_values(file))))
+    found = (name.upper() for name in (*os.environ, *(name for file in _files() for name in dotenv_values(file))))
     strangers = {name for name in found if name.startswith(PREFIX)} - known
     # For each Service called fedq-… Kubernetes sets a dozen of these in every container.
     strangers = {name for name in strangers if not re.search(r"_(SERVICE|PORT)(_|$)", name)}
     return {name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), None) for name in sorted(strangers)}
+
+
+def _files() -> list[str]:
+    """Those that are there for us to read: in a container, a folder of the host's may hold its user's own."""
+    return [file for file in FILES if os.access(file, os.R_OK)]
 
 
 def _say_missing(names: list[str]) -> str:

@@ -90,6 +90,15 @@ def test_what_is_empty_is_not_set(nowhere: Path, monkeypatch: pytest.MonkeyPatch
     assert (found.lease_s, found.s3_bucket, found.s3_url.get_secret_value()) == (15, "fedq", "http://host:9000")
 
 
+def test_a_file_that_is_another_users_is_passed_by(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that sees the folder of whoever started it; what root may read is asked of nobody here."""
+    set_all(monkeypatch)
+    write(nowhere, ".fedq/env", FEDQ_S3_BUCKET="theirs")
+    monkeypatch.setattr("os.access", lambda path, _: path != ".fedq/env")
+
+    assert settings.load(settings.Store).s3_bucket == "fedq"
+
+
 def test_what_a_file_ends_with_belongs_to_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Secret of Kubernetes that is made of a file ends in a line feed."""
     set_all(monkeypatch, **{name: f"{value}\n" for name, value in RIGHT.items()})
