@@ -31,7 +31,7 @@ EXPRESSIONS = {
 FIRING = "Alerts"  #: the one that is right to have nothing to say
 
 #: The owner dies with a manifest in the store that the ledger does not know; the next with one that it does.
-DEATHS = ("aggregator.recorded=kill@3", "aggregator.committed=kill@2")
+DEATHS = ("aggregator.recorded=kill@3", "aggregator.committed=kill")
 JOB = """
 name: digits
 seed: 7
@@ -107,7 +107,7 @@ def observed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             until(lambda owner=owner: not owner.alive(), SECONDS, "the owner's death", detail=services.tails)  # type: ignore[misc]
             owner = services.start("aggregator", FEDQ_FAILPOINT=death)
         found = Observed(servers, services, watching, "digits-abc234")
-        until(lambda: len(found.manifests()) > 6, SECONDS, "a few rounds under the last owner", detail=services.tails)
+        until(lambda: len(found.manifests()) > 5, SECONDS, "a few rounds under the last owner", detail=services.tails)
         yield found
     finally:
         services.stop(grace=1)
