@@ -12,6 +12,7 @@ from services.cli import output
 from services.cli.log_lines import Line, Reader
 from services.cli.orchestrators.choice import chosen
 from services.cli.orchestrators.on import On
+from services.cli.tables import in_short
 from shared.errors import BadInput
 from shared.names import JOB_ID
 
@@ -20,7 +21,14 @@ EVENT = len("round-start")  #: characters of an event's name, for columns
 PAST = 5.0  #: seconds for what was written before we asked to come, where more is to follow
 
 _COLOURS = {"warning": "yellow", "error": "red", "critical": "red"}
-_PLACED = ("event", "level", "timestamp", "service", "job")  #: fields that a line shows elsewhere, or need not
+_PLACED = (
+    "event",
+    "level",
+    "timestamp",
+    "service",
+    "job",
+    "exception",
+)  #: fields that a line shows elsewhere, or need not
 
 
 def logs(job: str, on: On | None, namespace: str | None, *, follow: bool, as_json: bool) -> None:
@@ -92,8 +100,8 @@ class _Printer:
         shown.append(f"  {line.source:<{self._width}}  ", "cyan")
         shown.append(f"{line.fields.get('event', '')!s:<{EVENT}}", colour or "bold")
         for name, value in line.fields.items():
-            if name not in _PLACED and name != "exception":
-                shown.append(f"  {name}=", "dim").append(str(value), colour)
+            if name not in _PLACED and (told := in_short(value)):
+                shown.append(f"  {name}=", "dim").append(told, colour)
         if exception := line.fields.get("exception"):
             shown.append(f"\n{exception}", colour)
         shown.rstrip()
