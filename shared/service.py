@@ -43,6 +43,7 @@ def at_start(stop: threading.Event, checks: Mapping[str, Check]) -> bool:
     servers may be starting too. Then, at the latest, raises what stands in the way of each: `Unavailable`, or
     `BadInput` where one of them is a mistake.
     """
+    structlog.get_logger().info("starting", looks_at=list(checks))
     deadline = time.monotonic() + PATIENCE
     trials = [_Trial(variable, check, stop, deadline) for variable, check in checks.items()]
     for trial in trials:
