@@ -56,12 +56,11 @@ class Stack:
 
     def start(self) -> None:
         """Starts what does not run, and waits until every service serves."""
-        fresh = not self.project.variables.exists()
-        if fresh:
+        if not self.project.variables.exists():
             variables.make(self.project.variables, self._given)
         self._check_ports()
         self._build()
-        if fresh:
+        if variables.is_new(self.project.variables):
             self._settle_keys()
         self._compose("up", "--detach", "--remove-orphans")
         self._wait()
@@ -118,17 +117,13 @@ class Stack:
         For a file of variables that we have just made: in one that a person wrote, they decide.
         """
         self._compose("up", "--detach", *SERVERS)
+        found, keys = variables.read(self.project.variables), {}
         if not _makes_keys(f"http://127.0.0.1:{self.port('minio', 9000)}"):
-            found = variables.read(self.project.variables)
-            variables.change(
-                self.project.variables,
-                {
-                    "TRAINER_S3_ACCESS_KEY": found["MINIO_ROOT_USER"],
-                    "TRAINER_S3_SECRET_KEY": found["MINIO_ROOT_PASSWORD"],
-                },
-            )
-            del self.config
+            keys["TRAINER_S3_ACCESS_KEY"] = found["MINIO_ROOT_USER"]
+            keys["TRAINER_S3_SECRET_KEY"] = found["MINIO_ROOT_PASSWORD"]
             print("The object store is not MinIO: the trainers use the operator's key.", file=sys.stderr)
+        variables.settle(self.project.variables, keys)
+        del self.config
 
     def _compose(self, *words: str) -> None:
         if self.project.run(*words):

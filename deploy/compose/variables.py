@@ -10,6 +10,7 @@ from shared.errors import BadInput
 
 EXAMPLE = Path(__file__).with_name(".env.example")
 ENV = Path(__file__).with_name(".env")
+NEW = "# New: nothing was started with it yet.\n"  #: the first line, until `settle`
 _LINE = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
 
 
@@ -21,7 +22,18 @@ def make(path: Path, given: Mapping[str, str] | None = None) -> None:
         name, value = line.groups()
         return f"{name}={given.get(name) or value or secrets.token_urlsafe(24)}"
 
-    write_private(path, _LINE.sub(fill, EXAMPLE.read_text()))
+    write_private(path, NEW + _LINE.sub(fill, EXAMPLE.read_text()))
+
+
+def is_new(path: Path) -> bool:
+    """Whether it is as `make` made it, also by a start that did not come far."""
+    return path.read_text().startswith(NEW)
+
+
+def settle(path: Path, values: Mapping[str, str]) -> None:
+    """Replaces what proved to be otherwise at the first start; from now on the file is its owner's."""
+    change(path, values)
+    write_private(path, path.read_text().removeprefix(NEW))
 
 
 def read(path: Path) -> dict[str, str]:

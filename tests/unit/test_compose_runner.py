@@ -9,9 +9,11 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -95,6 +97,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     made = Scripted(tmp_path)
     free = (str(port) for port in CHOICE if is_free(port))
     variables.make(made.variables, dict(zip(PORTS.values(), free, strict=False)))
+    variables.settle(made.variables, {})
     monkeypatch.setattr("deploy.compose.docker.has_image", lambda _: True)
     return made
 
@@ -215,3 +218,51 @@ def test_the_settings_of_another_stack_stay(project: Scripted, tmp_path: Path, m
 
     assert (tmp_path / ".fedq/env").exists()
     assert project.commands == [("--profile", "*", "down", "--remove-orphans", "--volumes")]
+
+
+class Store(BaseHTTPRequestHandler):
+    """An object store as far as `make up` asks it what it is."""
+
+    answers: ClassVar[list[int]]
+
+    def do_GET(self) -> None:
+        status = self.answers.pop(0) if self.path == "/minio/health/live" else 404
+        self.send_response(status)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answers", "own"),
+    [([200], True), ([403], False), ([503, 200], True), ([503, 404], False)],
+    ids=["MinIO", "another", "MinIO that starts", "another that starts"],
+)
+def test_new_variables_hold_a_key_that_the_store_can_make(
+    project: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[int], own: bool
+) -> None:
+    """Also where the first start did not come so far, and nowhere else: what a person wrote stays."""
+    monkeypatch.setattr(Store, "answers", answers, raising=False)
+    with HTTPServer(("127.0.0.1", 0), Store) as store:
+        threading.Thread(target=store.serve_forever, daemon=True).start()
+        values = {"S3_PORT": str(store.server_port)}
+        mine = {name: value for name, value in variables.read(project.variables).items() if name.endswith("_PORT")}
+        project.variables.unlink()
+        project.found = [container("minio")]
+        stack = Stack(project, mine | values)
+        project.fails = True
+        with pytest.raises(Unavailable):
+            stack.start()
+        project.fails = False
+        Stack(project).start()
+        store.shutdown()
+    first = variables.read(project.variables)
+    keys = first["TRAINER_S3_ACCESS_KEY"], first["TRAINER_S3_SECRET_KEY"]
+
+    assert (keys == (first["MINIO_ROOT_USER"], first["MINIO_ROOT_PASSWORD"])) is not own
+    assert (keys[0] == "trainer") is own
+
+    Stack(project).start()
+    assert variables.read(project.variables) == first
+    assert answers == [], "asked once it is settled, a store is not asked again"
