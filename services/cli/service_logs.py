@@ -28,7 +28,7 @@ _PLACED = (
     "service",
     "job",
     "exception",
-)  #: fields that a line shows elsewhere, or need not
+)  #: fields shown elsewhere, or not
 
 
 def logs(job: str, on: On | None, namespace: str | None, *, follow: bool, as_json: bool) -> None:
