@@ -225,11 +225,11 @@ def test_wrong_arguments_are_one_sentence(image: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("service", "seconds"), [("registry", 5), ("aggregator", 5), ("trainer", 10)])
+@pytest.mark.parametrize("service", ["registry", "aggregator", "trainer"])
 def test_a_service_ends_when_docker_asks_it_to(
-    federation: Federation, service: str, seconds: float, measured: Callable[[str], None]
+    federation: Federation, service: str, measured: Callable[[str], None]
 ) -> None:
-    """tini hands SIGTERM on; it ends by itself, long before Docker would kill it, and has nothing to complain of."""
+    """tini hands SIGTERM on; it ends by itself, and before Docker by default would kill it."""
     containers: Containers = federation.containers
     container = containers.ids(service)[0]
     first = said("docker", "exec", container, "cat", "/proc/1/comm").strip()
@@ -242,4 +242,4 @@ def test_a_service_ends_when_docker_asks_it_to(
     assert first == "tini"
     assert state["ExitCode"] == 0, containers.logs()
     assert not state["OOMKilled"]
-    assert took < seconds
+    assert took < 10

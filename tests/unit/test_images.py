@@ -113,6 +113,16 @@ def test_an_image_begins_with_an_argument_or_a_stage() -> None:
     assert ":latest" not in DOCKERFILE
 
 
+def test_another_commit_installs_nothing_again() -> None:
+    """An argument is in the environment of each RUN below it, also in stages that begin there."""
+    stages = [part for part in DOCKERFILE.split("\nFROM ")[1:] if re.search("VERSION|REVISION|CREATED", part)]
+
+    assert len(stages) == 4
+    for part in stages:
+        assert "\nRUN" not in part
+        assert not re.search(rf"^FROM {part.split()[2]} AS \S+\n(?!CMD)", DOCKERFILE, re.MULTILINE)
+
+
 def test_trainers_differ_by_settings_alone() -> None:
     """What is between their FROM and the next one: the pool that they serve."""
     cpu, cuda = (
