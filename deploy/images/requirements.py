@@ -2,13 +2,15 @@
 
 It reads pyproject.toml and constraints.txt of the working directory. FOLDER gets a folder for each of `EXTRAS` and one
 for torch, with requirements.txt and, for what those draw in, constraints.txt. A package of which the folder WHEELS has
-one release is pinned to that one. Standard library only: it runs before anything is installed.
+one release is pinned to that one. Where it has torch and no torchvision, the latter is left out: another build than
+torch's cannot be imported. Standard library only: it runs before anything is installed.
 """
 
 import re
 import sys
 import tomllib
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ TORCH = ("torch", "torchvision", "numpy", "pillow")  # a layer of its own: gigab
 
 def main(folder: Path, wheels: Path | None = None) -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    files = [file.name for file in wheels.glob("*.whl")] if wheels else []
-    pins = pinned(Path("constraints.txt").read_text().split(), files)
+    given = releases(file.name for file in wheels.glob("*.whl")) if wheels else {}
+    pins = pinned(Path("constraints.txt").read_text().split(), given)
     for name, extras in EXTRAS.items():
         lines = requirements(project, extras, pins)
+        if "torch" in given and "torchvision" not in given:
+            lines = [line for line in lines if package(line) != "torchvision"]
         _write(folder / name, lines, pins)
         if name == "trainer":
             _write(folder / "torch", [line for line in lines if package(line) in TORCH], {})
@@ -34,15 +38,18 @@ def requirements(project: dict[str, Any], extras: list[str], pins: dict[str, str
     return sorted(f"{line},=={pins[package(line)]}" if package(line) in pins else line for line in lines)
 
 
-def pinned(constraints: list[str], wheels: list[str]) -> dict[str, str]:
-    """The release of each package: the only one among the wheels, or else that of the constraints."""
+def pinned(constraints: list[str], given: dict[str, set[str]]) -> dict[str, str]:
+    """The release of each package: the only one that is given, or else that of the constraints."""
     pins = {package(name): release for name, release in (line.split("==") for line in constraints)}
-    given = defaultdict(set)
-    for name, release in (file.split("-")[:2] for file in wheels):
-        given[package(name)].add(release)
-    if "torch" in given:
-        del pins["torchvision"]  # each of its releases is built for one of torch's, and pip knows for which
     return pins | {name: only for name, (only, *others) in given.items() if not others}
+
+
+def releases(wheels: Iterable[str]) -> dict[str, set[str]]:
+    """The releases of each package, by the names of their files."""
+    found = defaultdict(set)
+    for name, release in (file.split("-")[:2] for file in wheels):
+        found[package(name)].add(release)
+    return found
 
 
 def package(requirement: str) -> str:

@@ -64,19 +64,28 @@ def test_torch_is_installed_first_and_as_the_trainer_asks_for_it(tmp_path: Path)
 
 
 def test_a_wheel_that_is_given_is_the_one_that_is_installed(tmp_path: Path) -> None:
-    """One release of torch: it, and the torchvision that pip finds for it. Two of another package: the pin stays."""
+    """One release of torch, with its torchvision, and of another package; where there are two, the pin stays."""
     found = written(
         tmp_path,
         "torch-2.9.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl",
+        "torchvision-0.24.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl",
         "prometheus_client-0.22.1-py3-none-any.whl",
         "minio-7.2.20-py3-none-any.whl",
         "minio-7.2.21-py3-none-any.whl",
     )
 
     assert "torch>=2.6,<3,==2.9.0+cpu" in found["torch"]
-    assert "torchvision>=0.21,<1" in found["torch"]
+    assert "torchvision>=0.21,<1,==0.24.0+cpu" in found["torch"]
     assert "prometheus-client>=0.21,<1,==0.22.1" in found["registry"]
     assert f"minio>=7.2.20,<8,=={PINS['minio']}" in found["aggregator"]
+
+
+def test_a_torch_that_is_given_comes_with_its_own_torchvision_or_with_none(tmp_path: Path) -> None:
+    """PyPI's is built for PyPI's torch: beside another it cannot be imported, nor what imports it where it is there."""
+    found = written(tmp_path, "torch-2.9.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl")
+
+    assert "torch>=2.6,<3,==2.9.0+cpu" in found["torch"]
+    assert not [line for image in ("torch", "trainer") for line in found[image] if line.startswith("torchvision")]
 
 
 def test_a_change_of_tools_or_texts_leaves_the_requirements_as_they_are(tmp_path: Path) -> None:
