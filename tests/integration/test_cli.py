@@ -610,7 +610,7 @@ def closed_port() -> int:
         ("FEDQ_AMQP_URL", "closed", ["start", DIGITS], "cannot be reached ([Errno 111] Connection refused)"),
         ("FEDQ_AMQP_URL", "password", ["start", DIGITS], "refuses these credentials"),
         ("FEDQ_AMQP_URL", "vhost", ["start", DIGITS], "refuses the vhost 'no-such-vhost'"),
-        ("FEDQ_REDIS_URL", "closed", ["jobs"], "is it running, and is FEDQ_REDIS_URL right?"),
+        ("FEDQ_REDIS_URL", "closed", ["jobs"], "is it running, and is FEDQ_REDIS_URL right"),
         ("FEDQ_REDIS_URL", "password", ["nodes"], "refuses this password; check FEDQ_REDIS_URL"),
         ("FEDQ_S3_URL", "closed", ["results", "digits-aaaaaa"], "check FEDQ_S3_URL"),
         ("FEDQ_S3_SECRET_KEY", "wrong", ["results", "digits-aaaaaa"], "check FEDQ_S3_SECRET_KEY"),
@@ -626,7 +626,7 @@ def test_a_server_that_is_away_or_refuses_is_exit_code_3(
     url = fedq.environment.get(setting, "")
     head, at, place = url.rpartition("@")
     fedq.environment[setting] = {
-        "closed": f"{url.partition(':')[0]}://{head.partition('//')[2]}{at}127.0.0.1:{closed_port()}/1",
+        "closed": f"{url.partition(':')[0]}://{head.partition('//')[2]}{at}127.0.0.1:{closed_port()}{'/1' if at else ''}",
         "password": f"{head}x{at}{place}",
         "vhost": f"{url.rpartition('/')[0]}/no-such-vhost",
     }.get(change, change)
