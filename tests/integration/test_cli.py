@@ -625,8 +625,9 @@ def test_a_server_that_is_away_or_refuses_is_exit_code_3(
     servers.ledger().claim("digits-aaaaaa", "me", 60)
     url = fedq.environment.get(setting, "")
     head, at, place = url.rpartition("@")
+    path = "/1" if at else ""
     fedq.environment[setting] = {
-        "closed": f"{url.partition(':')[0]}://{head.partition('//')[2]}{at}127.0.0.1:{closed_port()}{'/1' if at else ''}",
+        "closed": f"{url.partition(':')[0]}://{head.partition('//')[2]}{at}127.0.0.1:{closed_port()}{path}",
         "password": f"{head}x{at}{place}",
         "vhost": f"{url.rpartition('/')[0]}/no-such-vhost",
     }.get(change, change)
