@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from shared import names
 from tests.compose.containers import SECONDS, TRAINERS, Federation, said
 from tests.harness import FEDQ, ROOT
 
@@ -89,6 +90,10 @@ def clients(fedq: Fedq, federation: Federation, tmp_path: Path) -> Iterator[list
     said(*words, "config", "-q")
     yield words
     said(*words, "rm", "--stop", "--force", "--volumes", "slow-1", "fast-1")
+    bus = federation.servers.bus("tidy")  # a client's queues stay: it may come back
+    for name in ("slow-1", "fast-1"):
+        bus.delete(names.rounds_queue(name))
+        bus.delete(names.tasks_queue(name))
 
 
 def test_clients_of_ones_own_compose_file_train(fedq: Fedq, federation: Federation, clients: list[str]) -> None:

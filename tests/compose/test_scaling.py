@@ -1,10 +1,15 @@
 """Trainers come and go while a job runs."""
 
+import os
 import subprocess
 from collections.abc import Callable
 
 from shared import names
 from tests.compose.containers import LONG, SECONDS, Federation, moment, now
+
+#: Seconds from a container's start to its place in the roster: importing torch costs each of the new ones two seconds of a
+#: processor, so that fewer than six take longer.
+JOIN = 5.0 * max(1.0, 6 / len(os.sched_getaffinity(0)))
 
 
 def test_six_trainers_in_mid_job(federation: Federation, measured: Callable[[str], None]) -> None:
@@ -26,12 +31,14 @@ def test_six_trainers_in_mid_job(federation: Federation, measured: Callable[[str
     assert len(new) == 4
     measured(
         f"six trainers in the roster {joined - asked:.1f} s after the command, "
-        f"{joined - max(new):.1f} s after the last container started and {joined - min(new):.1f} s after the first"
+        f"{joined - max(new):.1f} s after the last container started, {joined - min(new):.1f} s after the first"
     )
-    assert at < LONG, "the job was over before all of them were there"
-    federation.reached(job, at + 2)
+    assert joined - max(new) < JOIN
+    federation.reached(job, at + 5)
     containers.up("--scale", "trainer=1")
     federation.trained(1)
+    left = LONG - federation.servers.ledger().required(job).round
+    assert left > 0, "the job was over before the trainers were gone"
     federation.holds(job, digests, seconds=SECONDS)
 
     took_part = trainers(federation, job)
