@@ -7,8 +7,8 @@ from collections.abc import Callable
 from shared import names
 from tests.compose.containers import LONG, SECONDS, Federation, moment, now
 
-#: Seconds from a container's start to its place in the roster: importing torch costs each of the new ones two seconds of a
-#: processor, so that fewer than six take longer.
+#: Seconds from a container's start to its place in the roster: importing torch costs each new one two seconds of a
+#: processor, so that fewer than six processors take longer.
 JOIN = 5.0 * max(1.0, 6 / len(os.sched_getaffinity(0)))
 
 
