@@ -35,6 +35,7 @@ from shared.events import (
     TrainingEnd,
 )
 from tests.by_hand import ROOT, WAIT, Federation, Servers, digits, until
+from tests.faults.tcp_proxy import TcpProxy
 
 UNTIL_STORED = ("trainer.taken", "trainer.fetched", "trainer.trained", "trainer.uploading")
 ONCE_STORED = ("trainer.uploaded", "trainer.told")
@@ -473,12 +474,14 @@ def test_a_client_that_is_asked_again_tells_again(federation: Federation) -> Non
 
 def test_a_store_that_is_away_costs_no_task(federation: Federation) -> None:
     """The slot tries again for a while; when the trainer is to stop, the task goes back to its queue."""
-    trainer = federation.start("--pool", "cpu", FEDQ_S3_URL="http://127.0.0.1:9")
-    federation.ask(0, "client-0", spec=digits())
-    until(lambda: '"trying again"' in federation.log(), "the store is missed")
-    trainer.send_signal(signal.SIGTERM)
+    with TcpProxy("127.0.0.1", federation.servers.stack.state.ports["s3"]) as line:
+        trainer = federation.start("--pool", "cpu", FEDQ_S3_URL=f"http://{line.address}")
+        line.down()
+        federation.ask(0, "client-0", spec=digits())
+        until(lambda: '"trying again"' in federation.log(), "the store is missed")
+        trainer.send_signal(signal.SIGTERM)
+        assert trainer.wait(WAIT) == 0
 
-    assert trainer.wait(WAIT) == 0
     assert '"requeued"' in federation.log()
     assert (federation.bus.depth(names.tasks_queue("cpu")) or (0, 0))[0] == 1
     federation.start("--pool", "cpu")
