@@ -44,7 +44,10 @@ class Containers:
         self.rabbitmq = RabbitMQ(state, tethered=False)  # for its management API alone
         state.ports["management"] = state.ports["RABBITMQ_PORT"]
         every = shlex.join([*self.words(), "--profile", "*"])
-        self._reaper = Reaper(f"{every} kill; {every} down --volumes --remove-orphans")
+        volumes = f"docker volume ls --quiet --filter label=com.docker.compose.project={self.project.name}"
+        self._reaper = Reaper(  # volumes of a test's own compose file too, which `down` does not know
+            f"{every} kill; {every} down --volumes --remove-orphans; {volumes} | xargs --no-run-if-empty docker volume rm"
+        )
 
     def start(self) -> None:
         self.stack.start()
