@@ -46,7 +46,7 @@ class Containers:
         every = shlex.join([*self.words(), "--profile", "*"])
         volumes = f"docker volume ls --quiet --filter label=com.docker.compose.project={self.project.name}"
         self._reaper = Reaper(  # volumes of a test's own compose file too, which `down` does not know
-            f"{every} kill; {every} down --volumes --remove-orphans; {volumes} | xargs --no-run-if-empty docker volume rm"
+            f"{every} kill; {every} down --volumes --remove-orphans; {volumes} | xargs -r docker volume rm"
         )
 
     def start(self) -> None:
