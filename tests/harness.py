@@ -57,6 +57,11 @@ class Services:
         self.started.append(process)
         return process
 
+    def ready(self, process: Process) -> Process:
+        """The same process, once it serves; before that, servers that are away end it, and nobody starts it again."""
+        until(lambda: _says_ready(process.log), SECONDS, f"{process.name} is ready", detail=self.tails)
+        return process
+
     def trainers(self, count: int = 2, **environment: str) -> list[Process]:
         """Trainers of the pool `cpu`, alive in the roster when this returns."""
         joined = threading.Semaphore(0)
@@ -126,3 +131,7 @@ class Services:
 
     def stop(self, *which: Process, grace: float = 20) -> None:
         processes.stop(which or self.started, grace=grace)
+
+
+def _says_ready(log: Path) -> bool:
+    return '"event": "ready"' in log.read_text()

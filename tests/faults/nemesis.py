@@ -58,7 +58,7 @@ class Nemesis:
 
     def kill_aggregator(self) -> None:
         self.federation.kill(self.aggregators[1])
-        self.aggregators[1] = self.federation.aggregator()
+        self.aggregators[1] = self.federation.ready(self.federation.aggregator())
 
     def kill_trainer(self) -> None:
         self.federation.kill(self.trainers[1])
@@ -69,7 +69,7 @@ class Nemesis:
         self.trainers[1] = self.start_trainer()
 
     def start_trainer(self) -> Process:
-        return self.federation.start("trainer", "--pool", "cpu", role="trainer")
+        return self.federation.ready(self.federation.start("trainer", "--pool", "cpu", role="trainer"))
 
     def kill_slot(self) -> None:
         for slot in self.federation.slots(self.trainers[1])[:1]:
@@ -77,7 +77,7 @@ class Nemesis:
 
     def kill_registry(self) -> None:
         self.federation.kill(self.registry)
-        self.registry = self.federation.start("registry")
+        self.registry = self.federation.ready(self.federation.start("registry"))
 
     def restart_redis(self) -> None:
         self.federation.servers.stack.redis.kill()

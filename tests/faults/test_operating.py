@@ -9,7 +9,6 @@ SLOW = {"train": {"name": "tests.faults.step:train", "args": {"seconds": 1.5}}} 
 
 
 @pytest.mark.row("every service and server restarted, one after the other", "P1 P2 P3 P5")
-@pytest.mark.timeout(300)  # its own deadline is the one that tells why
 def test_a_rolling_restart_of_everything(federation: Federation, row: Row) -> None:
     """In the middle of a job, which completes in the undisturbed digests."""
     long = {"rounds": {"count": 12, "deadline": "2m"}}
@@ -22,14 +21,14 @@ def test_a_rolling_restart_of_everything(federation: Federation, row: Row) -> No
         federation.stop(trainer)
         federation.trainers(1)
     federation.stop(federation.registry)
-    federation.start("registry")
+    federation.ready(federation.start("registry"))
     federation.stop(aggregator)
-    federation.aggregator()
+    federation.ready(federation.aggregator())
     stack = federation.servers.stack
     for server in (stack.redis, stack.rabbitmq, stack.s3):
         server.restart()
 
-    federation.holds(job, digests, seconds=150)
+    federation.holds(job, digests)
     row.recovered()
 
 
