@@ -5,26 +5,23 @@ Needs Docker and the standard library; fedq itself and its packages are in the i
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from deploy.compose import demo, docker, overview, variables
 from deploy.compose.docker import Project
 from deploy.compose.stack import Stack
+from deploy.native.ending import end_in_order
 from deploy.native.state import locked, write_private
 from shared.errors import FedqError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SETTINGS = Path(".fedq/env")  #: where a `fedq` of this machine looks for the stack
 LOCK = Path(".fedq/compose.lock")
 
 
 def main() -> int:
     arguments = _parser().parse_args()
-    for sign in SIGNALS:
-        signal.signal(sign, _end)
+    end_in_order()
     try:
         docker.check()
         return int(arguments.run(arguments))
@@ -74,13 +71,6 @@ def logs(project: Project) -> int:
 def _title(project: Project) -> str:
     """The first line of the settings, by which they are known as this stack's."""
     return f"# The stack in containers, project {project.name}: written by `up`, removed by `down`.\n"
-
-
-def _end(number: int, _: FrameType | None) -> None:
-    """Leave through every `finally`, and let nothing interrupt that."""
-    for sign in SIGNALS:
-        signal.signal(sign, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,24 +3,21 @@
 import argparse
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from deploy.native import demo, overview, processes, services
+from deploy.native.ending import end_in_order
 from deploy.native.stack import Role, Stack
 from deploy.native.state import locked, write_private
 from shared.errors import BadInput, FedqError
 
 STOP_SECONDS = 30.0  # for a trainer to finish the client it trains
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
     arguments = _parser().parse_args()
-    for sign in SIGNALS:
-        signal.signal(sign, _end)
+    end_in_order()
     try:
         return int(arguments.run(arguments))
     except FedqError as error:
@@ -122,13 +119,6 @@ def _lock(directory: Path) -> Path:
 
 def _lines(environment: dict[str, str]) -> str:
     return "".join(f"{name}={value}\n" for name, value in environment.items())
-
-
-def _end(number: int, _: FrameType | None) -> None:
-    """Leave through every `finally`, and let nothing interrupt that."""
-    for sign in SIGNALS:
-        signal.signal(sign, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:

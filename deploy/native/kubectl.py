@@ -5,17 +5,15 @@
 
 import functools
 import json
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from deploy.native.apt import Apt, mirrors
-from deploy.native.state import locked
+from deploy.native.unpacked import unpacked
 from shared.errors import FedqError, Unavailable
 
 OLDEST = (1, 27)  #: the first one whose kustomize is 5.0; Debian 12 has 1.20
@@ -31,13 +29,7 @@ def find() -> Path:
     found = shutil.which("kubectl")
     if found is not None and version(Path(found)) >= OLDEST:
         return Path(found)
-    home = Path(os.environ.get("FEDQ_NATIVE_CACHE", Path.home() / ".cache/fedq/native"))
-    tree = home / f"kubectl-{RELEASE}-{platform.machine()}"
-    with locked(home / f"{tree.name}.lock"):
-        if not tree.exists():
-            print("Fetching kubectl (16 MB, once) ...", file=sys.stderr)
-            with tempfile.TemporaryDirectory(dir=home, prefix="fetching-") as temporary:
-                _fetch(Path(temporary)).rename(tree)
+    tree = unpacked(f"kubectl-{RELEASE}-{platform.machine()}", "kubectl (16 MB)", _download)
     return tree / "usr/bin/kubectl"
 
 
@@ -54,21 +46,17 @@ def version(program: Path) -> tuple[int, int]:
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
-def _fetch(folder: Path) -> Path:
-    """A folder with the package's files, from wherever the system has its own packages from."""
+def _download(folder: Path) -> list[Path]:
+    """The package, from wherever the system has its own packages from."""
     why = Unavailable(f"This system is no Debian with {KEYRING}, so apt cannot fetch {REMEDY}.")
     for number, mirror in enumerate(mirrors() if KEYRING.exists() else []):
         try:
             apt = Apt(folder / str(number), REMEDY, f"deb [signed-by={KEYRING}] {mirror} {RELEASE} main")
             # Named with its release: an installed one of the same name and a higher version would be preferred.
             apt.run("apt-get", "-q", "download", f"kubectl/{RELEASE}")
-            (package,) = apt.archives.glob("kubectl_*.deb")
+            return list(apt.archives.glob("kubectl_*.deb"))
         except Unavailable as error:  # somebody else's packages, or security's; Debian's own are elsewhere
             why = error
-            continue
-        tree = folder / "tree"
-        subprocess.run(["dpkg", "-x", package, tree], check=True)
-        return tree
     raise why
 
 

@@ -2,12 +2,7 @@
 
 import functools
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -18,7 +13,8 @@ from urllib.parse import urlencode
 
 from deploy.native.apt import Apt
 from deploy.native.server import Server
-from deploy.native.state import State, locked
+from deploy.native.state import State
+from deploy.native.unpacked import system, unpacked
 from shared.errors import BadInput, Unavailable
 
 OBSERVE = Path(__file__).parents[1] / "compose/observe"  #: the configuration that every stack shares
@@ -39,20 +35,14 @@ def find() -> Programs:
     server, tool = shutil.which("prometheus"), shutil.which("promtool")
     if server is not None and tool is not None:
         return Programs(Path(server), Path(tool))
-    home = Path(os.environ.get("FEDQ_NATIVE_CACHE", Path.home() / ".cache/fedq/native"))
-    system = platform.freedesktop_os_release()
-    tree = home / f"prometheus-{system['ID']}-{system.get('VERSION_ID', 'rolling')}-{platform.machine()}"
-    with locked(home / f"{tree.name}.lock"):
-        if not tree.exists():
-            print("Fetching Prometheus (19 MB, once) ...", file=sys.stderr)
-            with tempfile.TemporaryDirectory(dir=home, prefix="fetching-") as temporary:
-                apt = Apt(Path(temporary), REMEDY)
-                apt.run("apt-get", "-q", "download", "prometheus")
-                (package,) = apt.archives.glob("prometheus_*.deb")
-                fresh = Path(temporary) / "tree"
-                subprocess.run(["dpkg", "-x", package, fresh], check=True)
-                fresh.rename(tree)
+    tree = unpacked(f"prometheus-{system()}", "Prometheus (19 MB)", _download)
     return Programs(tree / "usr/bin/prometheus", tree / "usr/bin/promtool")
+
+
+def _download(folder: Path) -> list[Path]:
+    apt = Apt(folder, REMEDY)
+    apt.run("apt-get", "-q", "download", "prometheus")
+    return list(apt.archives.glob("prometheus_*.deb"))
 
 
 class Prometheus(Server):

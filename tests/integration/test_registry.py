@@ -228,13 +228,16 @@ def test_it_outlives_rabbitmq(registry: Registry, servers: Servers) -> None:
     assert registry.hear("joined")["trainer"] == "t1"
 
 
-def test_two_of_them_share_the_work(registry: Registry, servers: Servers, bus: Bus) -> None:
+def test_two_of_them_share_the_work(
+    registry: Registry, servers: Servers, bus: Bus, request: pytest.FixtureRequest
+) -> None:
     """Each loss is named by one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {"FEDQ_HEARTBEAT_S": str(INTERVAL), "FEDQ_PATIENCE": str(PATIENCE)}
     other = launch(servers, FEDQ_REGISTRY_URL=f"http://127.0.0.1:{port}", **settings)
+    request.addfinalizer(other.kill)
     assert other.stderr is not None
     while json.loads(other.stderr.readline())["event"] != "ready":
         pass
