@@ -63,8 +63,9 @@ class SeaweedFS(Server):
             f"-master.port.grpc={ports['master_grpc']}",
             "-master.peers=none",  # alone: no election to wait for
             "-master.telemetry=false",
-            # Volumes grow as they are filled; when a third of one is deleted, a sweep frees the space.
-            "-master.volumeSizeLimitMB=1024",
+            # Volumes grow as they are filled; when a third of one is deleted, a sweep frees the space. A bucket begins
+            # with seven of them, and there may be as many as fit into what the disk has free: so they are small.
+            "-master.volumeSizeLimitMB=128",
             "-master.vacuumIntervalSeconds=60",
             f"-volume.port={ports['volume']}",
             f"-volume.port.grpc={ports['volume_grpc']}",

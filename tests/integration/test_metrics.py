@@ -134,7 +134,12 @@ def substituted(expression: str, chosen: dict[str, list[str] | str]) -> str:
 def choices(observed: Observed) -> dict[str, dict[str, list[str] | str]]:
     """What a person may have chosen: everything, one of each, or several."""
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
-    values = {name: observed.values(variable) for name, variable in variables.items()}
+
+    def found() -> dict[str, list[str]]:
+        return {name: observed.values(variable) for name, variable in variables.items()}
+
+    until(lambda: all(found().values()), SECONDS, "a value of every variable", detail=lambda: str(found()))
+    values = found()
     every: dict[str, list[str] | str] = {name: variable["allValue"] for name, variable in variables.items()}
     some: dict[str, list[str] | str] = {name: [*found, "no-such.one"] for name, found in values.items()}
     assert values == {"job": [observed.job], "pool": ["cpu"]}
@@ -177,7 +182,12 @@ def test_every_rule_is_healthy(observed: Observed) -> None:
     until(lambda: all(rule["health"] != "unknown" for rule in rules()), SECONDS, "every rule to be evaluated")
     assert {rule["name"]: rule.get("lastError", "") for rule in rules() if rule["health"] != "ok"} == {}
     assert {rule["name"] for rule in rules() if rule.get("state") == "firing"} == set()
-    assert observed.prometheus.ask("query", query="fedq_tasks")["result"][0]["metric"]["pool"] == "cpu"
+
+    def pools() -> list[str]:
+        return [one["metric"]["pool"] for one in observed.prometheus.ask("query", query="fedq_tasks")["result"]]
+
+    until(pools, SECONDS, "RabbitMQ to tell of its queues")
+    assert pools() == ["cpu"]
 
 
 def test_an_open_round_is_seen(observed: Observed) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import urllib3
+from minio import Minio
 from minio.crypto import decrypt, encrypt
 
 from services.cli import setup
@@ -39,6 +40,9 @@ def bare(servers: Servers) -> Iterator[dict[str, str]]:
     }
     if vhost in [one["name"] for one in servers.stack.rabbitmq.call("GET", "vhosts")]:
         servers.stack.remove_vhost(vhost)
+    client = Minio(urlsplit(found["FEDQ_S3_URL"]).netloc, *servers.stack.s3.keys("operator"), secure=False)
+    if client.bucket_exists(bucket):
+        client.remove_bucket(bucket)
 
 
 def config(environment: dict[str, str], **changes: str) -> settings.Setup:
