@@ -108,6 +108,7 @@ def observed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             owner = services.start("aggregator", FEDQ_FAILPOINT=death)
         found = Observed(servers, services, watching, "digits-abc234")
         until(lambda: len(found.manifests()) > 5, SECONDS, "a few rounds under the last owner", detail=services.tails)
+        until(lambda: found.asked("fedq_tasks"), SECONDS, "RabbitMQ to tell of its queues, as every five seconds")
         yield found
     finally:
         services.stop(grace=1)
@@ -134,12 +135,7 @@ def substituted(expression: str, chosen: dict[str, list[str] | str]) -> str:
 def choices(observed: Observed) -> dict[str, dict[str, list[str] | str]]:
     """What a person may have chosen: everything, one of each, or several."""
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
-
-    def found() -> dict[str, list[str]]:
-        return {name: observed.values(variable) for name, variable in variables.items()}
-
-    until(lambda: all(found().values()), SECONDS, "a value of every variable", detail=lambda: str(found()))
-    values = found()
+    values = {name: observed.values(variable) for name, variable in variables.items()}
     every: dict[str, list[str] | str] = {name: variable["allValue"] for name, variable in variables.items()}
     some: dict[str, list[str] | str] = {name: [*found, "no-such.one"] for name, found in values.items()}
     assert values == {"job": [observed.job], "pool": ["cpu"]}
@@ -182,12 +178,7 @@ def test_every_rule_is_healthy(observed: Observed) -> None:
     until(lambda: all(rule["health"] != "unknown" for rule in rules()), SECONDS, "every rule to be evaluated")
     assert {rule["name"]: rule.get("lastError", "") for rule in rules() if rule["health"] != "ok"} == {}
     assert {rule["name"] for rule in rules() if rule.get("state") == "firing"} == set()
-
-    def pools() -> list[str]:
-        return [one["metric"]["pool"] for one in observed.prometheus.ask("query", query="fedq_tasks")["result"]]
-
-    until(pools, SECONDS, "RabbitMQ to tell of its queues")
-    assert pools() == ["cpu"]
+    assert observed.prometheus.ask("query", query="fedq_tasks")["result"][0]["metric"]["pool"] == "cpu"
 
 
 def test_an_open_round_is_seen(observed: Observed) -> None:
