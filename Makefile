@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# A test waits for servers and timers more than half its time, so that two at a time are worth it on two cores.
+WORKERS ?= 2
 STAMP := .venv/.installed
 # Which stack up, down, demo, logs and status are about: containers where a Docker Engine with Compose answers, ordinary
 # processes where none does or where they run already.
@@ -54,8 +56,8 @@ logs:  ## Follow what all of them say, until Ctrl-C
 status:  ## Show what runs and where to look
 	$(RUN)
 
-test: venv  ## Run all tests
-	$(BIN)/pytest
+test: venv  ## Run all tests (WORKERS=1 for less at a time)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-compose: venv  ## Run the tests of the stack in containers, which need a Docker Engine (10 min, and building images)
 	$(BIN)/pytest tests/compose

@@ -115,5 +115,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """What needs containers is for `make test-compose`: a plain run has none."""
-    plain = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return True if plain and collection_path == Path(__file__).with_name("compose") else None
+    return True if plain(config) and collection_path == Path(__file__).with_name("compose") else None
+
+
+def plain(config: pytest.Config) -> bool:
+    """Whether no test was asked for by name; a worker of pytest-xdist is given the arguments of the whole run."""
+    return config.args == config.getini("testpaths")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Servers
+from tests.conftest import Servers, plain
 from tests.faults.federation import Federation, Row
 from tests.harness import ROOT
 
@@ -27,8 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     rows = [item for item in items if item.get_closest_marker("row")]
-    by_name = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
-    if config.getoption("--faults") == "all" or by_name:
+    if config.getoption("--faults") == "all" or not plain(config):
         return  # all of them, or the ones that were asked for by name
     fixed = [item for item in rows if item.get_closest_marker("row").kwargs.get("fixed")]  # type: ignore[union-attr]
     others = [item for item in rows if item not in fixed]

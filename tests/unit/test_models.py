@@ -534,7 +534,7 @@ HEAD = {"head.weight", "head.bias"}
         ),
         (Kept(personal=("head.*",), buffers="left_out"), HEAD, HEAD | STATISTICS),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_what_a_client_keeps_does_not_travel_and_comes_back(kept: Kept, own: set[str] | None, apart: set[str]) -> None:
     """Into another trainer's model, whose last client left something else in its place."""
