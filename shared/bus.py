@@ -105,7 +105,6 @@ class Bus:
 
     def depth(self, name: str) -> tuple[int, int] | None:
         """(ready messages, consumers) of a queue, or None where there is no such queue."""
-
         return self._publishing.call(lambda channels: channels.depth(name), self._patience)
 
     def peek(self, name: str, most: int) -> list[Letter]:

@@ -70,6 +70,9 @@ class Owner:
         subscription: Subscription | None = None
         while not self._stopping.is_set():
             self._taking.turned()
+            if subscription is not None and not self._room():
+                self._edges.bus.cancel(subscription)  # what came and was not taken goes back with it
+                subscription = None
             with self._lock:
                 if not self._lock.wait_for(self._has_room, self._taking.interval):
                     continue
@@ -90,14 +93,14 @@ class Owner:
                 continue
             if delivery is None:
                 break
-            settle(self._edges.bus, delivery, self._on_command, self._stopping)
-            with self._lock:
-                full = len(self._running) >= self._most
-            if full:
-                self._edges.bus.cancel(subscription)
-                subscription = None
+            if self._room():  # jobs may have been adopted meanwhile
+                settle(self._edges.bus, delivery, self._on_command, self._stopping)
         if subscription is not None:
             self._edges.bus.cancel(subscription)
+
+    def _room(self) -> bool:
+        with self._lock:
+            return self._has_room()
 
     def _has_room(self) -> bool:
         return len(self._running) < self._most or self._stopping.is_set()
@@ -167,9 +170,7 @@ class Owner:
         """Claims jobs while there is room; returns the seconds until another lease runs out."""
         orphans, soonest = self._edges.ledger.orphans()
         for job in orphans:
-            with self._lock:
-                full = len(self._running) >= self._most
-            if full:
+            if not self._room():
                 return None
             if job in mine:
                 continue  # its runner here is about to notice

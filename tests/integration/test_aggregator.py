@@ -37,6 +37,7 @@ from shared.jobs import JobSpec
 from shared.ledger import Wanted
 from shared.link import Delivery
 from tests.conftest import Servers
+from tests.harness import until
 
 SECONDS = 20.0
 LAYOUT = weights.layout_of({"w": ("F32", (5, 3)), "b": ("F32", (3,)), "seen": ("I64", ())})
@@ -666,6 +667,22 @@ def test_a_full_replica_leaves_jobs_to_the_others(servers, aggregators, trainers
 
     assert {end.job for end in ends} == set(started)
     assert {servers.ledger().required(job).owner for job in started} == {"one", "two"}
+
+
+def test_a_replica_that_adopted_a_job_leaves_others_to_the_others(servers, aggregators, trainers) -> None:
+    """Though it already waited for one when it became full."""
+    ledger, job_spec = servers.ledger(), spec(rounds={"count": 1, "deadline": "60s"})
+    aggregators("one", most=1)
+    bus = servers.bus()
+    until(lambda: bus.depth(names.COMMANDS) == (0, 1), SECONDS, "it to wait for jobs")
+    ledger.create("orphan", 1)
+    servers.blobs().put_json(names.job_blob("orphan"), {"job": "orphan", "spec": job_spec.model_dump(mode="json")})
+    ledger.claim("orphan", "dead", 0.1)
+    until(lambda: ledger.required("orphan").owner == "one", SECONDS, "it to adopt what is nobody's")
+
+    job = start(trainers, job_spec)
+    aggregators("two", most=1)
+    until(lambda: ledger.required(job).owner == "two", SECONDS, "the other one to take what comes then")
 
 
 @pytest.mark.parametrize(
