@@ -78,15 +78,9 @@ class Owner:
                     continue
             if self._stopping.is_set():
                 break
+            subscription = subscription or self._subscribe()
             if subscription is None:
-                inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-                self._inbox = inbox
-                try:
-                    subscription = self._edges.bus.consume(topology.commands(), inbox.put, prefetch=1)
-                except Unavailable as error:
-                    log.warning("no commands", reason=str(error))
-                    self._stopping.wait(RETRY)
-                    continue
+                continue
             try:
                 delivery = self._inbox.get(timeout=self._taking.interval)
             except queue.Empty:
@@ -97,6 +91,17 @@ class Owner:
                 settle(self._edges.bus, delivery, self._on_command, self._stopping)
         if subscription is not None:
             self._edges.bus.cancel(subscription)
+
+    def _subscribe(self) -> Subscription | None:
+        """Has the next command delivered to a new inbox; None, after a while, where that cannot be."""
+        inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._inbox = inbox
+        try:
+            return self._edges.bus.consume(topology.commands(), inbox.put, prefetch=1)
+        except Unavailable as error:
+            log.warning("no commands", reason=str(error))
+            self._stopping.wait(RETRY)
+            return None
 
     def _room(self) -> bool:
         with self._lock:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from amqp.exceptions import AMQPError
+from amqp.exceptions import AMQPError, NotFound, ResourceLocked
 from celery import Celery, bootsteps
 from celery.apps import worker as celery_worker
 from celery.concurrency.asynpool import AsynPool
@@ -115,6 +115,8 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
         )
 
     def start(self) -> None:
+        # Tried again: a quorum queue that has no leader for a moment is not found, or held by another.
+        self.connection_errors = (*self.connection_errors, NotFound, ResourceLocked)  # type: ignore[has-type]
         try:
             super().start()
         except self.channel_errors as error:  # Celery ends at it, and says so to nobody but its log
@@ -125,6 +127,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
 
     def connect(self) -> Any:
         """A connection on which nothing waits without end for a broker that hangs."""
+        self.controller.turning.turned()  # a queue without a leader fails once connected, and all begins again here
         connection = super().connect()
         bound_open_broker_sockets(connection, SILENCE)
         return connection

@@ -105,6 +105,29 @@ worker.SILENCE = 1.0
         until((tmp_path / "ready").exists, SECONDS, "it is ready")
 
 
+def test_a_queue_without_a_leader_is_waited_for(servers: Servers, tmp_path: Path) -> None:
+    """RabbitMQ answers and lets nobody consume, with one of two errors; a script does, because it seldom happens."""
+    away = f"""
+import itertools
+from pathlib import Path
+from amqp.exceptions import InternalError, NotFound
+from celery.worker.consumer.tasks import Tasks
+errors, subscribe = itertools.cycle((NotFound, InternalError)), Tasks.start
+def start(self, consumer):
+    if not Path({str(tmp_path / "elected")!r}).exists(): raise next(errors)("failed to perform operation on queue")
+    subscribe(self, consumer)
+Tasks.start = start
+"""
+    with ExitStack() as ending:
+        process = begin(servers, "trainer", away, tmp_path, ending)
+        until((tmp_path / "alive").exists, SECONDS, "it starts")
+        since = time.time()
+        until(lambda: touched(tmp_path) > since + OLD, SECONDS, "it tries again and again, and turns")
+        (tmp_path / "elected").touch()
+        until((tmp_path / "ready").exists, SECONDS, "it is ready")
+        assert process.poll() is None
+
+
 HANGS = {
     "registry: the sweeper": "from shared.roster import Roster; Roster.sweep = hang",
     "registry: the web's loop": """
