@@ -191,9 +191,12 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         faults=[line for line in ledger.log(seat.job) if line["round"] == number],
         committed=ledger.now(),
     )
-    _check_first(seat, number)
-    ledger.check_owned(seat.job, seat.fence)  # one that slept through its lease must not write over a manifest
-    blobs.put_json(names.manifest_blob(seat.job, number), commit)
+    written = _written(seat, number)
+    if record.state == "committed" and written is not None:
+        commit = written  # counted as it says, though the answer was lost
+    else:
+        ledger.check_owned(seat.job, seat.fence)  # one that slept through its lease must not write over a manifest
+        blobs.put_json(names.manifest_blob(seat.job, number), commit)
     failpoint("aggregator.recorded")
     ledger.commit_round(seat.job, seat.fence, number, closing.came_to(commit))
     failpoint("aggregator.committed")
@@ -247,11 +250,15 @@ def _move_on(seat: Seat, number: int, model: BlobRef, left: dict[str, BlobRef | 
     seat.committed, seat.evaluated = number, {}
 
 
-def _check_first(seat: Seat, number: int) -> None:
-    """`RecordLost` where another owner has committed the round: Redis went back, and this one seems to own it again."""
+def _written(seat: Seat, number: int) -> dict[str, Any] | None:
+    """A round's manifest, if this owner has written it.
+
+    `RecordLost` where another one has: Redis went back, and this one seems to own the job again.
+    """
     written = recovery.optional(seat.edges.blobs, names.manifest_blob(seat.job, number))
     if written is not None and written.get("fence") != seat.fence:
         raise RecordLost(f"round {number} of {seat.job} is committed in the store, and Redis has lost it")
+    return written
 
 
 def tell_round_end(seat: Seat, manifest: dict[str, Any]) -> None:
@@ -378,8 +385,10 @@ def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
     """Writes the result, then says so."""
     ledger, blobs, tally = seat.edges.ledger, seat.edges.blobs, seat.tally
     seat.settle_clearing()
-    _check_first(seat, seat.committed + 1)
+    written = _written(seat, seat.committed + 1)
     ledger.check_owned(seat.job, seat.fence)
+    if written is None:
+        _abandon_rest(seat, reason)
     model = None
     if tally.model is not None:
         final = tally.model.blob.model_copy(update={"key": names.final_model_blob(seat.job)})
@@ -400,6 +409,13 @@ def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
     blobs.put_json(names.result_blob(seat.job), result)
     failpoint("aggregator.result")
     conclude(seat, result)
+
+
+def _abandon_rest(seat: Seat, reason: str) -> None:
+    """Ends the round that an error has ended with its job: everybody is told, and it is counted."""
+    record = seat.edges.ledger.round(seat.job, seat.committed + 1)
+    if record is not None and record.state in ("open", "closed"):
+        abandon(seat, rounds.Abandon(seat.committed + 1, record.attempt, "failed", reason))
 
 
 def _clear_late(seat: Seat) -> None:

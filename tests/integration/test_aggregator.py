@@ -13,6 +13,7 @@ import pytest
 
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Edges, Runner
+from services.aggregator.tally import Tally
 from shared import jobs, names, receipts, topology, weights
 from shared.blobs import Blobs
 from shared.bus import Bus
@@ -34,7 +35,7 @@ from shared.events import (
     TrainingEnd,
 )
 from shared.jobs import JobSpec
-from shared.ledger import Wanted
+from shared.ledger import Ledger, Sum, Totals, Wanted
 from shared.link import Delivery
 from tests.conftest import Servers
 from tests.harness import until
@@ -640,6 +641,44 @@ def test_an_owner_that_slept_through_the_jobs_end_leaves_no_queue(servers) -> No
 
     assert bus.depth(names.updates_queue(job)) is None
     assert ledger.required(job).status == "stopped"
+
+
+def test_a_commit_whose_answer_is_lost_is_counted_as_it_is_written(servers, aggregators, trainers, monkeypatch) -> None:
+    """The last word of a round is said again then; its manifest stays the one that the totals tell of."""
+    commit, lost = Ledger.commit_round, []
+
+    def unheard(ledger: Ledger, job: str, fence: int, number: int, came_to: Totals) -> None:
+        commit(ledger, job, fence, number, came_to)
+        if not lost:
+            lost.append(number)
+            raise Unavailable("the answer is lost")
+
+    monkeypatch.setattr(Ledger, "commit_round", unheard)
+    aggregators()
+    job = start(trainers, spec(rounds={"count": 1, "deadline": "20s"}))
+    assert trainers.until(TrainingEnd).outcome == "finished"
+    assert lost == [0]
+    steps = [servers.blobs().get_json(names.manifest_blob(job, number))["timings"]["step"] for number in (0, 1)]
+    assert servers.ledger().totals().parts["step"] == Sum(2, pytest.approx(sum(steps), abs=1e-5))
+
+
+def test_a_round_that_an_error_ends_with_its_job_has_failed(servers, aggregators, trainers, monkeypatch) -> None:
+    """Whoever watches is told, it is counted, and Redis keeps it no longer than others."""
+
+    def broken(*_arguments: object) -> BlobRef:
+        raise ZeroDivisionError("no such luck")
+
+    monkeypatch.setattr(Tally, "advance", broken)
+    aggregators()
+    job = start(trainers, spec())
+    failed = trainers.until(RoundEnd)
+    assert (failed.outcome, failed.accepted) == ("failed", 1)
+    assert "no such luck" in failed.reason
+    assert trainers.until(TrainingEnd).outcome == "failed"
+    totals = servers.ledger().totals()
+    assert (totals.rounds["failed"].times, totals.updates) == (1, {"abandoned": 1, "rejected": 0})
+    kept = names.round_key(job, 0), names.accepted_key(job, 0)
+    assert all(servers.redis().ttl(key) > 0 for key in kept)
 
 
 def test_metrics_may_have_any_name(servers, aggregators, trainers) -> None:
