@@ -52,7 +52,8 @@ def _matching(pattern: str, what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Amqp = Annotated[SecretStr, _url("amqp://user:password@host:5672/vhost", "amqp", "amqps", login=True, path=".*")]
+# A password with a bare / in it ends the host early: what follows is no path, and must not be shown as one.
+Amqp = Annotated[SecretStr, _url("amqp://user:password@host:5672/vhost", "amqp", "amqps", login=True, path="[^@]*")]
 RedisUrl = Annotated[SecretStr, _url("redis://:password@host:6379/0", "redis", "rediss", login=True, path=r"(/\d*)?")]
 S3Url = Annotated[SecretStr, _url("http://host:9000", "http", "https")]
 Management = Annotated[SecretStr, _url("http://host:15672", "http", "https", path=".*")]
@@ -60,7 +61,11 @@ Listen = Annotated[SecretStr, _url("http://127.0.0.1:8080", "http")]
 Key = Annotated[SecretStr, Field(min_length=1)]
 _LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 Bucket = Annotated[
-    str, _matching(rf"(?=.{{3,63}}$){_LABEL}(\.{_LABEL})*", "the name of a bucket: 3 to 63 of a-z, 0-9, - and .")
+    str,
+    _matching(
+        rf"(?=.{{3,63}}$)(?!\d+(\.\d+){{3}}$){_LABEL}(\.{_LABEL})*",
+        "the name of a bucket: 3 to 63 of a-z, 0-9, - and . that are no address",
+    ),
 ]
 Region = Annotated[str, _matching("[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?", "a region such as us-east-1")]
 Device = Annotated[str, _matching(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", "auto, cpu, cuda, cuda:1, mps or xpu")]
