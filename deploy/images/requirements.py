@@ -59,7 +59,7 @@ def package(requirement: str) -> str:
 
 
 def _write(folder: Path, requirements: list[str], pins: dict[str, str]) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for file, lines in {
         "requirements.txt": requirements,
         "constraints.txt": [f"{name}=={release}" for name, release in pins.items()],

@@ -108,6 +108,22 @@ def test_a_change_of_tools_or_texts_leaves_the_requirements_as_they_are(tmp_path
     assert len(files["before"]) == 2 * (len(EXTRAS) + 1)
 
 
+def test_requirements_may_be_written_again(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", str(SCRIPT), str(tmp_path / "to")]
+    for _ in range(2):
+        subprocess.run(command, cwd=ROOT, check=True)
+
+
+def test_the_code_of_an_image_is_readable_whatever_the_umask_of_the_clone() -> None:
+    """COPY keeps modes: all that an image runs comes from the one stage that opens it to its user."""
+    copied = {
+        part.split()[2] for part in DOCKERFILE.split("\nFROM ") if re.search("^COPY (?!--from)", part, re.MULTILINE)
+    }
+
+    assert copied == {"requirements", "code"}
+    assert stage("code").split("\nRUN ")[1].startswith("chmod -R a+rX . ")
+
+
 def test_an_image_begins_with_an_argument_or_a_stage() -> None:
     """No base image is named but as the default of an argument, and none is `latest`."""
     arguments = re.findall(r"^ARG (\w+)=", DOCKERFILE.split("\nFROM ")[0], re.MULTILINE)
@@ -169,8 +185,4 @@ def test_an_image_holds_the_contract_and_its_own_service(image: str) -> None:
     """Of the code: shared/, the package file of services/, and one folder in it."""
     copied = re.findall(r"^COPY --from=code /app/(\S+)", stage(image), re.MULTILINE)
 
-    assert copied == [
-        "shared",
-        "services/__init__.py",
-        f"services/{image}",
-    ]
+    assert copied == ["shared", "services/__init__.py", f"services/{image}", *(["deploy"] if image == "cli" else [])]
