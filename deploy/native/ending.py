@@ -9,9 +9,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def end_in_order() -> None:
-    """From now on Ctrl-C, SIGTERM and a closed terminal raise SystemExit, once; nothing interrupts what follows it."""
+    """From now on Ctrl-C, SIGTERM and a closed terminal raise SystemExit, once; nothing interrupts what follows it.
+
+    Under `nohup` a closed terminal ends nothing.
+    """
     for sign in SIGNALS:
-        signal.signal(sign, _end)
+        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:
+            signal.signal(sign, _end)
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:

@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -64,10 +65,14 @@ class State:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process at the latest; wait for whoever has it."""
+    """Hold a lock that ends with this process at the latest; wait for whoever has it, and say so."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another command that holds {file} ...", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
