@@ -6,12 +6,15 @@ STAMP := .venv/.installed
 # Which stack up, down, demo, logs and status are about: containers where a Docker Engine with Compose answers, ordinary
 # processes where none does or where they run already.
 STACK ?= $(eval STACK := $(shell if grep -qs '^FEDQ_CACHE_DIR=.*/\.fedq/stack/' .fedq/env; then echo native; \
-  elif docker compose version >/dev/null 2>&1 && timeout 10 docker version >/dev/null 2>&1; then echo compose; \
+  elif docker compose version >/dev/null 2>&1 && $(TIMEOUT) docker version >/dev/null 2>&1; then echo compose; \
   else echo native; fi))$(STACK)
+# A daemon that hangs is none; macOS has no such command, and is asked without.
+TIMEOUT = $$(command -v timeout >/dev/null && echo timeout 10)
 RUN_native = $(BIN)/python -m deploy.native $@
 RUN_compose = $(RECENT) && exec $(PYTHON) -m deploy.compose $@
 RUN = @$(or $(RUN_$(STACK)),$(error make $@: there is no stack $(STACK): STACK is native or compose))
-RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedq needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.11")'
+RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+  "fedq needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.11")'
 IMAGE_PREFIX ?= fedq
 IMAGE_TAG ?= $(VERSION)
 IMAGES ?= registry aggregator trainer-cpu trainer-cuda cli
@@ -59,7 +62,7 @@ status:  ## Show what runs and where to look
 test: venv  ## Run all tests (WORKERS=1 for less at a time)
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-compose: venv  ## Run the tests of the stack in containers, which need a Docker Engine (10 min, and building images)
+test-compose: venv  ## Run the tests of the stack in containers, which need a Docker Engine (10 min, and the images)
 	$(BIN)/pytest tests/compose
 
 faults: venv  ## Hurt processes and servers in every way, and write the table of docs/guide/faults.md (50 min)
@@ -76,7 +79,8 @@ lint: venv  ## Check style, types and the import graph
 	$(BIN)/lint-imports
 
 images:  ## Build the container images (IMAGES=registry for one; docs/guide/images.md)
-	@$(if $(WHEELS),printf 'FROM scratch\nCOPY *.whl /\n' | $(BUILD) --quiet --tag $(IMAGE_PREFIX)/wheels:local --file - $(WHEELS))
+	@$(if $(WHEELS),printf 'FROM scratch\nCOPY *.whl /\n' \
+	  | $(BUILD) --quiet --tag $(IMAGE_PREFIX)/wheels:local --file - $(WHEELS))
 	@set -e; for image in $(IMAGES); do \
 	  case $$image in trainer-cuda) index="$(TORCH_INDEX_CUDA)";; *) index="$(TORCH_INDEX)";; esac; \
 	  echo "$(IMAGE_PREFIX)/$$image:$(IMAGE_TAG)"; \

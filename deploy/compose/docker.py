@@ -14,7 +14,7 @@ from deploy.compose import variables
 from shared.errors import Unavailable
 
 FILE = Path(__file__).with_name("compose.yaml")
-OLDEST_COMPOSE = (2, 20)
+OLDEST_COMPOSE = (2, 24, 4)  #: the first that knows `!override`, which the guide uses
 NATIVE = "or run the stack without Docker: make up STACK=native"
 ANSWER_SECONDS = 20.0  # that Docker's daemon may take to say something
 GRACE_SECONDS = 5.0  # for an interrupted command to put the terminal right
@@ -28,7 +28,7 @@ def check() -> None:
         version = _said("docker", "compose", "version", "--short")
     except Unavailable:
         raise Unavailable(f"This Docker has no Compose v2: install docker-compose-plugin, {NATIVE}.") from None
-    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if found < OLDEST_COMPOSE:
         oldest = ".".join(map(str, OLDEST_COMPOSE))
         raise Unavailable(f"Docker Compose {version} is too old: install {oldest} or newer, {NATIVE}.")
@@ -127,19 +127,23 @@ class Project:
         found: dict[str, Any] = json.loads(_said(*words, environment=self._environment()))
         return found
 
+    def images(self) -> list[str]:
+        """Those of the services that `up` starts, by the profiles that are chosen in the file or in our environment."""
+        return _said(*self._command("config", "--images"), environment=self._environment()).split()
+
     def containers(self) -> list[Container]:
-        """All that exist, of any profile, in the order of their names."""
-        label = f"label=com.docker.compose.project={self.name}"
-        names = _said("docker", "ps", "--all", "--quiet", "--filter", label).split()
+        """All that exist, of any profile, in the order of their names; but none of `run`, which may end at any time."""
+        label = "label=com.docker.compose"
+        filters = ["--filter", f"{label}.project={self.name}", "--filter", f"{label}.oneoff=False"]
+        names = _said("docker", "ps", "--all", "--quiet", *filters).split()
         if not names:
             return []
         found = []
         for one in json.loads(_said("docker", "inspect", *names)):
-            labels, state = one["Config"]["Labels"], one["State"]
-            if labels.get("com.docker.compose.oneoff") != "True":
-                health = state.get("Health", {}).get("Status", "")
-                name, service = one["Name"].lstrip("/"), labels["com.docker.compose.service"]
-                found.append(Container(name, service, state["Status"], health, state["ExitCode"]))
+            state = one["State"]
+            health = state.get("Health", {}).get("Status", "")
+            name, service = one["Name"].lstrip("/"), one["Config"]["Labels"]["com.docker.compose.service"]
+            found.append(Container(name, service, state["Status"], health, state["ExitCode"]))
         return sorted(found, key=lambda container: container.name)
 
     def _command(self, *words: str) -> list[str]:

@@ -95,13 +95,9 @@ class Stack:
 
     def _build(self) -> None:
         """Builds images of fedq's that are not here yet; others are for Docker to fetch."""
-        prefix = variables.read(self.project.variables).get("IMAGE_PREFIX") or "fedq"
-        wanted = {
-            service["image"]
-            for name, service in self.config["services"].items()
-            if name == TOOL or "profiles" not in service
-        }
-        missing = sorted(image for image in wanted if image.startswith(f"{prefix}/") and not docker.has_image(image))
+        prefix = self.config["services"][TOOL]["image"].rpartition("/")[0]
+        wanted = {image for image in self.project.images() if image.startswith(f"{prefix}/")}
+        missing = sorted(image for image in wanted if not docker.has_image(image))
         if not missing or "/" in prefix:  # a registry has those
             return
         names = [re.sub(r"^.*/|:.*$", "", image) for image in missing]

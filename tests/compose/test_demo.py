@@ -33,12 +33,12 @@ def test_the_demo_trains_to_a_good_model_and_leaves_nothing(measured: Callable[[
 def things() -> dict[str, set[str]]:
     """Projects of the demo, by what Docker keeps of them; other projects may come and go meanwhile."""
     kinds = {"container": ("--all",), "volume": (), "network": ()}
-    wanted = ("--quiet", "--filter", "label=com.docker.compose.project")
+    wanted = ("--filter", "label=com.docker.compose.project")
     formats = {"container": "{{.Names}}", "volume": "{{.Name}}", "network": "{{.Name}}"}
     return {
         kind: {
             name
-            for name in said("docker", kind, "ls", *more, *wanted[1:], "--format", formats[kind]).split()
+            for name in said("docker", kind, "ls", *more, *wanted, "--format", formats[kind]).split()
             if name.startswith("fedq-demo-")
         }
         for kind, more in kinds.items()

@@ -5,6 +5,7 @@ Docker is scripted here, because its faults must be; what it does in truth is te
 
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -35,18 +36,18 @@ ROOT = Path(__file__).parents[2]
     [
         (None, "Docker is not installed"),
         ("exit 1", "This Docker has no Compose v2"),
-        ("echo 2.3.3", "Docker Compose 2.3.3 is too old: install 2.20 or newer"),
+        ("echo 2.3.3", "Docker Compose 2.3.3 is too old: install 2.24.4 or newer"),
+        ("echo 2.24.3-1", "Docker Compose 2.24.3-1 is too old: install 2.24.4 or newer"),
         (
             "[ $1 = version ] && { echo 'Cannot connect to the daemon' >&2; exit 1; }; echo v2.30.1-desktop.2",
             "Docker's daemon does not answer (Cannot connect to the daemon): start it",
         ),
+        ("[ $1 = version ] && exit 1; echo 2.24.4", "Docker's daemon does not answer (docker ended with 1): start it"),
     ],
 )
 def test_what_is_wrong_with_docker_is_one_sentence(tmp_path: Path, script: str | None, sentence: str) -> None:
     if script is not None:
-        docker = tmp_path / "docker"
-        docker.write_text(f"#!/bin/sh\n{script}\n")
-        docker.chmod(0o755)
+        scripted(tmp_path, script)
     done = subprocess.run(
         [sys.executable, "-m", "deploy.compose", "status"],
         env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},
@@ -65,6 +66,44 @@ def test_it_needs_the_standard_library_alone() -> None:
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
+def scripted(folder: Path, script: str) -> None:
+    """A `docker` that says what the test wants."""
+    docker = folder / "docker"
+    docker.write_text(f"#!/bin/sh\n{script}\n")
+    docker.chmod(0o755)
+
+
+def test_make_takes_containers_where_docker_answers_and_there_is_no_timeout(tmp_path: Path) -> None:
+    """As on macOS: of GNU's tools, it has not that one."""
+    scripted(tmp_path, "exit 0")
+    for tool in ("make", "sh", "grep"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or "/")
+    done = subprocess.run(
+        ["make", "--dry-run", "--file", ROOT / "Makefile", "status"],
+        env={"PATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.stdout.endswith("-m deploy.compose status\n"), done.stderr
+
+
+def test_a_container_of_run_may_end_while_others_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker lists it, and knows nothing of it a moment later."""
+    label = {"com.docker.compose.service": "redis"}
+    known = {"Name": "/a-redis-1", "Config": {"Labels": label}, "State": {"Status": "running", "ExitCode": 0}}
+    scripted(
+        tmp_path,
+        f"""case "$*" in
+        ps*oneoff=False) echo redis ;;
+        ps*) echo redis run ;;
+        "inspect redis") echo '{json.dumps([known])}' ;;
+        *) echo "No such object: run" >&2; exit 1 ;;
+        esac""",
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert Project("a", tmp_path / ".env").containers() == [Container("a-redis-1", "redis", "running", "", 0)]
+
+
 class Scripted(Project):
     """A project whose containers the test decides."""
 
@@ -72,16 +111,22 @@ class Scripted(Project):
         super().__init__("scripted", folder / ".env")
         self.found: list[Container] = []
         self.fails = fails
+        self.shell: dict[str, str] = {}  #: variables whose word comes before the file's
+        self.profiles: set[str] = set()
         self.commands: list[tuple[str, ...]] = []
 
     def config(self) -> dict[str, Any]:
         values = variables.read(self.variables)
-        text = filled(FILE.read_text(), values)
+        text = filled(FILE.read_text(), values | self.shell)
         config: dict[str, Any] = yaml.safe_load(text)
         for service in config["services"].values():
             ports = (port.split(":") for port in service.get("ports", []))
             service["ports"] = [{"published": outer, "target": int(inner)} for _, outer, inner in ports]
         return config
+
+    def images(self) -> list[str]:
+        services = self.config()["services"].values()
+        return [one["image"] for one in services if self.profiles.issuperset(one.get("profiles", []))]
 
     def containers(self) -> list[Container]:
         return self.found
@@ -128,6 +173,35 @@ def test_the_ports_of_containers_that_run_are_ours(project: Scripted) -> None:
         Stack(project).start()
 
     assert project.commands == [("up", "--detach", "--remove-orphans")]
+
+
+@pytest.mark.parametrize(
+    ("given", "profile", "prefix", "built"),
+    [
+        ({}, "", "fedq", {"registry", "aggregator", "trainer-cpu", "cli"}),
+        ({}, "gpu", "fedq", {"registry", "aggregator", "trainer-cpu", "trainer-cuda", "cli"}),
+        ({"IMAGE_PREFIX": "mine"}, "", "mine", {"registry", "aggregator", "trainer-cpu", "cli"}),
+        ({"IMAGE_PREFIX": "registry.example.org/mine"}, "", "", set()),
+    ],
+    ids=["the file's", "those of a profile", "the shell's word comes first", "a registry has them"],
+)
+def test_the_images_that_are_built_are_those_that_start(
+    project: Scripted,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    profile: str,
+    prefix: str,
+    built: set[str],
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr("deploy.compose.docker.has_image", lambda _: False)
+    monkeypatch.setattr("deploy.compose.docker.run", made.extend)
+    project.shell, project.profiles = given, {profile}
+    Stack(project).start()
+    words = dict(word.split("=", 1) for word in made if "=" in word)
+
+    assert set(words.get("IMAGES", "").split()) == built
+    assert words.get("IMAGE_PREFIX", "") == prefix
 
 
 @pytest.mark.parametrize(
