@@ -24,7 +24,7 @@ HEAD = """\
 #   docker compose --env-file {env} -f FILE up -d --remove-orphans
 #
 # It is the stack of `make up` with other trainers: the same project, volumes, ports and .env; jobs and models stay.
-# `make up` wrote that .env; or copy deploy/compose/.env.example and give each password a value.
+# `make up` wrote that .env; or `install -m 600 deploy/compose/.env.example {env}`, and give each password a value.
 #
 # A job for these clients names them in place of `pool: cpu`:
 #
