@@ -131,7 +131,7 @@ def test_an_overlay_of_ones_own_is_as_the_guide_shows_it(tmp_path: Path) -> None
     ours = {one.container["image"] for one in found.ours}
     others = {one.container["image"] for one in found.workloads} - ours
     names = ("cli", "registry", "aggregator", "trainer-cpu", "trainer-cuda")
-    assert ours == {f"registry.example.com/me/fedq/{name}:0.1.0" for name in names}
+    assert ours == {f"registry.example.com/me/{name}:0.1.0" for name in names}  # as `make push` calls them
     assert not any("example.com" in image for image in others)
 
 
