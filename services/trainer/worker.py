@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from amqp.exceptions import AMQPError, NotFound, ResourceLocked
+from billiard.exceptions import RestartFreqExceeded
 from celery import Celery, bootsteps
 from celery.apps import worker as celery_worker
 from celery.concurrency.asynpool import AsynPool
@@ -296,7 +297,7 @@ class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         event = structlog.get_logger().bind(logger=record.name)
         level, cause = record.levelno, record.exc_info
-        if cause and isinstance(cause[1], OSError | AMQPError):
+        if cause and isinstance(cause[1], OSError | AMQPError | RestartFreqExceeded):
             level, cause = logging.WARNING, None  # a connection was lost: what there is to say is in the message
         message = record.getMessage().split("\n")[0]
         for part in record.args or ():  # the error of a connection that cannot be made is one of them
