@@ -1,9 +1,8 @@
-"""`fedq setup`: what fedq needs in RabbitMQ and the object store, made where it is missing.
+"""`fedq setup`: makes in RabbitMQ and the object store what fedq needs there, and sets passwords, rights and policies.
 
 Every step may be done again at any time, beside a running federation too: it ends in the same state.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -24,7 +23,6 @@ TRY = 5.0  #: of them, in one call of the object store
 RETRY = 0.25  #: seconds between two tries of a server that does not answer yet
 
 TRAINER = "trainer"  #: RabbitMQ's user of that name is the trainers'
-PROBE = "setup-000000"  #: the job that the trainers' key is tried in
 DEFINITIONS = Path(services.__file__).parents[1] / "deploy/definitions.json"
 
 
@@ -83,10 +81,10 @@ def _store(config: Setup) -> None:
 def _use(config: Setup) -> None:
     """Does with the trainers' key what they do."""
     theirs = {"s3_access_key": config.trainer_s3_access_key, "s3_secret_key": config.trainer_s3_secret_key}
-    store, body = Blobs(config.model_copy(update=theirs), patience=TRY), b"fedq"
-    key = names.update_blob(PROBE, 0, TRAINER, hashlib.sha256(body).hexdigest())
-    store.get(store.put(key, body))
-    store.remove(store.list(names.updates_prefix(PROBE, 0)))
+    store, key = Blobs(config.model_copy(update=theirs), patience=TRY), names.trial_blob(TRAINER)
+    store.list(key)
+    store.get(store.put(key, b"fedq"))
+    store.remove([key])
 
 
 def _record(config: Setup) -> None:
@@ -105,8 +103,12 @@ def _broker(config: Setup) -> None:
     _tell(f"user {TRAINER} of RabbitMQ", made=made)
     missing = console.missing_policies(config, vhost)
     console.load(config, vhost, json.loads(DEFINITIONS.read_text()))
+    if left := console.missing_policies(config, vhost):
+        raise BadInput(
+            f"RabbitMQ's vhost {vhost} has policies in the way of fedq's: {', '.join(left)}; lower their priority"
+        )
     for policy in topology.POLICIES:
-        _tell(f"policy {policy}", made=any(policy in reason for reason in missing))
+        _tell(f"policy {policy}", made=any(reason.split()[0] == policy for reason in missing))
 
 
 def _tell(thing: str, *, made: bool) -> None:

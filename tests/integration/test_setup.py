@@ -96,14 +96,32 @@ def test_a_policy_that_somebody_changed_is_right_again(
     assert console.missing_policies(config(bare), f"{servers.vhost}-bare") == []
 
 
+def test_a_policy_that_outranks_fedqs_is_named(
+    bare: dict[str, str], servers: Servers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup.provision(config(bare))
+    stranger = {"pattern": "^trainer.tasks", "definition": {"max-length": 1}, "priority": 100, "apply-to": "queues"}
+    servers.stack.rabbitmq.call("PUT", f"policies/{servers.vhost}-bare/stranger", stranger)
+    capsys.readouterr()
+
+    with pytest.raises(BadInput, match=r"in the way of fedq's: fedq-tasks \(outranked by stranger\).*; lower their"):
+        setup.provision(config(bare))
+
+    assert not {*POLICIES} & said(capsys).keys()
+
+
 def test_the_trainers_key_is_found_where_the_store_has_it(
     bare: dict[str, str], servers: Servers, capsys: pytest.CaptureFixture[str]
 ) -> None:
     access, secret = servers.stack.s3.keys("trainer")
+    kept = names.update_blob("setup-000000", 0, "client", "0" * 64)
+    servers.blobs().put(kept, b"of a job that may be called so")
     setup.provision(config(bare, s3_bucket="fedq", trainer_s3_access_key=access, trainer_s3_secret_key=secret))
 
     assert said(capsys)[f"key {access} of the object store"] == "found"
-    assert servers.blobs().list(f"jobs/{setup.PROBE}/") == [], "what it was tried with is gone"
+    assert servers.blobs().list(names.trial_blob(setup.TRAINER)) == [], "what it was tried with is gone"
+    assert servers.blobs().exists(kept)
+    servers.blobs().remove([kept])
 
 
 def test_a_store_without_minios_api_is_told_which_key_to_make(bare: dict[str, str]) -> None:
