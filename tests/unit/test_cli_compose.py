@@ -95,6 +95,14 @@ def test_docker_compose_takes_it(trainers: int, slow: int, medium: int, tmp_path
     assert (asked.returncode, asked.stdout, asked.stderr) == (0, "", "")
 
 
+def test_the_example_for_such_a_stack_starts_it_as_its_own_comment_does() -> None:
+    """With the passwords, and in place of the pool."""
+    words = f"docker compose --env-file {composing.ENV} -f {{}} up -d --remove-orphans"
+
+    assert words.format("FILE") in generated(4, 1, 1)
+    assert words.format("my.yaml") in (composing.TEMPLATE.parents[2] / "examples/heterogeneous_silos.yaml").read_text()
+
+
 def test_numbers_that_do_not_fit_are_a_sentence() -> None:
     """And no file."""
     done = run("--trainers", "4", "--slow", "3", "--medium", "2")
