@@ -137,7 +137,7 @@ class Registry(Broker, Record):
 
 
 class Cli(Console, Record, Store):
-    registry_url: Listen = SecretStr("http://127.0.0.1:8080")
+    """What a person's commands need."""
 
 
 class Setup(Console, Record, Store):
