@@ -277,7 +277,9 @@ def scale(
     pool: Annotated[str, typer.Option(help="Whose trainers.")] = "cpu",
     on: Orchestrator = None,
     namespace: Namespace = None,
-    wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for them; 0: not.")] = 60,
+    wait: Annotated[
+        float, typer.Option(min=0, max=86400, metavar="SECONDS", help="How long to wait for them; 0: not.")
+    ] = 60,
     as_json: Json = False,
 ) -> None:
     """Scales a pool's trainers, in Docker Compose or Kubernetes, and waits until they are there."""
@@ -314,7 +316,7 @@ def compose(
 
 @app.command()
 def setup() -> None:
-    """Makes in RabbitMQ and the object store what fedq needs there; what is there already stays."""
+    """Makes in RabbitMQ and the object store what fedq needs there, and sets passwords, rights and policies anew."""
     from services.cli import setup as provisioning
     from shared import settings
 
@@ -371,15 +373,8 @@ def _start(
 
 def _servers() -> "Servers":
     from services.cli.servers import Servers
-    from shared import logs
 
-    servers = Servers()
-    config = servers.settings
-    # A command says itself what matters; a log line would break into its table.
-    logs.configure(
-        config if config.log_level == "debug" else config.model_copy(update={"log_level": "critical"}), "cli"
-    )
-    return servers
+    return Servers()
 
 
 def _announce(job: str, as_json: bool) -> None:

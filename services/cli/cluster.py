@@ -4,18 +4,19 @@
 """
 
 import base64
+import io
 import os
 import secrets
-import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from dotenv import dotenv_values
 
 from services.cli import output
 from services.cli.forwarding import Forward
@@ -37,8 +38,7 @@ LIVE = 1.0  #: seconds for a broker to take a connection
 @contextmanager
 def connected(place: Kubernetes) -> Iterator[None]:
     """This process's `FEDQ_*` lead to a cluster's servers for as long as the block runs."""
-    with ExitStack() as stack:
-        stack.enter_context(_ending_in_order())
+    with tools.ending_in_order(), ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         stack.enter_context(_in_environment(reachable(place, folder, stack)))
         yield
@@ -48,10 +48,9 @@ def connect(namespace: str | None) -> None:
     """Writes `.fedq/env` and keeps what it leads to open until somebody interrupts."""
     place = kubernetes.at(namespace)
     _refuse_a_live_stack()
-    with service.until_stopped() as stop, ExitStack() as stack:
+    with tools.ending_in_order(), service.until_stopped() as stop, ExitStack() as stack:
         found = reachable(place, FILE.parent, stack)
-        text = f"# by `fedq connect` to {place.place}; gone when that ends\n"
-        text += "".join(f"{name}={value}\n" for name, value in found.items() if name != TRUST)
+        text = _text(place, {name: value for name, value in found.items() if name != TRUST})
         _write_private(text)
         stack.callback(_remove, text)
         if ours := sorted(found.keys() & os.environ.keys() - {TRUST}):
@@ -76,7 +75,7 @@ def reachable(place: Kubernetes, folder: Path, stack: ExitStack) -> dict[str, st
     found = settings(place)
     if TRUST in found:
         found[TRUST] = str(_authority(place, folder))
-    urls = {name: urlsplit(value) for name, value in found.items() if name.endswith("_URL")}
+    urls = {name: _url(name, value) for name, value in found.items() if name.endswith("_URL") and value}
     here = {name: service for name, url in urls.items() if (service := _service(place, url.hostname or ""))}
     known = _forwardable(place)
     wanted: dict[str, set[int]] = {}
@@ -99,11 +98,11 @@ def settings(place: Kubernetes) -> dict[str, str]:
         found |= place.get("configmap", SETTINGS).get("data") or {}
         hidden = place.get("secret", SECRET).get("data") or {}
     except Unavailable as error:
-        if "not found" in str(error):
+        if '" not found' in str(error):
             raise BadInput(f"{place.place} has no fedq ({error}); --namespace names another") from None
         raise
     found |= {name: base64.b64decode(value).decode() for name, value in hidden.items()}
-    return {name: value for name, value in found.items() if name.startswith("FEDQ_") or name == TRUST}
+    return {name: value.strip() for name, value in found.items() if name.startswith("FEDQ_") or name == TRUST}
 
 
 def _authority(place: Kubernetes, folder: Path) -> Path:
@@ -128,6 +127,22 @@ def _service(place: Kubernetes, host: str) -> str | None:
     return name if rest in here else None
 
 
+def _url(name: str, value: str) -> SplitResult:
+    if (url := _server(value)) is None:  # whose text may hold a password
+        raise BadInput(f"{name}, as the cluster's ConfigMap or Secret has it, is no URL that leads to a server")
+    return url
+
+
+def _server(value: str) -> SplitResult | None:
+    """A URL of a kind of server that fedq knows; None where it is none."""
+    try:
+        url = urlsplit(value)
+        _ = url.port
+    except ValueError:
+        return None
+    return url if url.scheme in PORTS else None
+
+
 def _port(url: SplitResult) -> int:
     return url.port or PORTS[url.scheme]
 
@@ -143,12 +158,27 @@ def _refuse_a_live_stack() -> None:
         lines = FILE.read_text().splitlines()
     except FileNotFoundError:
         return
-    url = urlsplit(next((line.partition("=")[2] for line in lines if line.startswith("FEDQ_AMQP_URL=")), ""))
+    url = _server(next((line.partition("=")[2] for line in lines if line.startswith("FEDQ_AMQP_URL=")), ""))
+    if url is None:
+        return
     with suppress(OSError), socket.create_connection((url.hostname or "", _port(url)), timeout=LIVE):
         raise BadInput(
             f"{FILE} leads to a stack that runs, RabbitMQ at {url.hostname}:{_port(url)}: end that first (`make down`, "
             "or Ctrl-C of another `fedq connect`), or call this from another folder"
         )
+
+
+def _text(place: Kubernetes, found: dict[str, str]) -> str:
+    """What `.fedq/env` is to say; `BadInput` where it would be read as something else."""
+    text = f"# by `fedq connect` to {place.place}; gone when that ends\n"
+    text += "".join(f"{name}={value}\n" for name, value in found.items())
+    read = dotenv_values(stream=io.StringIO(text))
+    if wrong := [name for name, value in found.items() if read.get(name) != value]:
+        raise BadInput(
+            f"{FILE} cannot hold the cluster's {', '.join(wrong)}: choose a value of letters and digits there, without "
+            "quotes, spaces, # or $; `fedq submit` takes it as it is"
+        )
+    return text
 
 
 def _write_private(text: str) -> None:
@@ -176,18 +206,3 @@ def _in_environment(found: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-@contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """SIGTERM and a terminal that is closed end the block as Ctrl-C does, so that no kubectl is left behind."""
-
-    def end(number: int, _frame: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

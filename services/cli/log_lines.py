@@ -76,9 +76,12 @@ class Reader:
 
     def _read(self, source: Source, process: "subprocess.Popen[str]", errors: IO[str]) -> None:
         last: dict[str, Line] = {}
+        complaint = ""  # of kubectl, which goes on with the other containers
         with errors:
             with process:
                 for raw in process.stdout or ():
+                    if source.service is None and raw.startswith("error: "):
+                        complaint = raw
                     line = _parsed(raw.rstrip("\n"), source.service, last)
                     if line is not None:
                         last[line.source] = line
@@ -87,6 +90,8 @@ class Reader:
             if process.returncode > 0:
                 errors.seek(0)
                 self.failure = tools.failure(source.command, errors.read(), process.returncode)
+            elif complaint and not last:  # there is no log that it could read
+                self.failure = tools.failure(source.command, complaint, process.returncode)
         with self._lock:
             self._left -= 1
             if not self._left:

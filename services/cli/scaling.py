@@ -39,7 +39,7 @@ def scale(wanted: int, pool: str, on: On | None, namespace: str | None, *, wait:
     before = place.count(pool)
     with ExitStack() as stack:
         joining = None
-        if wait and wanted > before:
+        if wait and wanted and wanted >= before:
             # Before anything is changed: no trainer joins unheard, and a setting that is missing changes nothing.
             if isinstance(place, Kubernetes):
                 stack.enter_context(connected(place))
@@ -83,6 +83,7 @@ class Joining:
         self._subscription = servers.bus.consume(
             topology.joining(secrets.token_hex(6), pool), self._news.put, on_ready=lambda: self._news.put(None)
         )
+        self._alive()  # a Redis that is away changes nothing either
 
     def wait(self, wanted: int, deadline: float) -> int:
         """How many are in the roster: once these are `wanted`, or at the `deadline` of the monotonic clock."""

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from services.cli import output
 from services.cli.log_lines import Line, Reader
+from services.cli.orchestrators import tools
 from services.cli.orchestrators.choice import chosen
 from services.cli.orchestrators.on import On
 from services.cli.tables import in_short
@@ -38,7 +39,7 @@ def logs(job: str, on: On | None, namespace: str | None, *, follow: bool, as_jso
     place = chosen(on, namespace, tuple(On))
     printer = _Printer(as_json)
     try:
-        with Reader(place.sources(follow), job) as reader:
+        with tools.ending_in_order(), Reader(place.sources(follow), job) as reader:
             for line in _sorted(reader, follow):
                 printer.show(line)
             failure = reader.failure

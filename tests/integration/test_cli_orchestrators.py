@@ -219,8 +219,31 @@ def test_connect_brings_the_certificate_of_the_clusters_authority(fedq: Fedq, fe
     assert lines[-1] == f"its certificates are of its own authority: export SSL_CERT_FILE={file}\n"
     assert file.read_text() == "-----BEGIN CERTIFICATE-----"
     assert "SSL_CERT_FILE" not in (fedq.folder / ".fedq/env").read_text()
-    process.send_signal(signal.SIGINT)
-    assert fedq.finish(process).code == 0
+
+
+def test_nothing_is_left_of_a_connect_whose_terminal_is_closed(fedq: Fedq, federated: Cluster) -> None:
+    """Neither a way into the cluster nor the file with its passwords."""
+    process = fedq.begin("connect")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+
+    assert fedq.finish(process).code == 128 + signal.SIGHUP
+    assert not (fedq.folder / ".fedq/env").exists()
+    assert federated.left() == []
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    """A job that is watched outlives its terminal, where a person wants that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with tools.ending_in_order():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_connect_says_what_there_is_not(fedq: Fedq, cluster: Cluster, federated: Cluster) -> None:
@@ -237,6 +260,12 @@ def test_connect_says_what_there_is_not(fedq: Fedq, cluster: Cluster, federated:
         'error: the cluster forbids it: configmaps "fedq" is forbidden: User "eve" cannot get it; ask whoever runs it '
         "for that right\n"
     )
+    cluster.fails("get", "Unable to connect to the server: exec: executable gke-gcloud-auth-plugin not found")
+    keyless = fedq("connect")
+    assert (keyless.code, keyless.err) == (
+        3, "error: the cluster does not answer: Unable to connect to the server: exec: executable "
+        "gke-gcloud-auth-plugin not found\n",
+    )  # fmt: skip
     (cluster.folder / "config.json").unlink()
     nowhere = fedq("submit", DIGITS)
     assert nowhere.code == 2
@@ -293,6 +322,19 @@ def test_scale_says_how_many_came_in_time(fedq: Fedq, federated: Cluster) -> Non
         "before": 2, "wanted": 4, "alive": 0,
     }  # fmt: skip
     assert "0 of 4 trainers of pool cpu are in the roster after 0.5 s; `kubectl get pods` shows" in done.err
+
+
+def test_a_redis_that_refuses_us_changes_nothing(fedq: Fedq, federated: Cluster) -> None:
+    """Where as many trainers as wanted should be there already, they are looked for as well."""
+    secret = json.loads((federated.folder / "get/secret-fedq-operator.json").read_text())["data"]
+    url = base64.b64decode(secret["FEDQ_REDIS_URL"]).decode()
+    secret["FEDQ_REDIS_URL"] = base64_of(url.replace(f":{urlsplit(url).password}@", ":wrong@"))
+    federated.has("secret-fedq-operator", {"data": secret})
+    done = fedq("scale", "2", "--json")
+
+    assert (done.code, done.out) == (3, ""), done.err
+    assert "FEDQ_REDIS_URL" in done.err
+    assert federated.calls("scale") == []
 
 
 def test_fewer_trainers_need_no_server(fedq: Fedq, cluster: Cluster) -> None:
@@ -405,6 +447,7 @@ WORDS = {
     "patch": PLACE.command("patch", "horizontalpodautoscalers", "trainer-cpu", "--type=merge", '--patch={"spec":{}}'),
     "scale": PLACE.command("scale", "deployment/trainer-cpu", "--replicas=6"),
     "forward": PLACE.command("port-forward", "--address=127.0.0.1", "service/rabbitmq", "20000:5672", "20001:15672"),
+    "logs": list(PLACE.sources(follow=False)[0].command),
     "follow": list(PLACE.sources(follow=True)[0].command),
 }
 
@@ -438,9 +481,10 @@ def test_a_real_kubectls_context_is_understood(real: Path) -> None:
     del settings["contexts"][0]["context"]["namespace"]
     real.write_text(json.dumps(settings))
     assert kubernetes.at(None).namespace == "default"
-    real.write_text("{}")
-    with pytest.raises(tools.NotHere, match="`kubectl config use-context NAME` chooses one"):
-        kubernetes.at(None)
+    for left in ({**settings, "current-context": "gone"}, {}):
+        real.write_text(json.dumps(left))
+        with pytest.raises(tools.NotHere, match="`kubectl config use-context NAME` chooses one"):
+            kubernetes.at(None)
 
 
 # --- logs ---------------------------------------------------------------------------------------
@@ -458,12 +502,13 @@ ONE = line(45.1, "aggregator", job=JOB, round=1, event="opened")
 TWO = line(45.2, "trainer", job=JOB, client="client-07", event="trained")
 THREE = line(45.3, "trainer", reason=f"job {JOB} is over", event="stale")
 POD = "[pod/{}/main] {}\n"
+WAITS = 'error: container "main" in pod "trainer-cpu-2" is waiting to start: ContainerCreating\n'
 
 
 def test_logs_are_a_jobs_lines_of_all_pods_by_time(fedq: Fedq, cluster: Cluster) -> None:
     """Those that name it, in whatever field; another job's, and what is no log line, are not shown."""
     lines = [("trainer-cpu-1", THREE), ("aggregator-0", OTHER), ("aggregator-0", ONE), ("trainer-cpu-1", TWO)]
-    (cluster.folder / "logs").write_text("".join(POD.format(*line) for line in lines) + "no line\n")
+    (cluster.folder / "logs").write_text("".join(POD.format(*line) for line in lines) + "no line\n" + WAITS)
     done, as_json = fedq("logs", JOB), fedq("logs", JOB, "--json")
 
     assert done.code == 0, done.err
@@ -476,8 +521,18 @@ def test_logs_are_a_jobs_lines_of_all_pods_by_time(fedq: Fedq, cluster: Cluster)
     assert cluster.calls("logs")[0] == [
         "logs",
         "--selector=app.kubernetes.io/name=fedq,app.kubernetes.io/component in (aggregator,registry,trainer)",
-        *("--all-containers", "--prefix", "--tail=-1"),
+        *("--all-containers", "--prefix", "--tail=-1", "--ignore-errors"),
     ]
+
+
+def test_logs_that_nobody_may_read_are_no_logs_without_a_line(fedq: Fedq, cluster: Cluster) -> None:
+    """Of a container that it cannot read kubectl says so among the lines, and goes on."""
+    told = 'pods "aggregator-0" is forbidden: User "eve" cannot get resource "pods/log"'
+    (cluster.folder / "logs").write_text(f"error: {told}\n")
+    done = fedq("logs", JOB)
+
+    assert (done.code, done.out) == (3, "")
+    assert done.err == f"error: the cluster forbids it: {told}; ask whoever runs it for that right\n"
 
 
 def test_lines_of_docker_compose_are_understood(tmp_path: Path) -> None:
@@ -497,7 +552,8 @@ def test_lines_of_docker_compose_are_understood(tmp_path: Path) -> None:
     assert reader.failure is None
 
 
-def test_logs_that_are_followed_end_quietly(fedq: Fedq, cluster: Cluster) -> None:
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_logs_that_are_followed_end_quietly(fedq: Fedq, cluster: Cluster, sign: signal.Signals, code: int) -> None:
     """Ctrl-C is how they are meant to end; until then a new line is shown as it comes."""
     file = cluster.folder / "logs"
     file.write_text(POD.format("trainer-cpu-1", TWO) + POD.format("aggregator-0", ONE))
@@ -507,10 +563,10 @@ def test_logs_that_are_followed_end_quietly(fedq: Fedq, cluster: Cluster) -> Non
     with file.open("a") as more:
         more.write(POD.format("trainer-cpu-1", THREE))
     assert process.stdout.readline().split()[2] == "stale"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sign)
     done = fedq.finish(process)
 
-    assert (done.code, done.out, done.err) == (0, "", "")
+    assert (done.code, done.out, done.err) == (code, "", "")
     assert cluster.left() == []
 
 

@@ -58,11 +58,25 @@ def test_schema_is_a_json_schema() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["jobx"], ["validate"], ["validate", DIGITS, "--sett", "a=1"], ["replay", "j", "x"], ["replay", "j", "-1"]],
+    [
+        ["jobx"],
+        ["validate"],
+        ["validate", DIGITS, "--sett", "a=1"],
+        ["replay", "j", "x"],
+        ["replay", "j", "-1"],
+    ],
 )
 def test_a_mistake_in_the_arguments_is_exit_code_2(arguments: list[str]) -> None:
     """As for every other mistake in what was given."""
     assert run(*arguments).exit_code == 2
+
+
+def test_a_wait_ends_within_a_day() -> None:
+    """A clock cannot count to more than some years."""
+    result = run("scale", "2", "--wait", "inf")
+
+    assert result.exit_code == 2
+    assert "86400" in result.stderr
 
 
 def test_missing_settings_are_all_named_at_once() -> None:
@@ -72,6 +86,19 @@ def test_missing_settings_are_all_named_at_once() -> None:
     assert result.exit_code == 2
     for name in ("FEDQ_AMQP_URL", "FEDQ_REDIS_URL", "FEDQ_S3_URL", "FEDQ_S3_ACCESS_KEY", "FEDQ_S3_SECRET_KEY"):
         assert name in result.stderr.partition(" not set: ")[0]
+
+
+def test_a_log_line_never_breaks_into_what_a_command_prints() -> None:
+    """Not even one for debugging, which is for standard error."""
+    script = "import structlog; from services.cli.servers import Servers; Servers(); structlog.get_logger().debug('x')"
+    urls = {"FEDQ_AMQP_URL": "amqp://h", "FEDQ_REDIS_URL": "redis://h", "FEDQ_S3_URL": "http://h"}
+    given = {**os.environ, **urls, "FEDQ_S3_ACCESS_KEY": "k", "FEDQ_S3_SECRET_KEY": "s", "FEDQ_LOG_LEVEL": "debug"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=given, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == ""
+    assert '"event": "x"' in done.stderr
 
 
 def ending_in(error: BaseException) -> Result:

@@ -38,7 +38,9 @@ class Orchestrator(Protocol):
 
 def chosen(on: On | None, namespace: str | None, among: Sequence[On]) -> Orchestrator:
     """The one that is meant; `BadInput` where that is not clear, or where it is not there."""
-    if on is None and namespace is not None:
+    if namespace is not None:
+        if on not in (None, On.kubernetes):
+            raise BadInput("--namespace is for Kubernetes: leave it out, or --on")
         on = On.kubernetes
     if on is not None:
         found = _find(on, namespace, QUERY)
@@ -48,20 +50,24 @@ def chosen(on: On | None, namespace: str | None, among: Sequence[On]) -> Orchest
     there, why = [], []
     for kind in among:
         try:
-            found = _find(kind, namespace, LOOK)
-        except (NotHere, Unavailable) as error:  # a Docker that is not running says nothing about Kubernetes
+            there.append(_running(kind))
+        except (NotHere, Nowhere, Unavailable) as error:  # a Docker that is not running says nothing about Kubernetes
             why.append(str(error))
-            continue
-        if found is None or (isinstance(found, native.Native) and not found.runs):
-            why.append(_NOT_THERE[kind])
-        else:
-            there.append(found)
     if len(there) > 1:
         places = " and ".join(f"{one.name} ({one.place})" for one in there)
         raise BadInput(f"fedq runs here more than once, by {places}: choose with --on")
     if not there:
         raise Nowhere(f"fedq does not run here: {'; '.join(why)}")
     return there[0]
+
+
+def _running(kind: On) -> Orchestrator:
+    found = _find(kind, None, LOOK)
+    if found is None:
+        raise Nowhere(_NOT_THERE[kind])
+    if isinstance(found, native.Native) and not found.runs:
+        raise Nowhere(f"{found.place} does not run any more (--on native shows what it wrote)")
+    return found
 
 
 def _find(kind: On, namespace: str | None, seconds: float) -> Orchestrator | None:

@@ -96,7 +96,7 @@ def find() -> Compose | None:
     found = _projects(_containers())
     running = {name: every for name, every in found.items() if any(one.state == "running" for one in every)}
     chosen = os.environ.get(CHOICE)
-    if chosen is not None:
+    if chosen:
         running = {name: every for name, every in running.items() if name == chosen}
     if len(running) > 1:
         raise BadInput(f"fedq runs in several compose projects, {', '.join(sorted(running))}: choose by {CHOICE}=NAME")
@@ -113,7 +113,7 @@ def _projects(containers: Iterable[Container]) -> dict[str, list[Container]]:
 def _containers() -> list[Container]:
     fields = " ".join(f'{{{{json (.Label "{_LABEL}{label}")}}}}' for label in _LABELS)
     lines = tools.run(
-        ["docker", "ps", "--all", "--filter", f"label={_LABEL}project", "--format", f"{fields} {{{{json .State}}}}"]
+        ["docker", "ps", "--all", f"--filter=label={_LABEL}project", f"--format={fields} {{{{json .State}}}}"]
     ).splitlines()
     return [Container(*_words(line)) for line in lines]
 

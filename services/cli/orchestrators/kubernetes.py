@@ -98,8 +98,9 @@ class Kubernetes:
 
     def sources(self, follow: bool) -> list[Source]:
         """The logs of all containers of fedq's own pods."""
-        words = ["logs", f"--selector={LOGGED}", "--all-containers", "--prefix", "--tail=-1"]
-        more = ["--follow", "--ignore-errors", f"--max-log-requests={MOST_LOGS}"] if follow else []
+        # One that has not started yet has no log, and would end those of the others.
+        words = ["logs", f"--selector={LOGGED}", "--all-containers", "--prefix", "--tail=-1", "--ignore-errors"]
+        more = ["--follow", f"--max-log-requests={MOST_LOGS}"] if follow else []
         return [Source(None, tuple(self.command(*words, *more)))]
 
     def _deployment(self, pool: str) -> Any:

@@ -2,10 +2,14 @@
 
 import os
 import re
+import signal
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from types import FrameType
+from typing import IO, NoReturn
 
 from shared.errors import BadInput, FedqError, Unavailable
 
@@ -19,7 +23,7 @@ class NotHere(BadInput):
 
 _CAUSES: tuple[tuple[str, type[FedqError], str], ...] = (
     (
-        r"current-context|no configuration has been provided|localhost:8080 was refused",
+        r"current-context|cannot locate context|no configuration has been provided|localhost:8080 was refused",
         NotHere,
         "kubectl has no cluster to talk to: `kubectl config use-context NAME` chooses one",
     ),
@@ -34,7 +38,11 @@ _CAUSES: tuple[tuple[str, type[FedqError], str], ...] = (
         Unavailable,
         "the cluster does not answer: {reason}",
     ),
-    (r"Cannot connect to the Docker daemon", Unavailable, "Docker's daemon does not answer: start it"),
+    (
+        r"Cannot connect to the Docker daemon|failed to connect to the docker API",
+        Unavailable,
+        "Docker's daemon does not answer: start it",
+    ),
     (
         r"permission denied while trying to connect",
         Unavailable,
@@ -93,6 +101,22 @@ def begin(words: Sequence[str], errors: IO[str] | int) -> "subprocess.Popen[str]
         )
     except FileNotFoundError:
         raise NotHere(f"{words[0]} is not installed here, or not on the PATH") from None
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """SIGTERM and a terminal that is closed end the block as Ctrl-C does, so that nothing that began is left behind."""
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    signals = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, end) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def failure(words: Sequence[str], text: str, code: int) -> FedqError:
