@@ -543,7 +543,7 @@ def test_a_long_and_thin_line_is_no_fault(stack: Stack, direct: Blobs, line: Tcp
 
     line.assert_fired("latency", "bandwidth")
     # The line counts a piece once it is sent, and the client may have it, and be here, before that.
-    until(lambda: line.delivered["up"] > len(BODY) < line.delivered["down"], HASTE, "the blob to be counted twice")
+    until(lambda: line.delivered["up"] > len(BODY) < line.delivered["down"], 10, "the blob to be counted twice")
     assert line.accepted == 1
 
 
