@@ -58,13 +58,7 @@ def test_schema_is_a_json_schema() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["jobx"],
-        ["validate"],
-        ["validate", DIGITS, "--sett", "a=1"],
-        ["replay", "j", "x"],
-        ["replay", "j", "-1"],
-    ],
+    [["jobx"], ["validate"], ["validate", DIGITS, "--sett", "a=1"], ["replay", "j", "x"], ["replay", "j", "-1"]],
 )
 def test_a_mistake_in_the_arguments_is_exit_code_2(arguments: list[str]) -> None:
     """As for every other mistake in what was given."""
