@@ -27,7 +27,12 @@ Place = slice | npt.NDArray[np.intp]  #: where in (P,) some values belong: a run
 Tiles = Iterable[tuple[Place, Flat]]  #: a vector in pieces of at most TILE values, each valid until the next
 TILE = 32 * 1024  #: parameters worked on at once: a tile and its buffers stay in the L2 cache
 
-MAX_HEADER = 8 * 1024 * 1024  #: bytes; some ten thousand tensors
+MAX_HEADER = 8 * 1024 * 1024  #: bytes
+MAX_TENSORS = 10_000  #: in one file
+MAX_RANK = 32  #: sides of a tensor's shape; NumPy has no more
+MAX_NAME = 512  #: characters of a tensor's name
+MAX_DIGITS = 19  #: of a number in a header: what 63 bits hold
+_TOO_MANY = f"its header names more tensors than a model may have, {MAX_TENSORS}"
 _ALIGN = 64  #: bytes; the data begins on a cache line
 _SIZES = {"F32": 4, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "BF16": 2}
 _COMPRESSED = "BF16"  #: lies in compressed files only: a model's parameters are float32
@@ -141,30 +146,61 @@ def layout_of(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Layout:
 
 
 def read_layout(file: File) -> Layout:
-    """The layout of a model file that fedq itself would have written, or `Refused`."""
+    """The layout of a model file that fedq itself would have written, or `Refused`, whatever the bytes are."""
+    try:
+        header = _header(file)
+        layout = layout_of(_entries(header))
+        if header != layout.header or file.nbytes != layout.file_size:
+            raise Refused("tensors are not laid out as fedq lays them out (by width, dtype and name)")
+    except Refused:
+        raise
+    except Exception as error:  # a stranger's bytes: whatever they bring out of a parser is their fault
+        raise Refused(f"not a safetensors file: {error}") from error
+    return layout
+
+
+def _header(file: File) -> bytes:
+    """The bytes before the data, no longer than may be parsed."""
     if file.nbytes < 8:
         raise Refused(f"not a safetensors file: {file.nbytes} bytes")
     (length,) = struct.unpack("<Q", file[:8].tobytes())
     if length > min(MAX_HEADER, file.nbytes - 8):
         raise Refused(f"not a safetensors file: its header would have {length} bytes")
-    try:
-        entries = json.loads(file[8 : 8 + length].tobytes())
-        tensors = {
-            str(name): (str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
-            for name, entry in entries.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Refused(f"not a safetensors file: {error}") from error
-    for name, (dtype, shape) in tensors.items():
+    header = file[: 8 + length].tobytes()
+    # Counted before it is parsed, which takes a hundred times as long.
+    if header.count(b"{") > MAX_TENSORS + 2 or header.count(b",") > (MAX_RANK + 4) * MAX_TENSORS:
+        raise Refused(_TOO_MANY)
+    return header
+
+
+def _entries(header: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The dtype and shape of each tensor that a header names, all within their bounds."""
+    found = json.loads(header[8:], parse_int=_integer, parse_float=_no_number, parse_constant=_no_number)
+    entries = {}
+    for name, entry in found.items():
+        if name == "__metadata__":
+            continue
+        if not (0 < len(name) <= MAX_NAME and name.isprintable()):
+            raise Refused(f"a tensor is named {name[:40]!a}; a name has 1 to {MAX_NAME} printable characters")
+        dtype, shape = entry["dtype"], entry["shape"]
         if dtype not in DTYPES.values():
-            raise Refused(f"tensor {name} is {dtype}; a model has {', '.join(DTYPES.values())}")
-        if any(side < 0 for side in shape):
-            raise Refused(f"tensor {name} has the shape {list(shape)}")
-    layout = layout_of(tensors)
-    if file[: 8 + length].tobytes() != layout.header or file.nbytes != layout.file_size:
-        raise Refused("tensors are not laid out as fedq lays them out (by width, dtype and name)")
-    return layout
+            raise Refused(f"tensor {name} is {ascii(dtype)[:20]}; a model has {', '.join(DTYPES.values())}")
+        if len(shape) > MAX_RANK or any(type(side) is not int or side < 0 for side in shape):
+            raise Refused(f"tensor {name} has the shape {ascii(shape)[:100]}")
+        entries[name] = dtype, tuple(shape)
+    if len(entries) > MAX_TENSORS:
+        raise Refused(_TOO_MANY)
+    return entries
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise Refused(f"its header holds a number of {len(text)} digits")
+    return int(text)
+
+
+def _no_number(text: str) -> float:
+    raise Refused(f"its header holds {text[:40]}, which is no whole number")
 
 
 def check_header(file: File, expected: Layout) -> None:
