@@ -13,6 +13,7 @@
     │   ├── Fenced        another replica owns the job now
     │   │   └── RecordLost    Redis no longer has what it had: the job is read from the store again
     └── Refused           an update that must not be folded                        → recorded with the reason
+        └── Unfit         it is what was asked for: no better one will come        → and its client has answered
 
 What a consumer does with each is decided in one place, `shared.bus.settle`.
 """
@@ -69,6 +70,10 @@ class RecordLost(Fenced):
 
 class Refused(FedqError):
     """An update that fails a check; the text is the reason that the record keeps."""
+
+
+class Unfit(Refused):
+    """An update that answers what its client was asked, and must not be folded for what it says or holds."""
 
 
 def tls_trouble(error: BaseException, setting: str) -> str | None:

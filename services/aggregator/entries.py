@@ -13,6 +13,7 @@ from shared.strategies.strategy import Counted
 Entry = Mapping[str, Any]
 
 COULD_NOT = "could not train: "  #: begins the reason of a client that said so itself
+UNFIT = "its update is refused: "  #: begins the reason of one whose answer it was; see `shared.errors.Unfit`
 
 
 def entries(update: ModelUpdate, measures: Measures | None, staleness: int = 0) -> dict[str, dict[str, Any]]:
@@ -73,6 +74,11 @@ def is_partial(group: Mapping[str, Entry]) -> bool:
     return any("batch" in entry for entry in group.values())
 
 
+def was_refused(rejected: Mapping[str, str]) -> frozenset[str]:
+    """In whose name something was refused."""
+    return frozenset(client for client, reason in rejected.items() if not reason.startswith(COULD_NOT))
+
+
 def gave_up(rejected: Mapping[str, str]) -> frozenset[str]:
-    """Who said that no update will come; where one was refused, another may follow."""
-    return frozenset(client for client, reason in rejected.items() if reason.startswith(COULD_NOT))
+    """Whose answer is that there is no update to count; where what was refused was no answer, one may follow."""
+    return frozenset(client for client, reason in rejected.items() if reason.startswith((COULD_NOT, UNFIT)))

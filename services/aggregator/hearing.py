@@ -4,11 +4,11 @@ import time
 from collections.abc import Mapping
 
 from services.aggregator import rounds, stopping
-from services.aggregator.entries import COULD_NOT
+from services.aggregator.entries import COULD_NOT, UNFIT
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.seat import Seat
 from shared import names
-from shared.errors import RecordLost, Refused, Stale
+from shared.errors import RecordLost, Refused, Stale, Unfit
 from shared.events import ModelEvaluated, ModelUpdate
 from shared.failpoints import failpoint
 
@@ -37,10 +37,22 @@ def on_model_update(seat: Seat, state: rounds.State, update: ModelUpdate) -> Hap
             standing = _take_in(seat, number, update)
         return _judged(seat, state, update, standing)
     except Refused as refused:
-        ledger.reject(seat.job, seat.fence, number, update.client, str(refused))
-        seat.log.warning("refused", round=number, client=update.client, reason=str(refused))
-        seat.faults.note("refused", f"{update.client}: {refused}", number)
-        return ()
+        return _refuse(seat, state, update, refused)
+
+
+def _refuse(seat: Seat, state: rounds.State, update: ModelUpdate, refused: Refused) -> Happenings:
+    """Records a refusal; that of an answer is one of all whose training is in it."""
+    number, final = state.round, isinstance(refused, Unfit)
+    clients = [update.client]
+    if final and update.members:
+        cohort = set(state.cohort)
+        clients = [member.client for member in update.members if member.client in cohort]
+    reason = f"{UNFIT}{refused}" if final else str(refused)
+    for client in clients:
+        seat.edges.ledger.reject(seat.job, seat.fence, number, client, reason)
+    seat.log.warning("refused", round=number, client=update.client, clients=len(clients), reason=str(refused))
+    seat.faults.note("refused", f"{update.client}: {refused}", number)
+    return tuple(rounds.Rejected(client, reason, final) for client in clients)
 
 
 def _on_failure(seat: Seat, state: rounds.State, failures: Mapping[str, str]) -> Happenings:

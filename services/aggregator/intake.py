@@ -1,15 +1,16 @@
 """Taking in one update: everything that is checked before it may count, cheapest first."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
-from shared import fold, names, weights
+from shared import initial, names, weights
 from shared.aggregation import Aggregation
 from shared.blobs import Blobs, NotFound
 from shared.catalog.rounds import LimitsSpec
-from shared.errors import Refused
+from shared.errors import Refused, Unfit
 from shared.events import BlobRef, ModelUpdate
 from shared.fold import Grid, Measures
 from shared.strategies.strategy import Counted
@@ -26,7 +27,10 @@ class Intake:
         self._buffer = np.empty(0, np.uint8)
 
     def receive(self, update: ModelUpdate, base: str, grid: Grid) -> tuple[File, Measures]:
-        """The update's file, valid until the next call, and its measures; `Refused` with the reason otherwise."""
+        """The update's file, valid until the next call, and its measures.
+
+        `Refused` where it is no answer to what was asked, `Unfit` where it is one that must not be folded.
+        """
         blob = located(update)
         if update.base != base:
             raise Refused(f"was trained on the model {(update.base or 'none')[:12]}, not on {base[:12]}")
@@ -46,37 +50,37 @@ class Intake:
         """The file of an update that was accepted before, valid until the next call."""
         size = self._aggregation.layout_of(partial=partial).file_size
         if blob.size != size:
-            raise Refused(self._why_another_size(blob, partial=partial))
+            raise self._of_another_size(blob, partial=partial)
         if self._buffer.nbytes != size:
             self._buffer = np.empty(size, np.uint8)
         _fetch(self._blobs, blob, self._buffer)
-        return self._buffer, self._aggregation.measure(self._buffer, updates, grid, max_norm, partial=partial)
+        with _judging():
+            return self._buffer, self._aggregation.measure(self._buffer, updates, grid, max_norm, partial=partial)
 
-    def _why_another_size(self, blob: BlobRef, *, partial: bool) -> str:
+    def _of_another_size(self, blob: BlobRef, *, partial: bool) -> Refused:
+        """What is wrong with an update of a wrong size: its header says it, unless it is too long to be looked at."""
         layout = self._aggregation.layout_of(partial=partial)
         reason = f"has {blob.size} bytes instead of {layout.file_size}"
         if blob.size > 2 * layout.file_size:
-            return reason
+            return Refused(reason)
         file = np.empty(blob.size, np.uint8)
         _fetch(self._blobs, blob, file)
         try:
             weights.check_header(file, layout)
         except Refused as refused:
-            return str(refused)
-        return reason
+            return Unfit(str(refused))
+        return Unfit(reason)
 
 
 def receive_initial(blobs: Blobs, update: ModelUpdate, limits: LimitsSpec) -> npt.NDArray[np.uint8]:
-    """The whole model file that answers round 0, or `Refused`."""
+    """The whole model file that answers round 0; `Refused` and `Unfit` as of any update."""
     blob = located(update)
-    if blob.size > limits.max_model_mb << 20:
-        raise Refused(f"the model has {blob.size >> 20} MB; limits.max_model_mb is {limits.max_model_mb}")
+    with _judging():
+        initial.check_size(blob.size, limits)
     file = np.empty(blob.size, np.uint8)
     _fetch(blobs, blob, file)
-    layout = weights.read_layout(file)
-    if layout.size == 0:
-        raise Refused("the model has no float32 parameters: there is nothing to train")
-    fold.check(layout.flat(file), 1, Grid(max_abs=float(np.finfo(np.float32).max), max_weight=1, updates=1))
+    with _judging():
+        initial.check(file, weights.read_layout(file))
     return file
 
 
@@ -88,6 +92,15 @@ def located(update: ModelUpdate) -> BlobRef:
     if update.update.key != own:
         raise Refused(f"its blob lies at {update.update.key} instead of {own}")
     return update.update
+
+
+@contextmanager
+def _judging() -> Iterator[None]:
+    """Around what is said of the answer to what was asked: no better one will come from its client."""
+    try:
+        yield
+    except Refused as refused:
+        raise Unfit(str(refused)) from refused
 
 
 def _fetch(blobs: Blobs, blob: BlobRef, buffer: npt.NDArray[np.uint8]) -> None:

@@ -27,8 +27,9 @@ class State:
     attempt: int = 1
     cohort: tuple[str, ...] = ()
     accepted: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()  # said that they cannot deliver
-    why: str = ""  # what the first of them said
+    failed: frozenset[str] = frozenset()  # whose answer is that there is none: they said so, or it was refused
+    refused: frozenset[str] = frozenset()  # in whose name something was refused
+    why: str = ""  # what was the first that went wrong
     deadline: float | None = None
     waited: float = 0.0  # seconds for trainers, under earlier owners
     lacking: str = ""  # what it waits for
@@ -50,7 +51,7 @@ class State:
 
     @property
     def unanswered(self) -> tuple[str, ...]:
-        """Clients of the cohort that have neither delivered nor said that they cannot."""
+        """Clients of the cohort whose answer is yet to come."""
         return tuple(client for client in self.cohort if client not in self.accepted and client not in self.failed)
 
     def asked(self, client: str) -> int:
@@ -98,6 +99,15 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """What came in a client's name was refused; `final` where it was the client's answer."""
+
+    client: str
+    why: str
+    final: bool
+
+
+@dataclass(frozen=True)
 class Reviewed:
     """What the store holds of the open round was taken in; it has so many seconds left."""
 
@@ -106,7 +116,9 @@ class Reviewed:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Events may have been lost: the connection broke, or work is gone from its queue."""
+    """Events may have been lost: the connection broke, or work is gone from its queue; the log has a `reason`."""
+
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,7 @@ Happening = (
     | Opened
     | Accepted
     | Failed
+    | Rejected
     | Reviewed
     | Interrupted
     | Committed
@@ -289,10 +302,24 @@ def reopened(
     cohort: tuple[str, ...],
     accepted: frozenset[str],
     failed: frozenset[str],
+    refused: frozenset[str] = frozenset(),
+    why: str = "",
     flying: Mapping[str, int] | None = None,
 ) -> Step:
     """A job whose round `number` is open under an owner that is gone."""
-    state = State(spec, "open", number, attempt, cohort, accepted, failed, recovering=False, flying=flying or {})
+    state = State(
+        spec,
+        "open",
+        number,
+        attempt,
+        cohort,
+        accepted,
+        failed,
+        refused,
+        why,
+        recovering=False,
+        flying=flying or {},
+    )
     return state, (Review(number),)
 
 
@@ -346,8 +373,11 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
             answered = replace(state, accepted=state.accepted | {client}, failed=state.failed - {client})
             return _judged(answered, now)
         case Failed(client, why), "open" if client in state.cohort and client not in state.accepted:
-            told = state.why or (f"{client}: {why}" if why else "")
-            return _judged(replace(state, failed=state.failed | {client}, why=told), now)
+            return _judged(replace(state, failed=state.failed | {client}, why=_told(state, client, why)), now)
+        case Rejected(client, why, final), "open" if client in state.cohort and client not in state.accepted:
+            failed = state.failed | {client} if final else state.failed
+            told = _told(state, client, why)
+            return _judged(replace(state, failed=failed, refused=state.refused | {client}, why=told), now)
         case Committed(answered), "closing":
             return _committed(state, now, answered)
         case Evaluated(number, done), "evaluating" if number == state.round:
@@ -378,6 +408,7 @@ def _looked(state: State, found: Looked, now: float) -> Step:
         cohort=cohort,
         accepted=frozenset(),
         failed=frozenset(),
+        refused=frozenset(),
         why="",
         deadline=None,
         waited=0.0,
@@ -405,15 +436,22 @@ def _judged(state: State, now: float) -> Step:
         return state, ()
     if got >= state.minimum:
         return replace(state, phase="closing", deadline=None), (Close(state.round),)
+    refused = state.refused - state.accepted
     counts = (
         f"round {state.round} has {got} of the {state.minimum} updates it needs"
         f" {'at its deadline' if overdue else 'and nobody is left to answer'}"
-        f" (asked {len(state.cohort)}, failed {len(state.failed)})"
+        f" (asked {len(state.cohort)}, failed {len(state.failed - refused)}"
+        f"{f', refused {len(refused)}' if refused else ''})"
         f"{'; ' if state.why else ''}{state.why}"
     )
     following, effects = _again(state, counts)
     reason = f"{counts}; trying again" if following.phase == "looking" else counts
     return following, (Abandon(state.round, state.attempt, "failed", reason), *effects)
+
+
+def _told(state: State, client: str, why: str) -> str:
+    """What went wrong first, with what went wrong now."""
+    return state.why or (f"{client}: {why}" if why else "")
 
 
 def _again(state: State, reason: str) -> Step:

@@ -189,7 +189,8 @@ class Runner:
         self._idle = self._idle + 1 if silent else 0
         if self._idle >= 2:  # a task between its queue and a slot is seen in neither
             self._idle = 0
-            detail = f"nobody trains for {', '.join(silent[:5])}, and no task waits there"
+            waiting = f"{len(state.unanswered)} of {len(state.cohort)} clients have not answered"
+            detail = f"{waiting}, no trainer of {', '.join(silent[:5])} is at work, and no task waits there"
             self._log.warning("work is lost", round=state.round, reason=detail)
             self._faults.note("work-lost", detail, state.round)
             self._news.append(rounds.Interrupted())
@@ -211,8 +212,8 @@ class Runner:
         while self._state is not None:
             while self._news:
                 self._happenings.append(news := self._news.popleft())
-                if isinstance(news, rounds.Interrupted):
-                    self._faults.note("interrupted", "events may have been lost", self._state.round)
+                if isinstance(news, rounds.Interrupted) and news.reason:
+                    self._faults.note("interrupted", news.reason, self._state.round)
             if not self._happenings and self._early and self._state.phase == "open":
                 self._persistently(self._take_in_early)
                 continue
@@ -247,7 +248,7 @@ class Runner:
     def _on_ready(self) -> None:
         """Called on the link's thread whenever consuming begins: after the first time, events may have been lost."""
         if self._subscription is not None:
-            self._news.append(rounds.Interrupted())
+            self._news.append(rounds.Interrupted("the connection to RabbitMQ broke: events may have been lost"))
             self._mailbox.put(None)
 
     def _on_event(self, event: AnyEvent) -> None:

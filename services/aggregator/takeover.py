@@ -4,7 +4,7 @@ from typing import Any
 
 from services.aggregator import closing, memory, recovery, rounds, stopping
 from services.aggregator.effects import clear_away, conclude, tell_round_end
-from services.aggregator.entries import by_blob, gave_up
+from services.aggregator.entries import by_blob, gave_up, was_refused
 from services.aggregator.seat import Seat
 from shared import names
 from shared.blobs import NotFound
@@ -146,14 +146,16 @@ def _reopen(seat: Seat, pending: RoundRecord) -> rounds.Step:
             for client in group:
                 seat.edges.ledger.exclude(seat.job, seat.fence, pending.number, client, reason)
                 seat.faults.note("excluded", f"{client}: {error}", pending.number)
-    failed = gave_up(pending.rejected)
     accepted = frozenset(seat.tally.counted)
+    wrong = {client: reason for client, reason in pending.rejected.items() if client not in accepted}
     return rounds.reopened(
         seat.spec,
         pending.number,
         pending.attempt,
         pending.cohort,
         accepted,
-        failed - accepted,
-        pending.carried,
+        failed=gave_up(wrong),
+        refused=was_refused(wrong),
+        why=next((f"{client}: {reason}" for client, reason in wrong.items()), ""),
+        flying=pending.carried,
     )

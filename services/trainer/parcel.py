@@ -6,7 +6,7 @@ import numpy as np
 
 from services.trainer.client import Trained
 from services.trainer.states import State
-from shared import fold
+from shared import fold, initial
 from shared.compression.choose import encoding_of
 from shared.compression.feedback import encode_with_feedback
 from shared.errors import BadInput, Refused
@@ -39,6 +39,16 @@ def measured(values: Flat | Tiles, examples: int, spec: JobSpec) -> Measures:
         return fold.check(values, examples, grid, spec.limits.max_norm)
     except Refused as refused:
         raise _diverged(refused) from refused
+
+
+def check_initial(file: File, layout: Layout, spec: JobSpec) -> None:
+    """Holds the model that a job begins with to what the aggregator will; `BadInput` that says where it comes from."""
+    try:
+        initial.check_size(file.nbytes, spec.limits)
+        initial.check(file, layout)
+    except Refused as refused:
+        place = f"model.start, {spec.model.start}" if spec.model.start is not None else f"model, {spec.model.name}"
+        raise BadInput(f"{place}: {refused}") from refused
 
 
 def _compressed(trained: Trained, model: Layout, spec: JobSpec) -> tuple[File, State]:

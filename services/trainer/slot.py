@@ -141,8 +141,10 @@ class Slot:
     def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
         """The model that a job begins with, whole."""
         model = self._bench.fresh_model(order.job, order.spec, dataset.load(order.spec))
+        file = model.save()
+        parcel.check_initial(file, model.layout, order.spec)
         watch.lap("train")
-        return self._uploaded(answers.update(order, self._bench.trainer, examples=1), model.save(), order, watch)
+        return self._uploaded(answers.update(order, self._bench.trainer, examples=1), file, order, watch)
 
     def _client(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
         """A client's update to the base model, its metrics and timings."""

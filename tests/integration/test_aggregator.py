@@ -394,6 +394,54 @@ def test_a_client_that_cannot_train_is_not_waited_for(servers, aggregators, trai
     )
 
 
+def test_a_refused_initial_model_ends_the_round_at_once(servers, aggregators, trainers) -> None:
+    """The reason names the tensor, and no fault is noted that was none."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        file = trainers.file(event, client)
+        LAYOUT.views(file)["b"][1] = np.nan
+        trainers.send(event, client, file)
+
+    job = start(trainers, spec(rounds={"count": 1, "deadline": "10m"}))
+    end = trainers.until(TrainingEnd, answer)
+
+    assert end.outcome == "failed"
+    assert end.reason == (
+        "round 0 has 0 of the 1 updates it needs and nobody is left to answer (asked 1, failed 0, refused 1); "
+        "client-0: its update is refused: the model's tensor b holds NaN or Inf"
+    )
+    assert {line["fault"] for line in servers.ledger().log(job)} == {"refused", "round-failed"}
+
+
+def test_a_refused_answer_is_not_waited_for(servers, aggregators, trainers) -> None:
+    """The others' updates make the round, long before its deadline; the next owner of the round does not ask again."""
+    first = aggregators("first", lease=1.0)
+    asked: list[tuple[str, ...]] = []
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round and client == event.cohort[0]:
+            asked.append(event.cohort)
+        file = trainers.file(event, client)
+        if event.round and client == "client-2":
+            UPDATES.flat(file)[3] = np.inf
+        if event.round == 0 or client != "client-3" or len(asked) > 1:
+            trainers.send(event, client, file)
+
+    job = start(trainers, spec(rounds={"count": 1, "minimum": 3, "deadline": "10m"}))
+    while "client-2" not in (found.rejected if (found := servers.ledger().round(job, 1)) else ()):
+        trainers.until(ModelUpdate, answer)
+    first.stop(10)
+    aggregators("second", lease=1.0)
+    end = trainers.until(TrainingEnd, answer)
+    manifest = servers.blobs().get_json(names.manifest_blob(job, 1))
+
+    assert end.outcome == "finished"
+    assert asked == [spec().clients, ("client-3",)]
+    assert manifest["rejected"] == {"client-2": "its update is refused: holds NaN or Inf"}
+    assert len(manifest["updates"]) == 3
+
+
 def test_the_deadline_fails_a_round_below_its_minimum(servers, aggregators, trainers) -> None:
     """The job ends with the counts, and the trainers are told."""
     aggregators()

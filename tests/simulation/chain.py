@@ -9,7 +9,8 @@ from typing import Any
 Manifest = Mapping[str, Any]
 Chain = Mapping[int, Manifest]  #: by round
 
-GAVE_UP = "could not train: "  #: begins the reason of a client that said so itself
+#: Begin the reasons of clients that have answered: they said that they cannot, or their answer was refused.
+GAVE_UP = ("could not train: ", "its update is refused: ")
 
 
 def states(chain: Chain, last: int) -> dict[str, dict[str, Any]]:

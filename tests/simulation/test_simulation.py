@@ -23,7 +23,7 @@ from services.aggregator.owner import Owner
 from services.aggregator.runner import Runner
 from services.aggregator.seat import Seat
 from services.aggregator.tally import Tally
-from shared import failpoints, fold, names
+from shared import failpoints, fold, initial, names
 from shared.errors import Fenced, Unavailable
 from shared.fold import Measures
 from shared.ledger import Ledger
@@ -389,6 +389,7 @@ def no_end_of_trying(patch: pytest.MonkeyPatch) -> None:
 def no_checks(patch: pytest.MonkeyPatch) -> None:
     """An update is folded whatever it holds."""
     patch.setattr(fold, "check", lambda *_: Measures(0.0, 0.0))
+    patch.setattr(initial, "check", lambda *_: None)
 
 
 def any_base(patch: pytest.MonkeyPatch) -> None:

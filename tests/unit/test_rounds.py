@@ -21,6 +21,7 @@ from services.aggregator.rounds import (
     Opened,
     Pause,
     Paused,
+    Rejected,
     Resumed,
     Review,
     Reviewed,
@@ -127,6 +128,52 @@ def test_a_round_that_nobody_could_deliver_to_ends_with_the_words_of_the_first()
     _, effects = play(state, Ticked(), now=20.0)
     assert isinstance(effects[1], End)
     assert effects[1].reason.endswith("(asked 4, failed 0)")
+
+
+def test_a_refused_answer_is_an_answer() -> None:
+    """Nobody waits for the deadline where the last answer was refused, and its reason is the round's."""
+    first, _ = play(rounds.begin(spec(), -1)[0], ALIVE, Opened(10.0), Reviewed(10.0))
+    (asked,) = first.cohort
+    _, effects = play(first, Rejected(asked, "its update is refused: b holds NaN", final=True))
+
+    assert [type(effect) for effect in effects] == [Abandon, End]
+    assert effects[1].outcome == "failed"
+    assert effects[1].reason == (
+        "round 0 has 0 of the 1 updates it needs and nobody is left to answer (asked 1, failed 0, refused 1); "
+        f"{asked}: its update is refused: b holds NaN"
+    )
+
+
+def test_what_is_refused_and_no_answer_shuts_nobody_out() -> None:
+    """Its client is waited for, and asked again; at the deadline the reason says that something was refused."""
+    first, _ = play(rounds.begin(spec(), -1)[0], ALIVE, Opened(10.0), Reviewed(10.0))
+    (asked,) = first.cohort
+    state, effects = play(first, Rejected(asked, "carries no blob", final=False))
+    assert effects == []
+    assert play(state, Interrupted(), Reviewed(10.0))[1][1:] == [Ring(0, 1, (asked,))]
+    assert play(state, Accepted(asked))[1] == [Close(0)]
+
+    end = play(state, Ticked(), now=10.0)[1][1]
+    assert end.reason.endswith(f"at its deadline (asked 1, failed 0, refused 1); {asked}: carries no blob")
+
+
+def test_the_true_update_counts_after_a_refused_one() -> None:
+    """While its round is open; and a refusal takes nothing back that counts."""
+    state, _ = play(opened(), Rejected("client-0", "holds NaN", final=True))
+    assert "client-0" not in state.unanswered
+
+    state, effects = play(state, *map(Accepted, ("client-0", "client-1", "client-2")))
+    assert effects == [Close(1)]
+
+    state, _ = play(opened(), Accepted("client-0"), Rejected("client-0", "a second update", final=True))
+    assert state.accepted == {"client-0"}
+    assert not state.failed
+
+
+def test_a_stranger_that_is_refused_changes_nothing() -> None:
+    """Whoever was not asked is not counted among those who were."""
+    state = opened()
+    assert play(state, Rejected("client-9", "is not in the round's cohort", final=False)) == (state, [])
 
 
 def test_without_trainers_the_job_waits_until_one_joins() -> None:
