@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from shared.catalog.data import Csv, Digits, Images, Natural, Npz, Quantity, Shared
+from shared.catalog.data import Csv, Digits, Iid, Images, InFiles, Natural, Npz, Quantity, Shared
 from shared.catalog.models import (
     CharLstm,
     Cnn,
@@ -196,6 +196,32 @@ def _data(spec: "JobSpec") -> Iterator[str]:
             )
 
 
+def _silos(spec: "JobSpec") -> Iterator[str]:
+    """What silos with files of their own must agree on: none can see another's, and the model is one."""
+    data = spec.data
+    if not spec.has_own_files or not isinstance(data, InFiles):
+        return
+    if data.partition != Iid():
+        yield "data.partition shares out what all clients have, and each silo has a file of its own: leave it out"
+    shown = "`fedq data FILE` where a silo's data are shows its own"
+    if data.classes is None:
+        how = "[LABEL, …], or how many there are" if isinstance(data, Npz) else "[LABEL, …]"
+        yield (
+            "data.classes is missing: labels and their order are the same at all silos, and none sees another's file; "
+            f"write data.classes: {how}; {shown}"
+        )
+    if isinstance(data, Csv) and data.columns is None:
+        yield (
+            "data.columns is missing: features and their order are the same at all silos; "
+            f"write data.columns: [COLUMN, …]; {shown}"
+        )
+    if isinstance(data, Csv) and data.scale and data.statistics is None:
+        yield (
+            "data.scale is true, and each silo would scale by its own rows: write what all of them scale by, "
+            f"data.statistics: {{mean: […], deviation: […]}}, or data.scale: false; {shown}"
+        )
+
+
 def _selection(spec: "JobSpec") -> Iterator[str]:
     select = spec.select
     if isinstance(select, PowerOfChoice) and select.candidates is not None and select.candidates < select.size:
@@ -281,6 +307,6 @@ def _stop(every: int, stop: StopSpec) -> Iterator[str]:
 
 
 _CHECKS = (
-    _strategy, _grid, _robust, _asynchronous, _model, _adapters, _personal, _batches, _data, _selection, _simulation,
-    _evaluation,
+    _strategy, _grid, _robust, _asynchronous, _model, _adapters, _personal, _batches, _data, _silos, _selection,
+    _simulation, _evaluation,
 )  # fmt: skip

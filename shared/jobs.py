@@ -15,7 +15,7 @@ from pydantic import Field, StrictBool, StrictInt, ValidationError, model_valida
 from shared import combinations, mistakes
 from shared.catalog.choice import Strict
 from shared.catalog.compression import CompressSpec
-from shared.catalog.data import DataSpec
+from shared.catalog.data import DataSpec, InFiles
 from shared.catalog.models import ModelSpec
 from shared.catalog.rounds import EvaluateSpec, LimitsSpec, RoundsSpec
 from shared.catalog.selection import SelectAll, SelectSpec, Some
@@ -82,6 +82,11 @@ class JobSpec(Strict):
             return self.silos
         width = len(str(self.population - 1))
         return tuple(f"client-{index:0{width}d}" for index in range(self.population))
+
+    @property
+    def has_own_files(self) -> bool:
+        """Whether each client trains on all of a file of its own, in place of a share of what all of them have."""
+        return self.silos is not None and isinstance(self.data, InFiles)
 
     @property
     def cohort_size(self) -> int:

@@ -1,12 +1,86 @@
 """The data sets that a job file may name, and how they are shared out among clients."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StrictBool, StrictInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictInt,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 
 from shared.catalog.choice import Choice, Custom, Strict
 
 Size = Annotated[StrictInt, Field(ge=1)]
+
+# --- labels, columns and what they are scaled by --------------------------------------------
+
+
+def _text(value: object) -> object:
+    """A whole number as a table has it: YAML reads the label 1 as one."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _counted(value: object) -> object:
+    """The labels 0 to n − 1, where `value` is n."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 2 <= value <= MOST_CLASSES:
+            raise ValueError(f"there are 2 to {MOST_CLASSES} classes")
+        return [str(label) for label in range(value)]
+    return value
+
+
+def _different(values: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"{twice[0]} is given twice")
+    return values
+
+
+def _several(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(labels) < 2:
+        raise ValueError("a job tells two classes apart, or more")
+    return _different(labels)
+
+
+MOST_CLASSES = 10_000
+Label = Annotated[
+    str,
+    BeforeValidator(_text),
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
+]
+Labels = Annotated[tuple[Label, ...], AfterValidator(_several)]
+Numbered = Annotated[
+    Labels,
+    BeforeValidator(_counted),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}},
+                {"type": "integer", "minimum": 2, "maximum": MOST_CLASSES},
+            ]
+        }
+    ),
+]
+Columns = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_different)]
+
+
+class Statistics(Strict):
+    """What each feature is scaled by: (value − mean) / deviation, in the order of the columns."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.mean) != len(self.deviation):
+            raise ValueError(f"mean has {len(self.mean)} numbers and deviation {len(self.deviation)}")
+        return self
+
 
 # --- partitions -----------------------------------------------------------------------------
 
@@ -146,33 +220,55 @@ class Shakespeare(Held):
     folder: str | None = None
 
 
-class Csv(Held):
+class InFiles(Held):
+    """A data set in files of one's own: all trainers of a pool have the same ones, and each silo has its own."""
+
+    path: str
+    classes: Labels | None = None  # in their order; of a pool's files they can be told by what is there
+
+
+class Csv(InFiles):
     """Rows of numbers with one column of labels; `path` is a file below FEDQ_DATA_DIR."""
 
     name: Literal["csv"] = "csv"
-    path: str
     label: str = "label"  # the column
+    columns: Columns | None = None  # the features, in their order; all that are left where it is left out
     drop: tuple[str, ...] = ()  # columns that are no features
-    scale: StrictBool = True  # each feature to mean 0 and deviation 1
+    scale: StrictBool = True  # each feature to mean 0 and deviation 1: by `statistics`, else by all rows of the file
+    statistics: Statistics | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        columns, statistics = self.columns, self.statistics
+        if columns is not None and self.label in columns:
+            raise ValueError(f"columns are the features, and {self.label} is the column of labels")
+        if columns is not None and self.drop:
+            raise ValueError("columns names all features: leave drop out")
+        if statistics is not None and not self.scale:
+            raise ValueError("statistics are what features are scaled by, and scale is false: leave one of them out")
+        if statistics is not None and columns is None:
+            raise ValueError("statistics are in the order of columns: give columns too")
+        if statistics is not None and columns is not None and len(statistics.mean) != len(columns):
+            raise ValueError(f"statistics are of {len(statistics.mean)} features, and columns names {len(columns)}")
+        return self
 
 
-class Npz(Held):
+class Npz(InFiles):
     """A NumPy archive of arrays x (n, …) and y (n,); `path` is a file below FEDQ_DATA_DIR.
 
     Bytes are taken for pixels and divided by 255; other numbers stay as they are.
     """
 
     name: Literal["npz"] = "npz"
-    path: str
+    classes: Numbered | None = None  # how many, or the names of 0, 1, …
     x: str = "x"
     y: str = "y"
 
 
-class Images(Held):
+class Images(InFiles):
     """A folder for each class with images in it; `path` is the folder of these, below FEDQ_DATA_DIR."""
 
     name: Literal["images"] = "images"
-    path: str
     size: StrictInt = Field(default=32, ge=4, le=1024)  # pixels of a side, to which each image is scaled
     grey: StrictBool = False
 

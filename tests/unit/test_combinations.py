@@ -20,6 +20,7 @@ POOL = {
 }
 SILOS = {"pool": None, "silos": ["north", "south"]}
 OWN = {"name": "m:f"}
+SHOWN = "`fedq data FILE` where a silo's data are shows its own"
 
 
 def job(changes: dict[str, Any]) -> dict[str, Any]:
@@ -261,6 +262,35 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"data.partition": {"name": "natural"}},
         "data.partition: digits does not say whose its examples are; natural is for femnist, shakespeare, csv and npz",
         {"data.name": "femnist"},
+    ),
+    (
+        {**SILOS, "data": {"name": "images", "path": "p", "classes": ["a", "b"], "partition": {"name": "shards"}}},
+        "data.partition shares out what all clients have, and each silo has a file of its own: leave it out",
+        {"data.partition": {"name": "iid"}},
+    ),
+    (
+        {**SILOS, "data": {"name": "images", "path": "photos"}},
+        "data.classes is missing: labels and their order are the same at all silos, and none sees another's file; "
+        f"write data.classes: [LABEL, …]; {SHOWN}",
+        {"data.classes": ["cat", "dog"]},
+    ),
+    (
+        {**SILOS, "data": {"name": "npz", "path": "a.npz"}},
+        "data.classes is missing: labels and their order are the same at all silos, and none sees another's file; "
+        f"write data.classes: [LABEL, …], or how many there are; {SHOWN}",
+        {"data.classes": 2},
+    ),
+    (
+        {**SILOS, "data": {"name": "csv", "path": "a.csv", "classes": ["ill", "well"], "scale": False}},
+        "data.columns is missing: features and their order are the same at all silos; "
+        f"write data.columns: [COLUMN, …]; {SHOWN}",
+        {"data.columns": ["age"]},
+    ),
+    (
+        {**SILOS, "data": {"name": "csv", "path": "a.csv", "classes": [0, 1], "columns": ["age"]}},
+        "data.scale is true, and each silo would scale by its own rows: write what all of them scale by, "
+        f"data.statistics: {{mean: […], deviation: […]}}, or data.scale: false; {SHOWN}",
+        {"data.statistics": {"mean": [54], "deviation": [9.5]}},
     ),
     (
         {"select": {"name": "power_of_choice", "clients": 4, "over_select": 1.5, "candidates": 5}},

@@ -119,7 +119,7 @@ def test_jobs_that_share_data_out_otherwise_have_its_arrays_in_common() -> None:
     other = loaded({"name": "digits", "clients": 9, "test_fraction": 0.5, "local_test": 0.1}, seed=2)
 
     assert one is not other
-    assert one._source is other._source
+    assert one.source is other.source
     for seed in range(3, 10):
         loaded({"name": "digits"}, seed=seed)
     assert len(dataset._loaded) == dataset.KEPT
@@ -242,7 +242,7 @@ def test_mnist_is_read_from_its_files_and_normalised(folder: Path, name: str, ki
     assert (found.shape, found.classes, len(found.names)) == ((1, 28, 28), 10, 10)
     known = pictures.KNOWN[name]
     assert np.allclose(x * known.deviation[0] + known.mean[0], raw / 255, atol=1e-6)
-    assert (x.dtype, found._source.x.dtype, y.tolist()) == (np.float32, np.uint8, [i % 10 for i in range(40)])
+    assert (x.dtype, found.source.x.dtype, y.tolist()) == (np.float32, np.uint8, [i % 10 for i in range(40)])
     assert (test_x.shape, test_y.tolist()) == ((10, 1, 28, 28), list(range(10)))
 
 
@@ -410,7 +410,7 @@ def test_femnist_goes_to_its_writers(folder: Path) -> None:
     whole = loaded({"name": "femnist", "clients": 3, "test_fraction": 0})
     x, _ = whole.client("", 1)
     assert np.allclose(x.reshape(-1, 784), writers["f02"][0], atol=1e-7)
-    assert whole._source.x.dtype == np.uint8
+    assert whole.source.x.dtype == np.uint8
     with pytest.raises(BadInput, match=r"data.clients is 4, but the examples are of 3 owners"):
         loaded({"name": "femnist", "clients": 4})
 

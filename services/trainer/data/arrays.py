@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.source import Source, as_floats, existing, numbered, pixels
+from services.trainer.data.source import Source, as_floats, existing, numbered, pixels, refuse_undeclared
 from shared.catalog.data import Npz
 from shared.errors import BadInput
 
@@ -16,7 +16,7 @@ def read(file: Path, spec: Npz, key: str | None) -> Source:
     """The arrays `spec.x` (n, …) and `spec.y` (n,); `key` is the array (n,) of owners, if any.
 
     Bytes are taken for pixels and become float32 in [0, 1]; other numbers become float32 as they are. There are as
-    many classes as the largest label says.
+    many classes as `spec.classes` declares, else as the largest label says.
     """
     existing(file, "npz", "the archive")
     wanted = [spec.x, spec.y, *([] if key is None else [key])]
@@ -30,11 +30,15 @@ def read(file: Path, spec: Npz, key: str | None) -> Source:
         )
     if owners and owners[0].shape != y.shape:
         raise BadInput(f"{file.absolute()}: {key} has shape {list(owners[0].shape)}; it is one owner for each example")
+    if spec.classes is not None:
+        labels, counts = np.unique(y, return_counts=True)
+        found = dict(zip(map(str, labels.tolist()), counts.tolist(), strict=True))
+        refuse_undeclared(file, found, numbered(len(spec.classes)))
     return Source(
         x=x.astype(np.float32) if x.dtype.itemsize > 4 else x,
         y=y.astype(np.int64),
         shape=x.shape[1:],
-        names=numbered(int(y.max()) + 1),
+        names=spec.classes or numbered(int(y.max()) + 1),
         prepare=pixels if x.dtype == np.uint8 else as_floats,
         owners=owners[0] if owners else None,
     )

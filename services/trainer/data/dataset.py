@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from shared.errors import BadInput
 from shared.jobs import JobSpec
 
 Examples = tuple[Tensor, Tensor]
+
+log = structlog.get_logger()
 
 KEPT = 4  #: data sets that a process keeps loaded
 
@@ -116,7 +119,10 @@ def _parted(spec: JobSpec, client: str, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _shared_out(spec: JobSpec, data: Shared) -> SharedOut:
-    return SharedOut(data, spec.population, spec.seed, _source(data))
+    found = SharedOut(data, spec.population, spec.seed, _source(data), whole=spec.has_own_files)
+    if unused := found.owners[spec.population :]:
+        log.warning("owners left out", owners=len(found.owners), unused=len(unused), first=unused[0])
+    return found
 
 
 def _source(data: Shared) -> Source:

@@ -4,12 +4,13 @@ Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits" (UCI), as 
 """
 
 import gzip
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from services.trainer.data.source import Source, numbered
+from services.trainer.data.source import Source, as_floats, numbered
 from shared.errors import BadInput
 
 
@@ -23,4 +24,10 @@ def read() -> Source:
     with gzip.open(path, "rt") as text:
         table = np.loadtxt(text, delimiter=",", dtype=np.float32)
     images = np.ascontiguousarray((table[:, :-1] / 16).reshape(-1, 1, 8, 8))
-    return Source(x=images, y=table[:, -1].astype(np.int64), shape=(1, 8, 8), names=numbered(10))
+    return Source(
+        x=images,
+        y=table[:, -1].astype(np.int64),
+        shape=(1, 8, 8),
+        names=numbered(10),
+        prepare=replace(as_floats, scale=(16.0,)),
+    )

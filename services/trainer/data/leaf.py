@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.source import Floats, Labels, Source, Stored, as_floats, existing, pixels
+from services.trainer.data.source import Labels, Preparation, Source, Stored, as_floats, existing, pixels
 from shared.errors import BadInput
 
 SIDE = 28  #: pixels
@@ -42,9 +42,7 @@ def shakespeare(folder: Path) -> Source:
     return _source(folder, "shakespeare", _lines, (CHARACTERS,), VOCABULARY, as_floats)
 
 
-def _source(
-    folder: Path, name: str, read: Reader, shape: tuple[int, ...], names: str, prepare: Callable[[Stored], Floats]
-) -> Source:
+def _source(folder: Path, name: str, read: Reader, shape: tuple[int, ...], names: str, prepare: Preparation) -> Source:
     existing(folder, name, "LEAF's JSON files")
     training = sorted(folder.glob("train/*.json")) or sorted(folder.glob("all_data*.json"))
     training = training or sorted(folder.glob("all_data/*.json"))

@@ -1,20 +1,26 @@
 """A data set of the catalog, shared out among a job's clients after a test set was held out."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from services.trainer.data import partitions
 from services.trainer.data.source import Floats, Labels, Source
-from shared.catalog.data import Downloaded, Held, Shared
+from shared.catalog.data import Downloaded, Held, Natural, Shared
 
 Indices = npt.NDArray[np.int64]
 
 
 class SharedOut:
-    """A `Source` in shares, one for each client: places in its arrays, which all splits of it have in common."""
+    """A `Source` in shares, one for each client: places in its arrays, which all splits of it have in common.
 
-    def __init__(self, spec: Shared, clients: int, seed: int, source: Source) -> None:
-        self._source = source
+    Where the source is the client's own (`whole`), all of it is the share of whoever asks. `owners` are the names of
+    those whose examples a natural partition shares out, in the order of the clients; none stands for those beyond them.
+    """
+
+    def __init__(self, spec: Shared, clients: int, seed: int, source: Source, *, whole: bool = False) -> None:
+        self.source = source
         self.shape = source.shape
         self.names = source.names
         self.classes = len(source.names)
@@ -28,27 +34,33 @@ class SharedOut:
             training = np.sort(np.random.default_rng([seed, 2]).permutation(size)[:kept])
         self._training = training
         groups = None if owners is None else owners[training]
+        self.owners: tuple[str, ...] = ()
+        if whole:
+            self._shares: Sequence[Indices] = [np.arange(training.size)] * clients
+            return
         self._shares = partitions.shares(spec.partition, source.y[training], groups, clients, seed)
+        if isinstance(spec.partition, Natural) and groups is not None:
+            self.owners = tuple(map(str, np.unique(groups)))
 
     def client(self, name: str, index: int) -> tuple[Floats, Labels]:  # noqa: ARG002 - a share goes by its number
         """One client's examples: x (n, *shape) and y (n,)."""
-        return self._source.examples(self._training[self._shares[index]])
+        return self.source.examples(self._training[self._shares[index]])
 
     def test(self) -> tuple[Floats, Labels] | None:
         """The test set of the data, or what was held out; None where that is nothing."""
-        if self._source.test is not None:
-            return self._source.of_test()
-        return self._source.examples(self._test) if self._test.size else None
+        if self.source.test is not None:
+            return self.source.of_test()
+        return self.source.examples(self._test) if self._test.size else None
 
     def labels(self, index: int) -> Labels:
         """One client's labels alone, without making floats of its examples."""
-        return self._source.y[self._training[self._shares[index]]]
+        return self.source.y[self._training[self._shares[index]]]
 
     def test_labels(self) -> Labels | None:
         """The test set's labels alone."""
-        if self._source.test is not None:
-            return self._source.test[1]
-        return self._source.y[self._test] if self._test.size else None
+        if self.source.test is not None:
+            return self.source.test[1]
+        return self.source.y[self._test] if self._test.size else None
 
 
 def held_out(size: int, owners: npt.NDArray[np.generic] | None, fraction: float, seed: int) -> tuple[Indices, Indices]:

@@ -1,6 +1,6 @@
 """What a file of examples holds, before anybody shares it out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,32 +10,52 @@ import numpy.typing as npt
 
 from shared.errors import BadInput
 
+SHOWN = 8  #: names in a sentence
+
 Stored = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 
-def as_floats(x: Stored) -> Floats:
-    """The numbers as they are."""
+@dataclass(frozen=True)
+class Preparation:
+    """Makes of examples as they are kept what models see, float32 (n, *shape).
+
+    `offset` and `scale` say what became of the values in the file, on reading it and here: (value − offset) / scale,
+    a number for each feature or channel, or one for all of them; None is 0 and 1.
+    """
+
+    make: Callable[[Stored], Floats]
+    offset: tuple[float, ...] | None = None
+    scale: tuple[float, ...] | None = None
+
+    def __call__(self, x: Stored) -> Floats:
+        return self.make(x)
+
+
+def _floats(x: Stored) -> Floats:
     return x.astype(np.float32)
 
 
-def pixels(x: Stored) -> Floats:
-    """Bytes 0 to 255 as float32 in [0, 1]."""
+def _pixels(x: Stored) -> Floats:
     return x.astype(np.float32) / np.float32(255)
 
 
-def normalised(mean: Sequence[float], deviation: Sequence[float]) -> Callable[[Stored], Floats]:
+as_floats = Preparation(_floats)  #: The numbers as they are.
+pixels = Preparation(_pixels, scale=(255.0,))  #: Bytes 0 to 255 as float32 in [0, 1].
+
+
+def normalised(mean: Sequence[float], deviation: Sequence[float]) -> Preparation:
     """Makes of bytes (n, channels, height, width) what `pixels` does, less `mean` and over `deviation` by channel."""
     less, over = (np.asarray(values, dtype=np.float32).reshape(1, -1, 1, 1) for values in (mean, deviation))
 
-    def prepare(x: Stored) -> Floats:
+    def make(x: Stored) -> Floats:
         found = pixels(x)
         found -= less
         found /= over
         return found
 
-    return prepare
+    return Preparation(make, tuple(255 * value for value in mean), tuple(255 * value for value in deviation))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +66,7 @@ class Source:
     y: Labels  # (n,)
     shape: tuple[int, ...]  # of one example as models see it
     names: tuple[str, ...]  # of the classes 0, 1, …
-    prepare: Callable[[Stored], Floats] = as_floats  # of some examples, to float32 (m, *shape)
+    prepare: Preparation = as_floats  # of some examples, to float32 (m, *shape)
     owners: npt.NDArray[Any] | None = None  # (n,): whose each example is
     test: tuple[Stored, Labels] | None = None  # a test set of its own
 
@@ -62,6 +82,22 @@ class Source:
 def numbered(classes: int) -> tuple[str, ...]:
     """The names of classes that have none."""
     return tuple(map(str, range(classes)))
+
+
+def refuse_undeclared(place: Path, found: Mapping[str, int], classes: Sequence[str]) -> None:
+    """`BadInput` that names the labels which `data.classes` lacks; `found` counts the examples of each label."""
+    strange = [f"{label!r} ({found[label]}×)" for label in sorted(found) if label not in classes]
+    if strange:
+        raise BadInput(
+            f"{place.absolute()} has labels that data.classes does not declare: {some(strange)}; "
+            f"declared: {some(list(map(repr, classes)))}; spell them as there, or declare them"
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def existing(path: Path, name: str, what: str) -> Path:

@@ -1,40 +1,66 @@
 """Rows of numbers in a CSV file whose first row names its columns."""
 
 import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.source import Labels, Source, existing
+from services.trainer.data.source import Labels, Preparation, Source, as_floats, existing, refuse_undeclared, some
 from shared.catalog.data import Csv
 from shared.errors import BadInput
 
 Column = tuple[str, ...]
+Numbers = npt.NDArray[np.float64]
 
 
 def read(file: Path, spec: Csv, key: str | None) -> Source:
     """Features (n, columns) and the classes of the column `spec.label`; `key` is the column of owners, if any.
 
-    Every column is a feature but these and `spec.drop`. Labels may be words: classes are sorted, by number where all
-    of them are whole numbers. With `spec.scale` a feature has mean 0 and deviation 1 over all rows of the file.
+    Features are `spec.columns`, in that order whatever the file's, else every column but these and `spec.drop`. Labels
+    may be words: classes are `spec.classes`, else they are sorted, by number where all of them are whole numbers. With
+    `spec.scale` a feature is scaled by `spec.statistics`, else to mean 0 and deviation 1 over all rows of the file.
     """
     existing(file, "csv", "the file")
     columns = _columns(file)
-    for name in (spec.label, *spec.drop, *([] if key is None else [key])):
-        if name not in columns:
-            raise BadInput(f"{file.absolute()} has no column {name}; it has {', '.join(columns)}")
-    features = [name for name in columns if name not in (spec.label, key, *spec.drop)]
+    wanted = (spec.label, *(spec.columns or ()), *spec.drop, *([] if key is None else [key]))
+    if missing := [name for name in wanted if name not in columns]:
+        word = "column" if len(missing) == 1 else "columns"
+        raise BadInput(f"{file.absolute()} has no {word} {some(missing)}; it has {', '.join(columns)}")
+    features = spec.columns or [name for name in columns if name not in (spec.label, key, *spec.drop)]
     if not features:
         raise BadInput(f"{file.absolute()}: no column is left to learn from beside {spec.label}")
     x = np.stack([_numbers(file, name, columns[name]) for name in features], axis=1)
-    if spec.scale:
-        deviation = x.std(axis=0, dtype=np.float64)
-        x = (x - x.mean(axis=0, dtype=np.float64)) / np.where(deviation > 0, deviation, 1)  # a constant one becomes 0
-    y, names = _classes(columns[spec.label])
-    owners = None if key is None else np.array(columns[key])
-    return Source(x=x.astype(np.float32), y=y, shape=(len(features),), names=names, owners=owners)
+    x, prepare = _scaled(x, spec)
+    y, names = _classes(file, columns[spec.label], spec.classes)
+    return Source(
+        x=x.astype(np.float32),
+        y=y,
+        shape=(len(features),),
+        names=names,
+        prepare=prepare,
+        owners=None if key is None else np.array(columns[key]),
+    )
+
+
+def statistics(x: Numbers) -> tuple[Numbers, Numbers]:
+    """The mean and the deviation of each feature, from x (n, features); of a constant one 1, so that it becomes 0."""
+    deviation = x.std(axis=0, dtype=np.float64)
+    return x.mean(axis=0, dtype=np.float64), np.where(deviation > 0, deviation, 1)
+
+
+def _scaled(x: Numbers, spec: Csv) -> tuple[Numbers, Preparation]:
+    """The features as the job has them scaled, and by what."""
+    if not spec.scale:
+        return x, as_floats
+    given = spec.statistics
+    mean, deviation = statistics(x) if given is None else (np.array(given.mean), np.array(given.deviation))
+    known = replace(as_floats, offset=tuple(mean.tolist()), scale=tuple(deviation.tolist()))
+    return (x - mean) / deviation, known
 
 
 def _columns(file: Path) -> dict[str, Column]:
@@ -57,7 +83,7 @@ def _columns(file: Path) -> dict[str, Column]:
     return dict(zip(header, zip(*body, strict=True), strict=True))
 
 
-def _numbers(file: Path, name: str, column: Column) -> npt.NDArray[np.float64]:
+def _numbers(file: Path, name: str, column: Column) -> Numbers:
     try:
         found = np.array(column).astype(np.float64)
         wrong = np.flatnonzero(~np.isfinite(found))
@@ -79,8 +105,13 @@ def _is_number(value: str) -> bool:
     return True
 
 
-def _classes(column: Column) -> tuple[Labels, tuple[str, ...]]:
+def _classes(file: Path, column: Column, declared: Sequence[str] | None) -> tuple[Labels, tuple[str, ...]]:
     """The class of each row, and the names of the classes."""
+    if declared is not None:
+        column = tuple(value.strip() for value in column)
+        refuse_undeclared(file, Counter(column), declared)
+        places = {name: place for place, name in enumerate(declared)}
+        return np.array([places[value] for value in column], dtype=np.int64), tuple(declared)
     order: Any = int if all(value.strip().lstrip("-").isdecimal() for value in column) else str
     names = sorted(set(column), key=order)
     places = {name: place for place, name in enumerate(names)}

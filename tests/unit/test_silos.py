@@ -1,0 +1,214 @@
+"""Silos with files of their own: each trains on all of its file, and labels, columns and scales are the job's."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from services.trainer.data import dataset
+from services.trainer.data.sharing import SharedOut
+from shared import jobs
+from shared.errors import BadInput
+from shared.jobs import JobSpec
+
+SILOS = ["north", "south", "west"]
+TABLE = {
+    "name": "csv",
+    "path": "t.csv",
+    "classes": ["well", "ill", "unknown"],
+    "columns": ["age", "dose"],
+    "statistics": {"mean": [50, 2], "deviation": [10, 0.5]},
+    "test_fraction": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data folder of the machine that this is; nothing is loaded yet."""
+    return at(tmp_path, monkeypatch)
+
+
+def at(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes this machine the one that has `place` as its data folder."""
+    place.mkdir(exist_ok=True)
+    monkeypatch.setenv("FEDQ_DATA_DIR", str(place))
+    dataset._loaded.clear()
+    return place
+
+
+def spec(data: dict[str, Any], **more: Any) -> JobSpec:
+    base = {"name": "t", "model": {"name": "softmax"}, "rounds": {"count": 1}, "evaluate": {"every": 0}}
+    return jobs.parse({**base, "silos": SILOS, "data": data, **more})
+
+
+def trained_on(job: JobSpec, silo: str) -> tuple[list[list[float]], list[str]]:
+    """What a silo trains on at this machine: its features, and its labels by name."""
+    found = dataset.load(job)
+    assert isinstance(found, SharedOut)
+    x, y = dataset.of_client(found, job, silo)
+    return x.flatten(1).tolist(), [found.names[label] for label in y.tolist()]
+
+
+def table(place: Path, rows: list[tuple[float, float, str]], columns: str = "age,dose,label") -> None:
+    lines = [",".join(map(str, row)) for row in rows]
+    (place / "t.csv").write_text("\n".join([columns, *lines]) + "\n")
+
+
+# --- all of its file ----------------------------------------------------------------------------
+
+
+def test_each_silo_trains_on_all_of_its_file_whichever_its_place_in_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on a third of it; a file may have any number of rows, fewer than there are silos too."""
+    job = spec(TABLE)
+    for silo, size in zip(SILOS, (40, 2, 7), strict=True):
+        place = at(tmp_path / silo, monkeypatch)
+        table(place, [(20 + row, 1, ("ill", "well")[row % 2]) for row in range(size)])
+        x, labels = trained_on(job, silo)
+
+        assert [round(50 + 10 * age) for age, _ in x] == [20 + row for row in range(size)]
+        assert labels == [("ill", "well")[row % 2] for row in range(size)]
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(size=st.integers(2, 60), test=st.sampled_from([0, 0.2, 0.5]), local=st.sampled_from([0, 0.2, 0.5]))
+def test_what_a_silo_trains_on_and_what_it_holds_out_are_its_file(
+    tmp_path: Path, size: int, test: float, local: float
+) -> None:
+    """Each row once: trained on, held out for the server's evaluation, or for its own."""
+    table(tmp_path, [(row, 1, ("ill", "well")[row % 2]) for row in range(size)])
+    dataset._loaded.clear()
+    dataset._sources.clear()
+    job = spec({**TABLE, "test_fraction": test, "local_test": local, "scale": False, "statistics": None})
+    found = dataset.load(job)
+    parts = [dataset.of_client(found, job, "south"), dataset.held_by(found, job, "south"), dataset.of_test(found)]
+    rows = [round(float(x[0])) for part in parts if part is not None for x in part[0]]
+
+    assert sorted(rows) == list(range(size))
+    assert (parts[2] is None) == (round(test * size) == 0)
+
+
+def test_a_data_set_that_comes_with_no_file_is_shared_out_by_place_as_before() -> None:
+    """What `fedq compose` starts silos for."""
+    job = spec({"name": "digits", "test_fraction": 0.2})
+    sizes = [len(dataset.of_client(dataset.load(job), job, silo)[1]) for silo in SILOS]
+
+    assert sum(sizes) == 1438
+    assert max(sizes) - min(sizes) <= 1
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+
+def test_labels_are_numbered_as_the_job_declares_them_whatever_a_silo_has(folder: Path) -> None:
+    """A silo that lacks some, or has them in another order, numbers the rest as all others do."""
+    table(folder, [(1, 1, "unknown"), (2, 1, " well "), (3, 1, "unknown")])
+    found = dataset.load(spec(TABLE))
+
+    assert (found.classes, dataset.of_client(found, spec(TABLE), "west")[1].tolist()) == (3, [2, 0, 2])
+
+
+def test_a_label_that_is_spelled_differently_is_refused_with_what_differs(folder: Path) -> None:
+    """In place of shifting the numbers of all others."""
+    table(folder, [(1, 1, "ill"), (2, 1, "Well"), (3, 1, "Well"), (4, 1, "sane")])
+    with pytest.raises(BadInput) as refused:
+        dataset.load(spec(TABLE))
+
+    assert str(refused.value) == (
+        f"{folder}/t.csv has labels that data.classes does not declare: 'Well' (2×), 'sane' (1×); "
+        "declared: 'well', 'ill', 'unknown'; spell them as there, or declare them"
+    )
+
+
+def test_whole_numbers_are_labels_as_they_stand_in_the_table(folder: Path) -> None:
+    """YAML reads them as numbers, and a table has text."""
+    table(folder, [(1, 1, "10"), (2, 1, "9")])
+    job = spec({**TABLE, "classes": [9, 10]})
+
+    assert dataset.of_client(dataset.load(job), job, "north")[1].tolist() == [1, 0]
+
+
+def test_a_pool_may_declare_its_classes_too(folder: Path) -> None:
+    """Then a class that no row has is one all the same, and the order is the job's."""
+    table(folder, [(1, 1, "ill"), (2, 1, "well")])
+    job = spec({**TABLE, "clients": 2}, silos=None, pool="cpu")
+    found = dataset.load(job)
+
+    assert found.classes == 3
+    assert sorted(dataset.of_client(found, job, client)[1].item() for client in job.clients) == [0, 1]
+
+
+def test_an_archive_has_as_many_classes_as_the_job_says(folder: Path) -> None:
+    """A silo that lacks the last ones builds the same model as all others."""
+    np.savez(folder / "t.npz", x=np.zeros((4, 2)), y=np.array([0, 2, 1, 0]))
+    data = {"name": "npz", "path": "t.npz", "test_fraction": 0}
+
+    assert dataset.load(spec({**data, "classes": 5})).classes == 5
+    named = dataset.load(spec({**data, "classes": ["a", "b", "c"]}))
+    assert isinstance(named, SharedOut)
+    assert named.names == ("a", "b", "c")
+    with pytest.raises(BadInput, match=r"t.npz has labels that data.classes does not declare: '2' \(1×\); dec"):
+        dataset.load(spec({**data, "classes": 2}))
+
+
+def test_folders_of_images_are_the_classes_that_are_declared(folder: Path) -> None:
+    """One may be missing or empty; one that is not declared, with images in it, is refused."""
+    for name in ("dog", "cow"):
+        (folder / "pets" / name).mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(folder / "pets/dog/a.png")
+    data = {"name": "images", "path": "pets", "size": 4, "test_fraction": 0, "classes": ["cat", "cow", "dog"]}
+    job = spec(data)
+
+    assert dataset.of_client(dataset.load(job), job, "north")[1].tolist() == [2]
+    with pytest.raises(BadInput, match=r"pets has labels that data.classes does not declare: 'dog' \(1×\)"):
+        dataset.load(spec({**data, "classes": ["cat", "cow"]}))
+
+
+# --- columns and what they are scaled by --------------------------------------------------------
+
+
+def test_columns_go_in_the_order_of_the_job_and_are_scaled_by_what_it_says(folder: Path) -> None:
+    """Whatever their order in the file, whatever else it holds, and whatever its own mean is."""
+    (folder / "t.csv").write_text("name,dose,label,age\nAda,3,ill,70\nBob,1,well,40\n")
+
+    assert trained_on(spec(TABLE), "north") == ([[2, 2], [-1, -2]], ["ill", "well"])
+
+
+def test_a_missing_column_is_named(folder: Path) -> None:
+    """With those that are there: one may be spelled differently."""
+    (folder / "t.csv").write_text("Age,dose,label\n1,3,ill\n")
+    with pytest.raises(BadInput, match=r"t.csv has no column age; it has Age, dose, label"):
+        dataset.load(spec(TABLE))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"columns": ["age", "label"]}, "columns are the features, and label is the column of labels"),
+        ({"drop": ["name"]}, "columns names all features: leave drop out"),
+        ({"scale": False}, "statistics are what features are scaled by, and scale is false: leave one of them out"),
+        ({"columns": None}, "statistics are in the order of columns: give columns too"),
+        ({"columns": ["age"]}, "statistics are of 2 features, and columns names 1"),
+        ({"statistics": {"mean": [1], "deviation": [1, 1]}}, "data.statistics: mean has 1 numbers and deviation 2"),
+        ({"statistics": {"mean": [1, 1], "deviation": [1, 0]}}, "deviation.1: 0 is not allowed"),
+        ({"classes": ["ill"]}, "a job tells two classes apart, or more"),
+        ({"classes": ["ill", "ill"]}, "ill is given twice"),
+        ({"columns": ["age", "age"]}, "age is given twice"),
+    ],
+)
+def test_what_does_not_fit_in_a_job_file_is_named(changed: dict[str, Any], sentence: str) -> None:
+    """Before anything is sent to a silo."""
+    with pytest.raises(BadInput, match=sentence):
+        spec({**TABLE, **changed})
+
+
+@pytest.mark.parametrize("classes", [1, 10_001])
+def test_so_many_classes_there_cannot_be(classes: int) -> None:
+    """One is nothing to tell apart."""
+    with pytest.raises(BadInput, match="there are 2 to 10000 classes"):
+        spec({"name": "npz", "path": "t.npz", "classes": classes})
