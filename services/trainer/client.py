@@ -40,7 +40,7 @@ class Clients:
 
     def __init__(self, bench: Bench, order: Order, base: BlobRef, watch: Stopwatch) -> None:
         self._bench, self._order, self._watch = bench, order, watch
-        self._data = dataset.load(order.spec)
+        self._data = dataset.load(order.spec, order.job)
         self._model = bench.model(order.job, order.spec, self._data)
         self.layout = self._model.layout
         before = bench.cache.received

@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 def on_test_set(bench: Bench, event: EvaluateModel) -> tuple[int, dict[str, float]]:
     """How many examples the test set has, and the figures on them; (0, {}) where there is none."""
-    data = dataset.load(event.spec)
+    data = dataset.load(event.spec, event.job)
     test = dataset.of_test(data)
     if test is None:
         return 0, {}
@@ -29,7 +29,7 @@ def on_clients(bench: Bench, event: EvaluateModel) -> tuple[Member, ...]:
 
     Left out is who holds out nothing, and who fails; where nobody is left for that, the last one's error is raised.
     """
-    data = dataset.load(event.spec)
+    data = dataset.load(event.spec, event.job)
     file = bench.patiently(lambda: bench.cache.get(event.model))
     found: list[Member] = []
     failure: Exception | None = None

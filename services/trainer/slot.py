@@ -140,7 +140,7 @@ class Slot:
 
     def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
         """The model that a job begins with, whole."""
-        model = self._bench.fresh_model(order.job, order.spec, dataset.load(order.spec))
+        model = self._bench.fresh_model(order.job, order.spec, dataset.load(order.spec, order.job))
         file = model.save()
         parcel.check_initial(file, model.layout, order.spec)
         watch.lap("train")

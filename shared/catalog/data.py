@@ -1,5 +1,6 @@
 """The data sets that a job file may name, and how they are shared out among clients."""
 
+from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -152,6 +153,16 @@ Clients = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _below(path: str) -> str:
+    """The path as it is, where it cannot lead out of the folder that it is relative to (but by a link in there)."""
+    if not path.strip() or not path.isprintable() or PurePath(path).is_absolute() or ".." in PurePath(path).parts:
+        raise ValueError("must be a path below FEDQ_DATA_DIR, which each trainer sets: neither absolute nor with ..")
+    return path
+
+
+Below = Annotated[str, AfterValidator(_below)]
+
+
 class Shared(Strict):
     """A data set that is shared out: among `clients` that a pool plays, or among the job's silos."""
 
@@ -169,7 +180,7 @@ class Held(Shared):
 class Downloaded(Shared):
     """A data set that torchvision reads, and downloads where the network lets it."""
 
-    folder: str | None = None  # below FEDQ_DATA_DIR; by its name where left out
+    folder: Below | None = None  # below FEDQ_DATA_DIR; by its name where left out
     download: StrictBool = True
     fraction: float = Field(default=1.0, gt=0, le=1)  # of the training examples that are used
 
@@ -209,7 +220,7 @@ class Femnist(Held):
 
     name: Literal["femnist"] = "femnist"
     partition: PartitionSpec = Natural()
-    folder: str | None = None
+    folder: Below | None = None
 
 
 class Shakespeare(Held):
@@ -217,13 +228,13 @@ class Shakespeare(Held):
 
     name: Literal["shakespeare"] = "shakespeare"
     partition: PartitionSpec = Natural()
-    folder: str | None = None
+    folder: Below | None = None
 
 
 class InFiles(Held):
     """A data set in files of one's own: all trainers of a pool have the same ones, and each silo has its own."""
 
-    path: str
+    path: Below
     classes: Labels | None = None  # in their order; of a pool's files they can be told by what is there
 
 

@@ -1,9 +1,9 @@
 """The seam between training and data: whatever has these four members can be trained on."""
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from services.trainer.data import arrays, digits, images, leaf, pictures, tables
+from services.trainer.data.own import OwnData
+from services.trainer.data.place import inside, stamp
 from services.trainer.data.sharing import SharedOut
-from services.trainer.data.source import Source
+from services.trainer.data.source import Floats, Labels, Source
 from shared import settings, user_code
 from shared.catalog.choice import Custom
 from shared.catalog.data import Csv, Digits, Downloaded, Femnist, Images, Natural, Npz, Shakespeare, Shared
@@ -25,35 +27,50 @@ Examples = tuple[Tensor, Tensor]
 log = structlog.get_logger()
 
 KEPT = 4  #: data sets that a process keeps loaded
+KNOWN = 64  #: jobs of each that are remembered
+TRIES = 3  #: readings of files that change meanwhile
 
 
 class Dataset(Protocol):
-    """Data that clients own. `x` is float32 (n, *shape), `y` is int64 (n,); arrays or tensors."""
+    """Data that clients own. `x` is float32 (n, *shape), `y` is int64 (n,), and both are as they must be."""
 
     shape: tuple[int, ...]  # of one example, such as (channels, height, width)
     classes: int
 
-    def client(self, name: str, index: int) -> tuple[Any, Any]:
+    def client(self, name: str, index: int) -> tuple[Floats, Labels]:
         """The examples (x, y) of one client; `index` is its place among the job's clients."""
 
-    def test(self) -> tuple[Any, Any] | None:
+    def test(self) -> tuple[Floats, Labels] | None:
         """The held-out test set (x, y), or None where there is none."""
 
 
-_loaded: OrderedDict[str, Dataset] = OrderedDict()
+class _Kept(NamedTuple):
+    dataset: Dataset
+    jobs: deque[str]  # that have it already
+
+
+_loaded: OrderedDict[str, _Kept] = OrderedDict()
 _sources: WeakValueDictionary[str, Source] = WeakValueDictionary()  # of those loaded, whatever split they are in
 
 
-def load(spec: JobSpec) -> Dataset:
-    """The data set of a job, kept loaded for its next rounds; `BadInput` where it is not there, or lacks a member."""
+def load(spec: JobSpec, job: str = "") -> Dataset:
+    """The data set of a job, kept loaded for its next rounds; `BadInput` where it is not there, or lacks a member.
+
+    A new `job` has its files looked at, and what changed is read again; the user's own data, which nobody can look
+    into, are made anew.
+    """
     key = f"{spec.seed} {spec.population} {spec.data.model_dump_json()}"
-    dataset = _loaded.pop(key, None)
-    if dataset is None:
-        dataset = _shared_out(spec, spec.data) if isinstance(spec.data, Shared) else _own(spec)
-        while len(_loaded) >= KEPT:
-            _loaded.popitem(last=False)
-    _loaded[key] = dataset
-    return dataset
+    kept = _loaded.pop(key, None)
+    if kept is None or job not in kept.jobs:
+        jobs: deque[str] = deque(maxlen=KNOWN) if kept is None else kept.jobs
+        before = kept.dataset if kept is not None and isinstance(kept.dataset, SharedOut) else None
+        kept = None  # the user's own are not in memory twice
+        jobs.append(job)
+        kept = _Kept(_made(spec, before), jobs)
+    while len(_loaded) >= KEPT:
+        _loaded.popitem(last=False)
+    _loaded[key] = kept
+    return kept.dataset
 
 
 def index_of(spec: JobSpec, client: str) -> int:
@@ -71,7 +88,7 @@ def index_of(spec: JobSpec, client: str) -> int:
 def of_client(dataset: Dataset, spec: JobSpec, client: str) -> Examples:
     """The examples that a client trains on, without those it holds out: x (n, *shape) float32, y (n,) int64.
 
-    `BadInput` where the client has none, or the user's own data gave something else.
+    `BadInput` where the client has none, or the user's own data gave what cannot be trained on.
     """
     x, y = _of_client(dataset, spec, client)
     if not spec.data.local_test:
@@ -93,20 +110,21 @@ def held_by(dataset: Dataset, spec: JobSpec, client: str) -> Examples | None:
 
 
 def of_test(dataset: Dataset) -> Examples | None:
-    """The held-out examples, checked, or None where there are none."""
+    """The held-out examples, or None where there are none."""
     found = dataset.test()
-    if found is None:
-        return None
-    x, y = _checked(dataset, found, "test()")
-    return (x, y) if len(y) else None
+    return None if found is None or not len(found[1]) else _tensors(found)
 
 
 def _of_client(dataset: Dataset, spec: JobSpec, client: str) -> Examples:
-    index = index_of(spec, client)
-    x, y = _checked(dataset, dataset.client(client, index), f"client({client!r}, {index})")
+    x, y = _tensors(dataset.client(client, index_of(spec, client)))
     if not len(y):
         raise BadInput(f"the data has no examples for {client}")
     return x, y
+
+
+def _tensors(examples: tuple[Floats, Labels]) -> Examples:
+    x, y = examples
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 def _parted(spec: JobSpec, client: str, size: int) -> tuple[Tensor, Tensor]:
@@ -118,8 +136,14 @@ def _parted(spec: JobSpec, client: str, size: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.sort(order[count:])), torch.from_numpy(np.sort(order[:count]))
 
 
-def _shared_out(spec: JobSpec, data: Shared) -> SharedOut:
-    found = SharedOut(data, spec.population, spec.seed, _source(data), whole=spec.has_own_files)
+def _made(spec: JobSpec, before: SharedOut | None) -> Dataset:
+    """The data set of a job: the one `before` where its files are as they were."""
+    if not isinstance(spec.data, Shared):
+        return _own(spec)
+    source = _source(spec.data)
+    if before is not None and before.source is source:
+        return before
+    found = SharedOut(spec.data, spec.population, spec.seed, source, whole=spec.has_own_files)
     if unused := found.owners[spec.population :]:
         log.warning("owners left out", owners=len(found.owners), unused=len(unused), first=unused[0])
     return found
@@ -128,31 +152,46 @@ def _shared_out(spec: JobSpec, data: Shared) -> SharedOut:
 def _source(data: Shared) -> Source:
     """What a data set of the catalog holds: the same arrays for all jobs that share it out, each in its way."""
     base = settings.load(settings.Data).data_dir.expanduser()
+    place = _place(data, base)
     key = data.partition.key if isinstance(data, Csv | Npz) and isinstance(data.partition, Natural) else None
     how = {"clients", "partition", "local_test", "test_fraction", "fraction", "download"}  # it is used, not what it is
-    identity = f"{base.absolute()} {key!r} {data.model_dump_json(exclude=how)}"
-    source = _sources.get(identity)
-    if source is None:
-        source = _sources[identity] = _read(data, base, key)
-    return source
+    identity = f"{place} {key!r} {data.model_dump_json(exclude=how)}"
+    for _ in range(TRIES):
+        before = stamp(place) if place is not None else ""
+        source = _sources.get(f"{identity} {before}")
+        if source is None:
+            source = _read(data, place, key)
+        if place is None or stamp(place) == before:
+            _sources[f"{identity} {before}"] = source
+            return source
+    raise BadInput(f"{place} changes while it is read; start the job again when it is complete")
 
 
-def _read(data: Shared, base: Path, key: str | None) -> Source:
+def _place(data: Shared, base: Path) -> Path | None:
+    """The file or folder of a data set, or None where it comes with a library."""
+    if isinstance(data, Digits):
+        return None
+    if isinstance(data, Csv | Npz | Images):
+        return inside(base, data.path, "data.path")
+    return inside(base, data.folder or data.name, "data.folder")  # type: ignore[attr-defined] # all others have these
+
+
+def _read(data: Shared, place: Path | None, key: str | None) -> Source:
+    if place is None:
+        return digits.read()
     match data:
-        case Digits():
-            source = digits.read()
         case Downloaded(name=name):  # type: ignore[misc] # each of them has one
-            source = pictures.read(name, base / (data.folder or name), data.download)
+            source = pictures.read(name, place, data.download)
         case Femnist():
-            source = leaf.femnist(base / (data.folder or data.name))
+            source = leaf.femnist(place)
         case Shakespeare():
-            source = leaf.shakespeare(base / (data.folder or data.name))
+            source = leaf.shakespeare(place)
         case Csv():
-            source = tables.read(base / data.path, data, key)
+            source = tables.read(place, data, key)
         case Npz():
-            source = arrays.read(base / data.path, data, key)
+            source = arrays.read(place, data, key)
         case Images():
-            source = images.read(base / data.path, data)
+            source = images.read(place, data)
         case _:
             raise NotImplementedError(type(data).__name__)
     return source
@@ -161,35 +200,10 @@ def _read(data: Shared, base: Path, key: str | None) -> Source:
 def _own(spec: JobSpec) -> Dataset:
     assert isinstance(spec.data, Custom)  # noqa: S101 - for the type checker
     function = user_code.find(spec.data.name, "data")
-    dataset = user_code.call(function, spec.data.args, {"seed": spec.seed, "clients": spec.data.clients})
-    missing = [name for name in ("client", "test") if not callable(getattr(dataset, name, None))]
-    missing += [name for name in ("shape", "classes") if not hasattr(dataset, name)]
-    if missing:
-        raise BadInput(
-            f"data.name: {spec.data.name} gave a {type(dataset).__name__} without {', '.join(missing)}; "
-            "a data set has client(name, index), test(), shape and classes"
-        )
-    return dataset  # type: ignore[no-any-return]
-
-
-def _checked(dataset: Dataset, found: Any, source: str) -> Examples:
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise BadInput(f"data: {source} gave a {type(found).__name__}; it gives a pair (x, y)")
     try:
-        x = torch.as_tensor(found[0]).to(torch.float32)
-        y = torch.as_tensor(found[1])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"data: {source} gave what is no array of numbers: {error}") from error
-    shape = tuple(dataset.shape)
-    if x.ndim == 0 or tuple(x.shape[1:]) != shape:
-        raise BadInput(f"data: {source} gave x of shape {list(x.shape)}; its shape says (n, {str(list(shape))[1:-1]})")
-    if y.is_floating_point() or y.ndim != 1 or len(y) != len(x):
-        raise BadInput(
-            f"data: {source} gave y of shape {list(y.shape)} and {y.dtype}; it is one integer for each of {len(x)}"
-        )
-    y = y.to(torch.int64)
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < dataset.classes:
-        raise BadInput(
-            f"data: {source} has labels from {int(y.min())} to {int(y.max())}; there are {dataset.classes} classes"
-        )
-    return x, y
+        made = user_code.call(function, spec.data.args, {"seed": spec.seed, "clients": spec.data.clients})
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"data.name: {spec.data.name} failed: {type(error).__name__}: {error}") from error
+    return OwnData(made, spec.data.name)

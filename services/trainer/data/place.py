@@ -1,0 +1,65 @@
+"""Where data lie: only below `FEDQ_DATA_DIR`, and told apart from what lay there before."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from shared.errors import BadInput
+
+READ = 1 << 20  #: bytes of a file that are looked at together
+
+
+def inside(base: Path, path: str | Path, setting: str) -> Path:
+    """`path` below the folder `base`, all links followed; `BadInput` where that leads out of it.
+
+    `setting` is the key of the job file that gave the path. A job comes over the wire: of the files of a trainer's
+    owner it may name those that `FEDQ_DATA_DIR` gives it, and no others.
+    """
+    try:
+        root, found = base.resolve(), (base / path).resolve()
+    except (OSError, ValueError, RuntimeError):  # a NUL, a name that is too long, a circle of links
+        raise BadInput(f"{setting}: {path!r} is no path that can be followed; give one below FEDQ_DATA_DIR") from None
+    if not found.is_relative_to(root):
+        raise BadInput(
+            f"{setting}: {path} leads out of this trainer's FEDQ_DATA_DIR; put the data below that folder, or let the "
+            "setting name another"
+        )
+    return found
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files in a folder and below, sorted, without those that are hidden or in a hidden folder.
+
+    Links to folders are not followed. `BadInput` where a folder may not be read: its files would be missed in silence.
+    """
+    return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise BadInput(f"{error.filename} cannot be read: {error.strerror}")
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not is_litter(name)]
+        yield from (Path(place, name) for name in names if not is_litter(name))
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is what programs leave behind, and nobody's data."""
+    return name.startswith(".") or name.lower() in {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+
+
+def stamp(path: Path) -> str:
+    """Of what `path` is made: another string once a file of it is changed, added, removed or replaced."""
+    files = files_in(path) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            found = file.stat()
+        except OSError:
+            digest.update(f"{file}\0absent\0".encode(errors="surrogateescape"))
+        else:
+            about = f"{file}\0{found.st_ino} {found.st_size} {found.st_mtime_ns}\0"
+            digest.update(about.encode(errors="surrogateescape"))
+    return digest.hexdigest()

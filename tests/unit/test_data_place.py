@@ -1,0 +1,143 @@
+"""Data on disk: read again when they changed, and only from below the folder that a trainer's owner names."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.trainer.data import dataset, place
+from services.trainer.data.sharing import SharedOut
+from shared import jobs
+from shared.errors import BadInput
+from shared.jobs import JobSpec
+from tests.datasets import leaf_file, mnist_files, write, writer
+
+
+def spec(data: dict[str, Any]) -> JobSpec:
+    return jobs.parse(
+        {
+            "name": "t",
+            "pool": "cpu",
+            "model": {"name": "softmax"},
+            "data": {"clients": 1, **data},
+            "rounds": {"count": 1},
+            "evaluate": {"every": 0},
+        }
+    )
+
+
+def of_job(data: dict[str, Any], job: str) -> SharedOut:
+    found = dataset.load(spec(data), job)
+    assert isinstance(found, SharedOut)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trainer's folder of data; nothing is loaded yet."""
+    monkeypatch.setenv("FEDQ_DATA_DIR", str(tmp_path / "data"))
+    dataset._loaded.clear()
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+# --- what changed -------------------------------------------------------------------------------
+
+
+def table(folder: Path, rows: int) -> None:
+    (folder / "t.csv").write_text("a,label\n" + "".join(f"{row},{row % 2}\n" for row in range(rows)))
+
+
+def archive(folder: Path, rows: int) -> None:
+    np.savez(folder / "t.npz", x=np.zeros((rows, 2)), y=np.arange(rows) % 2)
+
+
+def pictures(folder: Path, rows: int) -> None:
+    for row in range(rows):
+        (folder / f"pets/{row % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), row).save(folder / f"pets/{row % 2}/{row}.png")
+
+
+def writers(folder: Path, rows: int) -> None:
+    write(folder, {"femnist/train/a.json": leaf_file({"f1": writer(rows, 1)})})
+
+
+def digits(folder: Path, rows: int) -> None:
+    write(folder / "mnist", mnist_files("MNIST", train=rows))
+
+
+KINDS = [
+    ({"name": "csv", "path": "t.csv", "test_fraction": 0}, table),
+    ({"name": "npz", "path": "t.npz", "test_fraction": 0}, archive),
+    ({"name": "images", "path": "pets", "size": 4, "test_fraction": 0}, pictures),
+    ({"name": "femnist", "test_fraction": 0}, writers),
+    ({"name": "mnist", "download": False}, digits),
+]
+
+
+@pytest.mark.parametrize(("data", "make"), KINDS)
+def test_a_new_job_trains_on_what_the_files_hold_now(folder: Path, data: dict[str, Any], make: Any) -> None:
+    """And rounds of one job on what they held when it began; what did not change is not read again."""
+    make(folder, 4)
+    first = of_job(data, "one")
+    assert of_job(data, "two") is first
+    make(folder, 6)
+
+    assert of_job(data, "one") is first
+    second = of_job(data, "three")
+    assert [len(first.client("", 0)[1]), len(second.client("", 0)[1])] == [4, 6]
+    assert of_job(data, "three") is second
+
+
+def test_a_file_of_the_same_size_is_another_once_it_was_written_again(folder: Path) -> None:
+    """Labels that were swapped leave the size as it was."""
+    data = {"name": "csv", "path": "t.csv", "test_fraction": 0}
+    (folder / "t.csv").write_text("a,label\n1,0\n2,1\n")
+    before = of_job(data, "one").client("", 0)[1].tolist()
+    (folder / "t.csv").write_text("a,label\n1,1\n2,0\n")
+
+    assert (before, of_job(data, "two").client("", 0)[1].tolist()) == ([0, 1], [1, 0])
+
+
+def test_a_file_that_is_gone_is_missed_by_the_next_job(folder: Path) -> None:
+    """Rows that are no longer there must not be trained on."""
+    table(folder, 4)
+    data = {"name": "csv", "path": "t.csv"}
+    of_job(data, "one")
+    (folder / "t.csv").unlink()
+
+    with pytest.raises(BadInput, match="this trainer has no"):
+        of_job(data, "two")
+
+
+def test_files_that_change_while_they_are_read_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-written file may look like a whole one."""
+    table(folder, 4)
+    read = dataset._read
+
+    def slow(*arguments: Any) -> Any:
+        found = read(*arguments)
+        with (folder / "t.csv").open("a") as file:
+            file.write("7,1\n")
+        return found
+
+    monkeypatch.setattr(dataset, "_read", slow)
+    with pytest.raises(BadInput, match=r"t\.csv changes while it is read; start the job again when"):
+        of_job({"name": "csv", "path": "t.csv"}, "one")
+
+
+def test_what_programs_leave_behind_changes_nothing(folder: Path) -> None:
+    """A look at a folder by a file manager or a notebook does not have its images read again."""
+    pictures(folder, 4)
+    before = place.stamp(folder)
+    write(
+        folder,
+        dict.fromkeys((".DS_Store", "pets/Thumbs.db", "pets/.ipynb_checkpoints/1.png", "__MACOSX/pets/x"), b"?"),
+    )
+
+    assert place.stamp(folder) == before
+    os.utime(folder / "pets/0/0.png", (1, 1))
+    assert place.stamp(folder) != before
