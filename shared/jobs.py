@@ -4,7 +4,6 @@ Pure: text and values in, a frozen `JobSpec` out, or `BadInput` that names each 
 its value and what is allowed. What may be named in it is `shared.catalog`'s.
 """
 
-import copy
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -125,27 +124,31 @@ class JobSpec(Strict):
         return self.pool or client
 
 
-def parse(document: object) -> JobSpec:
-    """The job that a parsed YAML document describes, or `BadInput` with one line per mistake."""
+def parse(document: object, texts: Mapping[tuple[str | int, ...], str] = {}) -> JobSpec:
+    """The job that a parsed YAML document describes, or `BadInput` with one line per mistake.
+
+    `texts` has plain values as a person wrote them, by the path that leads to each.
+    """
     if not isinstance(document, Mapping):
         raise BadInput("a job file is a mapping that starts with name:, model:, data:, rounds:")
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:
-        raise BadInput("\n".join(mistakes.sentences(error, JobSpec))) from error
+        raise BadInput("\n".join(mistakes.sentences(error, JobSpec, texts))) from error
 
 
 def override(document: Mapping[str, Any], assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """`document` with each dotted path set to its value, as `--set rounds.count=3` does."""
-    result: dict[str, Any] = copy.deepcopy(dict(document))
+    result = dict(document)
     for path, value in assignments:
         keys = path.split(".")
         place = result
         for depth, key in enumerate(keys[:-1], 1):
-            inner = place.setdefault(key, {})
-            if not isinstance(inner, dict):
+            inner = place.get(key, {})
+            if not isinstance(inner, Mapping):
                 raise BadInput(f"--set {path}: {'.'.join(keys[:depth])} holds a value, not a section")
-            place = inner
+            place[key] = dict(inner)  # a copy: an alias may have the same section elsewhere
+            place = place[key]
         place[keys[-1]] = value
     return result
 

@@ -25,14 +25,14 @@ _PATTERNS = {
 Model = type[BaseModel]
 
 
-def sentences(error: ValidationError, root: Model) -> list[str]:
-    """One line for each mistake in what was to be a `root`."""
+def sentences(error: ValidationError, root: Model, texts: Mapping[tuple[str | int, ...], str] = {}) -> list[str]:
+    """One line for each mistake in what was to be a `root`; `texts` has values as they were written, by their path."""
     found = error.errors(include_url=False)
     # A list all of whose items are wrong is not too short as well.
-    return [_sentence(dict(one), root) for one in found if one["type"] != "too_short" or not one["input"]]
+    return [_sentence(dict(one), root, texts) for one in found if one["type"] != "too_short" or not one["input"]]
 
 
-def _sentence(mistake: dict[str, Any], root: Model) -> str:
+def _sentence(mistake: dict[str, Any], root: Model, texts: Mapping[tuple[str | int, ...], str]) -> str:
     path, models = _follow(mistake["loc"], root)
     where = ".".join(str(part) for part in path) or "job"
     kind, found, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
@@ -49,7 +49,17 @@ def _sentence(mistake: dict[str, Any], root: Model) -> str:
             return f"{where}: {_show(found)} is not allowed: {reason}"
         case "unknown_name":
             return _unknown(where, found, mistake["msg"])
-    return f"{where}: {_show(found)} is not allowed: {_reason(kind, context, mistake['msg'])}"
+    unquoted = _unquoted(found) if kind == "string_type" else ""
+    shown = texts.get(tuple(path), _show(found)) if unquoted else _show(found)
+    return f"{where}: {shown} is not allowed: {unquoted or _reason(kind, context, mistake['msg'])}"
+
+
+def _unquoted(found: object) -> str:
+    """Why a plain value is no word, though it may have been meant as one."""
+    if found is not None and not isinstance(found, bool | int | float):
+        return ""
+    kind = "nothing" if found is None else "true or false" if isinstance(found, bool) else "a number"
+    return f"unquoted it means {kind}, and a word is wanted: quote it"
 
 
 def _unknown(where: str, found: object, allowed: str) -> str:
@@ -112,5 +122,7 @@ def _models_in(annotation: Any) -> list[Model]:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    """A value as YAML has it, cut where it is long."""
+    words = {"True": "true", "False": "false", "None": "null"}
+    text = words.get(repr(value), repr(value))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,19 +1,26 @@
 """From a job file and `--set key=value` to a job, or to what is wrong with them and where."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from services.cli import plain_yaml
+from services.cli.plain_yaml import Unclear, Written
 from shared import jobs
 from shared.errors import BadInput
 from shared.jobs import JobSpec
 
+LONGEST = 4 << 20  #: bytes of a job file; what is announced of one is shorter still
+
 
 def load(file: Path, assignments: Sequence[str] = ()) -> JobSpec:
     """The job that `file` describes, with each assignment put in its place."""
-    return amended(_read(file), assignments, str(file))
+    written = _read(file)
+    return amended(written.value, assignments, str(file), written.texts)
 
 
 def start_file(spec: JobSpec, folder: Path) -> Path | None:
@@ -32,54 +39,59 @@ def start_file(spec: JobSpec, folder: Path) -> Path | None:
     return path
 
 
-def amended(document: Any, assignments: Sequence[str], place: str) -> JobSpec:
-    """The job of a document that was read at `place`, with each assignment put in its place."""
+def amended(
+    document: Any, assignments: Sequence[str], place: str, texts: Mapping[plain_yaml.Path, str] = {}
+) -> JobSpec:
+    """The job of a document that was read at `place`, with each assignment put in its place.
+
+    `texts` has the values as they were written there.
+    """
     try:
         if isinstance(document, Mapping):
-            document = jobs.override(document, [_assignment(text) for text in assignments])
-        return jobs.parse(document)
+            given = [_assignment(text) for text in assignments]
+            document = jobs.override(document, [(path, written.value) for path, written in given])
+            for path, written in given:
+                keys = tuple(path.split("."))
+                texts = {**texts, **{(*keys, *inner): text for inner, text in written.texts.items()}}
+        return jobs.parse(document, texts)
     except BadInput as error:
         raise BadInput("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from error
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> Written:
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            content = opened.read(LONGEST + 1)
+        text = content.decode()
     except FileNotFoundError:
         raise BadInput(f"{file}: there is no such file") from None
     except OSError as error:
         raise BadInput(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{file}: is not a text file: byte {error.start} is not UTF-8") from error
+    if len(content) > LONGEST:
+        raise BadInput(f"{file}: is no job file: it is longer than {LONGEST >> 20} MiB")
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+        return plain_yaml.read(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
-        raise BadInput(f"{where}: is not YAML: {error.problem or error.context}") from error
+        kind = "" if isinstance(error, Unclear) else "is not YAML: "
+        raise BadInput(f"{where}: {kind}{error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise BadInput(f"{file}: is not YAML: {' '.join(str(error).split())}") from error
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def _assignment(text: str) -> tuple[str, Written]:
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
         raise BadInput(f"--set {text}: write it as key.key=value, such as rounds.count=3")
     try:
-        return path, yaml.safe_load(value)
+        return path, plain_yaml.read(value)
+    except Unclear as error:
+        whole = error.problem.startswith(value.strip())  # a part of a list stands in quotes where it is
+        hint = f", within the shell's own: --set {shlex.quote(f'{path}={json.dumps(value)}')}" if whole else ""
+        raise BadInput(f"--set {text}: {error.problem}{hint}") from error
     except yaml.YAMLError as error:
-        raise BadInput(f"--set {text}: the value is not YAML; quote it") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice; the second would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    problem = f"the key {key.value!r} is given twice"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        why = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        raise BadInput(f"--set {text}: the value is not YAML ({why}); quote it") from error

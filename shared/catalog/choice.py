@@ -11,7 +11,9 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
@@ -50,6 +52,15 @@ class Strict(BaseModel):
     """A value that refuses what it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Pydantic would take true for 1.0."""
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and float in (wanted, *get_args(wanted)):
+            raise ValueError("it should be a number")
+        return value
 
 
 class Custom(Strict):

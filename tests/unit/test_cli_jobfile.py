@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import jobfile
+from services.cli import jobfile, plain_yaml
+from shared import jobs
 from shared.errors import BadInput
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -64,12 +65,64 @@ def test_an_assignment_into_a_value_is_explained() -> None:
         ("- a\n- b\n", "a job file is a mapping"),
         ("", "a job file is a mapping"),
         ("\x00", "is not YAML"),
+        ("name: [" * 3000, r"job\.yaml:1:\d+: is not YAML: the file is more than 64 levels deep"),
+        ("a: &a [*a]\n", r"job\.yaml:1:8: is not YAML: the alias \*a stands within what it repeats"),
+        ("name: !!binary aGk=\n", "is not YAML"),
+        ("seed: !!int many\n", "is not YAML: 'many' is no int"),
+        ("seed: 1e999\n", "is not YAML: the number 1e999… is too large"),
+        (f"seed: {'9' * 5000}\n", "is not YAML: the number 9{20}… is too large"),
+        ("? [a]\n: b\n", "is not YAML: a key is one word"),
+        ("base: &b {x: 1}\nname: {<<: *b, <<: *b}\n", "is not YAML: the key '<<' is given twice"),
     ],
 )
 def test_a_file_that_is_no_job_file_is_explained(tmp_path: Path, text: str, sentence: str) -> None:
     """With the line where there is one."""
     with pytest.raises(BadInput, match=sentence):
         jobfile.load(write(tmp_path, text))
+
+
+def test_a_file_that_is_endless_is_refused() -> None:
+    """A device, say."""
+    with pytest.raises(BadInput, match="/dev/zero: is no job file: it is longer than 4 MiB"):
+        jobfile.load(Path("/dev/zero"))
+
+
+def test_a_value_that_may_mean_two_things_is_refused_with_its_place(tmp_path: Path) -> None:
+    """File, line, key, what was written, and what to write instead."""
+    file = write(tmp_path, "name: a\nmodel: {name: softmax}\ndata:\n  name: digits\n  clients: 010\n")
+    with pytest.raises(BadInput) as caught:
+        jobfile.load(file)
+
+    assert str(caught.value) == (
+        f"{file}:5:12: data.clients: 010 counts in eights to some readers of YAML: "
+        "write it without leading zeros, or quote it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("data.clients=010", r"--set data.clients=010: 010 counts in eights.*: --set 'data.clients=\"010\"'$"),
+        ("silos=[a, no]", r"--set silos=\[a, no\]: 1: no means false to some readers of YAML: .* or quote it$"),
+        ("name=123", "name: 123 is not allowed: unquoted it means a number, and a word is wanted: quote it"),
+        ("name=1.50", "name: 1.50 is not allowed: unquoted it means a number"),
+        ("name=True", "name: True is not allowed: unquoted it means true or false"),
+        ("name=null", "name: null is not allowed: unquoted it means nothing"),
+        ("data.partition={name: dirichlet, alpha: true}", "data.partition.alpha: true is not allowed: it should be a"),
+    ],
+)
+def test_an_assignment_is_read_as_the_file_is(assignment: str, sentence: str) -> None:
+    """One reader for both, and what was written in the sentence."""
+    with pytest.raises(BadInput, match=sentence):
+        jobfile.load(EXAMPLES / "digits.yaml", [assignment])
+
+
+def test_an_assignment_reaches_one_section_of_two_that_an_alias_made_one(tmp_path: Path) -> None:
+    """Both are the same value in memory."""
+    text = "model: &section {name: mlp}\nother: *section\n"
+    found = jobs.override(plain_yaml.read(text).value, [("model.name", "softmax")])
+
+    assert found == {"model": {"name": "softmax"}, "other": {"name": "mlp"}}
 
 
 def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "model.hiden: unknown key (did you mean hidden?); allowed here: adapters, hidden, name, start",
     ),
     ({"model": {"name": "mlp", "hidden": [0]}}, f"model.hidden.0: 0 is not allowed: {AT_LEAST} 1"),
-    ({"model": {"name": "mlp", "hidden": [True]}}, "model.hidden.0: True is not allowed: it should be a valid integer"),
+    ({"model": {"name": "mlp", "hidden": [True]}}, "model.hidden.0: true is not allowed: it should be a valid integer"),
     ({"model": {"name": "a b:c"}}, f"model.name: 'a b:c' is not allowed: {YOUR_OWN}"),
     (
         {"model": {"name": "m:f", "arg": {}}},
@@ -127,7 +127,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (digits(clients=0), f"data.clients: 0 is not allowed: {AT_LEAST} 1"),
     (digits(clients=10**6 + 1), "data.clients: 1000001 is not allowed: it should be less than or equal to 1000000"),
     (digits(clients="4"), "data.clients: '4' is not allowed: it should be a valid integer"),
-    (digits(clients=True), "data.clients: True is not allowed: it should be a valid integer"),
+    (digits(clients=True), "data.clients: true is not allowed: it should be a valid integer"),
     (digits(test_fraction=1), "data.test_fraction: 1 is not allowed: it should be less than 1"),
     (
         digits(partition={"name": "dirichlt"}),

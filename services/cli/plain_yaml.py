@@ -1,0 +1,165 @@
+"""YAML as it was plainly written: what one reader of YAML takes for a number and another for a word is refused.
+
+PyYAML reads YAML 1.1, for which `010` is 8, `1:30` is 90, `no` is false and `2026-11-30` a date; for YAML 1.2 most of
+them are words. Whoever wrote them meant one of both, and is asked which.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+DEEPEST = 64  #: levels of sections and lists, those that aliases add included
+LARGEST = 100_000  #: values in all, each as often as an alias repeats it
+LONGEST = 300  #: characters of a number
+
+Path = tuple[str | int, ...]  #: keys and positions that lead to a value
+
+_PREFIX = "tag:yaml.org,2002:"
+_UNCLEAR = "!unclear"
+
+#: Plain scalars that are a value. They are tried in this order, before those that are unclear; all others are words.
+_PLAIN = {
+    "null": "|null",
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?",
+    "merge": "<<",
+}
+_EXP = "([eE][-+]?[0-9]+)?"
+
+#: Plain scalars that readers disagree on: what they look like, and what is to be said of them.
+_DISPUTED = {
+    "yes|Yes|YES|on|On|ON": "means true to some readers of YAML: write true",
+    "no|No|NO|off|Off|OFF": "means false to some readers of YAML: write false",
+    "~|Null|NULL": "means nothing to some readers of YAML: write null",
+    "[-+]?0([xX][0-9a-fA-F_]+|[bB][01_]+|o[0-7_]+)": "is a number of another base: write its decimal digits",
+    r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?": "counts in sixties to some readers of YAML: write seconds",
+    r"[0-9]{4}-[0-9][0-9]?-[0-9][0-9]?([Tt\s].*)?": "is a date to some readers of YAML",
+    rf"[-+]?0[0-9_]+(\.[0-9_]*)?{_EXP}": "counts in eights to some readers of YAML: write it without leading zeros",
+    rf"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9_]+){_EXP}": "is a number to some readers of YAML: write it without _",
+    r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)": "is no number that a job can use",
+}
+
+
+class Written(NamedTuple):
+    """A document, and how its plain values were written."""
+
+    value: Any
+    texts: Mapping[Path, str]
+
+
+class Unclear(yaml.MarkedYAMLError):
+    """A value that is YAML and may mean two things."""
+
+    problem: str
+
+
+def read(text: str) -> Written:
+    """The one document that `text` is; `yaml.YAMLError` where it is none, too deep, too large, or `Unclear`."""
+    loader = _Loader(text)
+    try:
+        return Written(loader.get_single_data(), loader.texts)
+    finally:
+        loader.dispose()
+
+
+class _Extent(NamedTuple):
+    values: int
+    depth: int
+
+
+class _Loader(yaml.SafeLoader):
+    """Checks each node when it is composed, where its path and its line are known and nothing has been made of it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.texts: dict[Path, str] = {}
+        self._path: list[str | int] = []
+        self._extents: dict[Node, _Extent] = {}
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if isinstance(parent, MappingNode) and index is None:
+            return self._key(parent, event)
+        if parent is not None:
+            self._path.append(index.value if isinstance(index, Node) else index)
+        if len(self._path) > DEEPEST:
+            raise _problem(f"the file is more than {DEEPEST} levels deep", event)
+        node: Any = super().compose_node(parent, index)
+        if isinstance(node, ScalarNode):
+            self._check_scalar(node)
+        if is_alias and node not in self._extents:
+            raise _problem(f"the alias *{event.anchor} stands within what it repeats", event)
+        if not is_alias:
+            self._measure(node)
+        if parent is not None:
+            self._path.pop()
+        return node  # type: ignore[no-any-return]
+
+    def _key(self, parent: Node, event: Any) -> Node:
+        """A key is a word, whatever it looks like; a node of its own, for its anchor may name a value elsewhere."""
+        if isinstance(event, yaml.CollectionStartEvent):
+            raise _problem("a key is one word, and this is a list or a section", event)
+        node: Any = super().compose_node(parent, None)  # type: ignore[arg-type]
+        if not isinstance(node, ScalarNode):
+            raise _problem("a key is one word, and this repeats a list or a section", event)
+        self._measure(node)
+        is_word = node.tag == _UNCLEAR or node.tag.removeprefix(_PREFIX) in _PLAIN.keys() - {"merge"}
+        tag = f"{_PREFIX}str" if is_word else node.tag
+        return ScalarNode(tag, node.value, node.start_mark, node.end_mark, node.style)
+
+    def _check_scalar(self, node: ScalarNode) -> None:
+        kind, text = node.tag.removeprefix(_PREFIX), node.value
+        if kind == _UNCLEAR:
+            why = next(why for look, why in _DISPUTED.items() if re.fullmatch(look, text))
+            where = "".join(f"{part}." for part in self._path)[:-1]
+            either = "," if ": write" in why else ":"
+            sentence = f"{text} {why}{either} {'or ' if either == ',' else ''}quote it"
+            raise Unclear(problem=f"{where}: {sentence}" if where else sentence, problem_mark=node.start_mark)
+        if kind in _PLAIN and not re.fullmatch(_PLAIN[kind], text):  # its tag says so, and it is none
+            raise _problem(f"{text!r} is no {kind}", node)
+        if kind in ("int", "float") and (len(text) > LONGEST or not math.isfinite(float(text))):
+            raise _problem(f"the number {text[:20]}… is too large", node)
+        if node.style is None:
+            self.texts[tuple(self._path)] = text
+
+    def _measure(self, node: Node) -> None:
+        """Bounds what the document becomes: ten aliases of ten aliases of … are few lines and a full memory."""
+        inner: list[Node] = []
+        if isinstance(node, SequenceNode):
+            inner = node.value
+        elif isinstance(node, MappingNode):
+            inner = [value for _, value in node.value]
+            self._refuse_twice(node)
+        known = [self._extents[part] for part in inner]
+        found = _Extent(1 + sum(one.values for one in known), 1 + max((one.depth for one in known), default=0))
+        if found.values > LARGEST or found.depth > DEEPEST:
+            limit = f"{LARGEST} values" if found.values > LARGEST else f"{DEEPEST} levels"
+            raise _problem(f"with its aliases the file has more than {limit}", node)
+        self._extents[node] = found
+
+    def _refuse_twice(self, node: MappingNode) -> None:
+        """The second value of a key would silently win."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise _problem(f"the key {key.value!r} is given twice", key)
+            seen.add(key.value)
+
+
+def _problem(sentence: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.composer.ComposerError(problem=sentence, problem_mark=at.start_mark)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _look in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"{_PREFIX}{_kind}", re.compile(f"^({_look})$"), None)
+_Loader.add_implicit_resolver(_UNCLEAR, re.compile(f"^({'|'.join(_DISPUTED)})$"), None)
+# What no implicit resolver gives, a tag must not: bytes, sets and dates are no values of a job.
+_KNOWN = {f"{_PREFIX}{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {None}
+_Loader.yaml_constructors = {tag: make for tag, make in _Loader.yaml_constructors.items() if tag in _KNOWN}
