@@ -16,6 +16,7 @@ from shared.names import CLIENT_NAME, JOB_ID
 
 SCHEMA = 1
 MAX_BODY = 64 * 1024  #: bytes; what is longer belongs in the object store
+LISTED = 1024  #: labels or numbers that `Inputs` lists; twice as many numbers and 16 KB of labels stay under 64 KiB
 COHORT_SLICE = 500  #: clients in one round-start: 500 names of 63 characters stay under 64 KiB
 STATEFUL_SLICE = 200  #: where their states are named beside them
 
@@ -53,6 +54,21 @@ class BlobRef(Value):
     key: Annotated[str, Field(max_length=512)]
     size: Annotated[int, Field(ge=0)]
     digest: Digest
+
+
+class Inputs(Value):
+    """What examples look like to a job's model, which is what all of its clients' must look like.
+
+    A value that is v in the file is (v − offset) / scale to the model, by feature or channel, or one for all of them;
+    none is 0 and 1. Labels are those of the classes 0, 1, …; none where they have no names. Lists of more than
+    `LISTED` are left out, so that an event holds the rest.
+    """
+
+    shape: tuple[Annotated[int, Field(ge=0)], ...]  # of one example
+    classes: Annotated[int, Field(ge=1)]
+    labels: Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=LISTED)] | None = None
+    offset: Annotated[tuple[float, ...], Field(max_length=LISTED)] | None = None
+    scale: Annotated[tuple[float, ...], Field(max_length=LISTED)] | None = None
 
 
 class Event(Value):
@@ -138,6 +154,7 @@ class ModelUpdate(Event):
     metrics: Figures = {}
     timings: Figures = {}  # seconds
     downloaded: Annotated[int, Field(ge=0)] = 0  # bytes; 0 where the node had the base already
+    inputs: Inputs | None = None  # of the initial model: what the data are that it was made for
     tries: Annotated[int, Field(ge=1)] = 1  # deliveries of its task, this one included
     error: Sentence | None = None
 

@@ -12,16 +12,16 @@ from pydantic import ValidationError
 
 from shared import names
 from shared.errors import Refused
-from shared.events import BlobRef, ModelUpdate, StateRef
+from shared.events import BlobRef, Inputs, ModelUpdate, StateRef
 
-MAX_METRICS = 1000  #: characters; S3 keeps 2 KB of metadata, and a client may report more than that
+MAX_METRICS = 1000  #: characters, with `inputs`; S3 keeps 2 KB of metadata, and a client may report more than that
 
 
 def receipt(update: ModelUpdate) -> dict[str, Any]:
     """The metadata of an update's blob.
 
-    It is no receipt, and has no `metrics`, where these are too long, and where the blob is of several clients: what
-    each of them did would not fit.
+    It is no receipt, and has no `metrics`, where these and the `inputs` are too long, and where the blob is of several
+    clients: what each of them did would not fit.
     """
     about: dict[str, Any] = {
         "job": update.job,
@@ -40,8 +40,11 @@ def receipt(update: ModelUpdate) -> dict[str, Any]:
     if update.members:
         return about
     metrics = json.dumps(update.metrics)
-    if len(metrics) <= MAX_METRICS and metrics.isascii():
+    inputs = "" if update.inputs is None else json.dumps(update.inputs.model_dump(mode="json"))
+    if len(metrics) + len(inputs) <= MAX_METRICS and metrics.isascii():
         about["metrics"] = metrics
+        if inputs:
+            about["inputs"] = inputs
     return about
 
 
@@ -59,6 +62,7 @@ def told_again(key: str, size: int, metadata: Mapping[str, str]) -> ModelUpdate:
             examples=int(metadata["examples"]),
             metrics=json.loads(metadata["metrics"]),
             state=_state(metadata),
+            inputs=Inputs.model_validate_json(metadata["inputs"]) if "inputs" in metadata else None,
         )
     except (KeyError, ValueError, ValidationError) as error:
         raise Refused(f"{key}: its metadata does not tell of an update ({error})") from error

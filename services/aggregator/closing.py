@@ -75,7 +75,8 @@ def manifest(
         **plan.model_dump(mode="json"),
         "grid": {**vars(grid), "shift": grid.shift} if grid else None,
         "weight": sum(update["examples"] for update in accepted.values()),
-        "updates": [{"client": client, **accepted[client]} for client in sorted(accepted)],
+        **_inputs(accepted),
+        "updates": [_line(client, accepted[client]) for client in sorted(accepted)],
         "rejected": record.rejected,
         "unanswered": [client for client in record.cohort if client not in accepted and client not in record.rejected],
         "metrics": mean_metrics(accepted),
@@ -87,6 +88,16 @@ def manifest(
         "committed": committed,
         "seconds": round(committed - record.opened, 4),
     }
+
+
+def _inputs(accepted: Mapping[str, Any]) -> dict[str, Any]:
+    """What the maker of the initial model said of its data; nothing in other rounds."""
+    found = [entry["inputs"] for entry in accepted.values() if "inputs" in entry]
+    return {"inputs": found[0]} if found else {}
+
+
+def _line(client: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"client": client, **{name: value for name, value in entry.items() if name != "inputs"}}
 
 
 def came_to(manifest: Mapping[str, Any]) -> Totals:

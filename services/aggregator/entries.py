@@ -35,6 +35,8 @@ def entries(update: ModelUpdate, measures: Measures | None, staleness: int = 0) 
         }
     if update.state is not None:
         common["state"] = update.state.model_dump()
+    if update.inputs is not None and measures is None:  # of an initial model
+        common["inputs"] = update.inputs.model_dump(mode="json")
     return {update.client: {**about, "examples": update.examples, "metrics": update.metrics, **common}}
 
 

@@ -5,8 +5,9 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -14,17 +15,18 @@ import torch
 from services.trainer.board import Board
 from services.trainer.cache import Cache, Shortcut
 from services.trainer.data.dataset import Dataset
+from services.trainer.data.inputs import refuse_others
 from services.trainer.models import catalog, start
 from services.trainer.models.flat import FlatModel
 from services.trainer.orders import HandedBack, Order
 from services.trainer.states import Keeper, State
 from shared import names, weights
-from shared.blobs import Blobs
+from shared.blobs import Blobs, NotFound
 from shared.catalog.compression import EncodingSpec
 from shared.compression import difference
 from shared.compression.choose import encoding_of
 from shared.errors import Refused, Stale, Unavailable
-from shared.events import BlobRef, StateRef
+from shared.events import BlobRef, Inputs, StateRef
 from shared.jobs import JobSpec
 from shared.weights import File, Layout
 
@@ -44,10 +46,14 @@ class Bench:
         self.trainer, self.board, self.blobs, self.cache, self.keeper = trainer, board, blobs, cache, keeper
         self.device = device
         self._warm: tuple[str, FlatModel] | None = None
-        self._began: tuple[str, float] | None = None
+        self._manifest: tuple[str, dict[str, Any]] = ("", {})  # of round 0 of a job
 
     def model(self, job: str, spec: JobSpec, data: Dataset) -> FlatModel:
-        """The warm model of a job; its tensors hold whatever the last client left in them."""
+        """The warm model of a job; its tensors hold whatever the last client left in them.
+
+        `BadInput` where the data are not like those that the job began with.
+        """
+        self._compare(job, data)
         key = " ".join(
             (
                 spec.model.model_dump_json(),
@@ -93,10 +99,19 @@ class Bench:
 
     def began(self, order: Order) -> float:
         """When an order's job began: its first round, in seconds since the epoch. The clocks are taken for equal."""
-        if self._began is None or self._began[0] != order.job:
-            first = self.patiently(lambda: self.blobs.get_json(names.manifest_blob(order.job, 0)), order)
-            self._began = (order.job, float(first["opened"]))
-        return self._began[1]
+        return float(self._first(order.job, order)["opened"])
+
+    def _first(self, job: str, order: Order | None = None) -> dict[str, Any]:
+        """The manifest of a job's round 0, kept for the next task; `NotFound` where the store has none."""
+        if self._manifest[0] != job:
+            self._manifest = (job, self.patiently(lambda: self.blobs.get_json(names.manifest_blob(job, 0)), order))
+        return self._manifest[1]
+
+    def _compare(self, job: str, data: Dataset) -> None:
+        """`BadInput` where the data are not like those that the job began with, as far as its record says."""
+        with suppress(NotFound):
+            if (inputs := self._first(job).get("inputs")) is not None:
+                refuse_others(data, Inputs.model_validate(inputs))
 
     def patiently(self, call: Callable[[], Result], order: Order | None = None) -> Result:
         """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""

@@ -12,6 +12,7 @@ from services.trainer.answers import sentence
 from services.trainer.bench import Bench
 from services.trainer.client import Clients
 from services.trainer.data import dataset
+from services.trainer.data.inputs import inputs_of
 from services.trainer.hindrance import Hindrance
 from services.trainer.orders import Order
 from services.trainer.stopwatch import Stopwatch
@@ -140,11 +141,13 @@ class Slot:
 
     def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
         """The model that a job begins with, whole."""
-        model = self._bench.fresh_model(order.job, order.spec, dataset.load(order.spec, order.job))
+        data = dataset.load(order.spec, order.job)
+        model = self._bench.fresh_model(order.job, order.spec, data)
         file = model.save()
         parcel.check_initial(file, model.layout, order.spec)
         watch.lap("train")
-        return self._uploaded(answers.update(order, self._bench.trainer, examples=1), file, order, watch)
+        update = answers.update(order, self._bench.trainer, examples=1).model_copy(update={"inputs": inputs_of(data)})
+        return self._uploaded(update, file, order, watch)
 
     def _client(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
         """A client's update to the base model, its metrics and timings."""

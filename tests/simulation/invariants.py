@@ -14,7 +14,7 @@ from shared.ledger import ENDED, JobRecord
 from tests.simulation import arithmetic, chain
 from tests.simulation.arithmetic import Meant
 from tests.simulation.chain import Chain, Manifest
-from tests.simulation.training import Made
+from tests.simulation.training import INPUTS, Made
 
 if TYPE_CHECKING:
     from tests.simulation.world import Replica, World
@@ -101,6 +101,7 @@ def is_made_of_its_updates(world: "World", manifests: Chain, manifest: Manifest)
     if number == 0:
         (only,) = manifest["updates"]
         hold(only["blob"]["digest"] == manifest["model"]["digest"], "P3: the initial model is not the one that came")
+        hold(manifest.get("inputs") == INPUTS.model_dump(mode="json"), "P3: what the data look like is not recorded")
         return
     total = sum(update["examples"] for update in manifest["updates"])
     hold(manifest["weight"] == total, f"P3: the weight of round {number} is not its updates'")

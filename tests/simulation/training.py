@@ -17,7 +17,7 @@ from shared import fold, names, receipts, weights
 from shared.catalog.strategies import Scaffold
 from shared.compression.choose import encoding_of
 from shared.compression.feedback import encode_with_feedback
-from shared.events import BlobRef, EvaluateModel, Member, ModelUpdate, StateRef
+from shared.events import BlobRef, EvaluateModel, Inputs, Member, ModelUpdate, StateRef
 from shared.jobs import JobSpec
 from shared.strategies.choose import strategy_of
 from shared.strategies.strategy import CONTROL, DELTA, Counted
@@ -28,6 +28,7 @@ LAYOUT = weights.layout_of({"weight": ("F32", (5,)), "bias": ("F32", (3,)), "see
 UNLIKE = weights.layout_of({"weight": ("F32", (7,))})
 HUGE = 2**62  #: more than a sum on any grid can be
 TESTED = 9  #: examples of the server's test set
+INPUTS = Inputs(shape=(2,), classes=2, labels=("a", "b"))  #: what every trainer's data look like
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Training:
     def update(self, order: Order, told: ModelUpdate, fate: str, salt: str, failing: Sequence[str] = ()) -> ModelUpdate:
         """The answer to an order, its files in the store; `NotFound` where the client's state is gone."""
         if order.base is None:
+            told = told.model_copy(update={"inputs": INPUTS})
             part = self._initial(order, salt)
             file, parts, after = part[0], (part[1],), None
         elif order.is_batch:

@@ -4,7 +4,7 @@ import pytest
 
 from shared import names, receipts
 from shared.errors import Refused
-from shared.events import BlobRef, Member, ModelUpdate, StateRef
+from shared.events import BlobRef, Inputs, Member, ModelUpdate, StateRef
 
 DIGEST = "0123456789ab" + "c" * 52
 
@@ -48,6 +48,17 @@ def test_an_initial_model_is_told_of_by_a_store_that_drops_what_is_empty() -> No
     about = {name: str(value) for name, value in receipts.receipt(initial).items() if value != ""}
 
     assert receipts.told_again(initial.update.key, 100, {**about, "digest": DIGEST}) == initial
+
+
+def test_an_initial_model_is_told_of_with_what_the_data_look_like() -> None:
+    """Or not at all, where that is too long: a job's record must not lack it because an event was lost."""
+    initial = {"round": 0, "base": None, "metrics": {}}
+    blob = BlobRef(key=names.update_blob("digits-abcdef", 0, "client-1", DIGEST), size=100, digest=DIGEST)
+    short = update(**initial, update=blob, inputs=Inputs(shape=(3, 8, 8), classes=2, labels=("ä", "b"), scale=(255.0,)))
+
+    assert told(short) == short
+    with pytest.raises(Refused, match="metrics"):
+        told(update(**initial, update=blob, inputs=Inputs(shape=(3,), classes=500, labels=tuple(map(str, range(500))))))
 
 
 def test_a_batch_leaves_no_receipt() -> None:

@@ -1,5 +1,6 @@
 """Silos with files of their own: each trains on all of its file, and labels, columns and scales are the job's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.trainer.data import dataset
+from services.trainer.data import dataset, pictures
+from services.trainer.data.inputs import inputs_of, refuse_others
 from services.trainer.data.sharing import SharedOut
+from services.trainer.data.source import Source, as_floats, normalised
 from shared import jobs
 from shared.errors import BadInput
+from shared.events import Inputs, ModelUpdate, decode, encode
 from shared.jobs import JobSpec
 
 SILOS = ["north", "south", "west"]
@@ -212,3 +216,94 @@ def test_so_many_classes_there_cannot_be(classes: int) -> None:
     """One is nothing to tell apart."""
     with pytest.raises(BadInput, match="there are 2 to 10000 classes"):
         spec({"name": "npz", "path": "t.npz", "classes": classes})
+
+
+# --- what all of them must look like ------------------------------------------------------------
+
+
+def test_what_the_data_look_like_is_told(folder: Path) -> None:
+    """A value v of the file is (v − offset) / scale to the model, by feature or channel."""
+    table(folder, [(60, 3, "ill"), (40, 1, "well")])
+    tabular = inputs_of(dataset.load(spec(TABLE)))
+    assert tabular == Inputs(
+        shape=(2,), classes=3, labels=("well", "ill", "unknown"), offset=(50.0, 2.0), scale=(10.0, 0.5)
+    )
+    digits = inputs_of(dataset.load(spec({"name": "digits"})))
+    assert (digits.shape, digits.classes, digits.offset, digits.scale) == ((1, 8, 8), 10, None, (16.0,))
+    own = inputs_of(Own(4))
+    assert own == Inputs(shape=(4,), classes=2)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_pixels_that_are_normalised_are_told_by_channel(name: str) -> None:
+    """The same numbers that are used: raw bytes through them are what the model sees."""
+    known = pictures.KNOWN[name]
+    prepare = normalised(known.mean, known.deviation)
+    raw = np.arange(4 * len(known.mean) * 9, dtype=np.uint8).reshape(4, len(known.mean), 3, 3)
+    assert prepare.offset is not None
+    assert prepare.scale is not None
+    offset, scale = (np.reshape(values, (1, -1, 1, 1)) for values in (prepare.offset, prepare.scale))
+
+    assert np.allclose(prepare(raw), (raw - offset) / scale, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    features=st.sampled_from([1, 1000, 1024, 1025, 4000]), labels=st.lists(st.text("äx", min_size=150, max_size=200))
+)
+def test_an_event_holds_what_the_data_look_like_however_much_that_is(features: int, labels: list[str]) -> None:
+    """Long lists are left out, and told to be none."""
+    names = tuple(f"{number}{label}" for number, label in enumerate(["a", "b", *labels] * 30))
+    numbers = tuple(number / 7 for number in range(features))
+    source = Source(
+        x=np.zeros((4, features), np.float32),
+        y=np.zeros(4, np.int64),
+        shape=(features,),
+        names=names,
+        prepare=replace(as_floats, offset=numbers, scale=numbers),
+    )
+    found = inputs_of(SharedOut(spec(TABLE).data, 1, 0, source, whole=True))  # type: ignore[arg-type]
+    update = ModelUpdate(
+        job="t-abc234", round=0, attempt=1, client="n", trainer="t", base=None, update=None, examples=1, inputs=found
+    )
+
+    assert decode("model-update", encode(update)) == update
+    assert (found.scale is None) == (features > 1024)
+    assert found.classes == len(names)
+
+
+@pytest.mark.parametrize(
+    ("first", "difference"),
+    [
+        ({"shape": (3,)}, r"shape \[2\] in place of \[3\]"),
+        ({"labels": ("ill", "well", "unknown")}, r"labels \['well', 'ill', 'unknown'\] in place of \['ill', "),
+        (
+            {"scale": None, "offset": None},
+            r"offset \[50.0, 2.0\] in place of none; scale \[10.0, 0.5\] in place of none",
+        ),
+        ({"classes": 4}, "classes 3 in place of 4"),
+    ],
+)
+def test_data_that_are_not_like_the_first_are_refused(folder: Path, first: dict[str, Any], difference: str) -> None:
+    """With what differs: the update would be of another model, or of other numbers."""
+    table(folder, [(1, 1, "ill")])
+    data = dataset.load(spec(TABLE))
+
+    refuse_others(data, inputs_of(data))
+    with pytest.raises(BadInput, match=f"the data here are not like those that the job began with: {difference}"):
+        refuse_others(data, inputs_of(data).model_copy(update=first))
+
+
+class Own:
+    """Data of the user's own, as far as this is about them."""
+
+    classes = 2
+
+    def __init__(self, features: int) -> None:
+        self.shape = (features,)
+
+    def client(self, _name: str, _index: int) -> tuple[Any, Any]:
+        return np.zeros((2, *self.shape)), np.array([0, 1])
+
+    def test(self) -> None:
+        return None

@@ -1,0 +1,49 @@
+"""What a client's examples look like to the model: told once, with the initial model, and compared with ever after."""
+
+from typing import Any
+
+from services.trainer.data.dataset import Dataset
+from services.trainer.data.sharing import SharedOut
+from shared.errors import BadInput
+from shared.events import LISTED, Inputs
+
+MOST = 16 * 1024  #: bytes of labels that are listed
+LONGEST = 200  #: characters of one of them
+SHOWN = 60  #: characters of a value in a sentence
+
+
+def inputs_of(data: Dataset) -> Inputs:
+    """What the data look like. Of the user's own nothing is known beside shape and classes."""
+    about = Inputs(shape=tuple(int(size) for size in data.shape), classes=int(data.classes))
+    if not isinstance(data, SharedOut):
+        return about
+    prepared, labels = data.source.prepare, data.names
+    is_short = sum(len(label.encode()) for label in labels) <= MOST and max(map(len, labels)) <= LONGEST
+    return about.model_copy(
+        update={
+            "labels": _listed(labels) if is_short else None,
+            "offset": _listed(prepared.offset),
+            "scale": _listed(prepared.scale),
+        }
+    )
+
+
+def refuse_others(data: Dataset, first: Inputs) -> None:
+    """`BadInput` that says in what the data differ from those that the job's initial model was made for."""
+    own = inputs_of(data)
+    found = [
+        f"{name} {_shown(mine)} in place of {_shown(theirs)}"
+        for name in Inputs.model_fields
+        if (mine := getattr(own, name)) != (theirs := getattr(first, name))
+    ]
+    if found:
+        raise BadInput(f"the data here are not like those that the job began with: {'; '.join(found)}")
+
+
+def _listed(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    return None if values is None or len(values) > LISTED else values
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
