@@ -14,10 +14,11 @@ from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import BadInput
+from shared.user_code import ENTRY
 
 PREFIX = "FEDQ_"
 FILES = (".fedq/env", ".env")
@@ -50,6 +51,20 @@ def _matching(pattern: str, what: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _entries(value: object) -> object:
+    """Of an allow list, as it is written with commas."""
+    if not isinstance(value, str):
+        return value
+    found = tuple(entry.strip() for entry in value.split(",") if entry.strip())
+    for entry in found:
+        if not re.fullmatch(ENTRY, entry):
+            raise ValueError(
+                f"{entry!r} is neither an attribute, such as mypkg.nets:make, nor a module with all below it, which "
+                "ends in a dot, such as mypkg."
+            )
+    return found
 
 
 # A password with a bare / in it ends the host early: what follows is no path, and must not be shown as one.
@@ -111,7 +126,13 @@ class Console(Broker):
     rabbitmq_url: Management | None = None
 
 
-class Aggregator(Console, Record, Store):
+class Code(Common):
+    """Which code of the user's own a process may run, by the name that a job gives: nothing unless it is listed."""
+
+    allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_entries)] = ()
+
+
+class Aggregator(Console, Record, Store, Code):
     lease_s: float = Field(default=15.0, gt=0.5, le=600)
     max_jobs: int = Field(default=8, ge=1, le=256)
 
@@ -120,7 +141,7 @@ class Data(Common):
     data_dir: Path = Path("data")  # below which a job's data sets are looked for
 
 
-class Trainer(Broker, Store, Data):
+class Trainer(Broker, Store, Data, Code):
     heartbeat_s: float = Field(default=2.0, ge=0.1, le=300)
     grace_s: float = Field(default=25.0, ge=0, le=86400)  # to finish in when asked to stop; then work is handed back
     cache_dir: Path = Field(default_factory=lambda: _temporary() / f"fedq-cache-{os.getuid()}")
@@ -136,7 +157,7 @@ class Registry(Broker, Record):
     patience: int = Field(default=5, ge=2)  # heartbeats without a sign of life: then a trainer is lost
 
 
-class Cli(Console, Record, Store):
+class Cli(Console, Record, Store, Code):
     """What a person's commands need."""
 
 

@@ -5,7 +5,7 @@ The trainers' key opens one bucket, so that one is shared, and emptied after eac
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +14,7 @@ import pytest
 
 import shared
 from deploy.native.stack import Role, Stack
-from shared import settings
+from shared import settings, user_code
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.ledger import Ledger
@@ -50,8 +50,8 @@ class Servers:
     buses: list[Bus]
 
     def environment(self, role: Role = "operator") -> dict[str, str]:
-        """`FEDQ_*` for a process of this test."""
-        found = self.stack.environment(role, vhost=self.vhost)
+        """`FEDQ_*` for a process of this test, which may run the code of the examples and of the tests."""
+        found = self.stack.environment(role, vhost=self.vhost) | {"FEDQ_ALLOW": "examples.,tests.,own_job."}
         if "FEDQ_REDIS_URL" in found:
             found["FEDQ_REDIS_URL"] = f"{found['FEDQ_REDIS_URL'].rpartition('/')[0]}/{self.database}"
         return found
@@ -95,6 +95,16 @@ def servers(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
         bus.close()
     stack.remove_vhost(own.vhost)
     own.blobs().delete("jobs/")
+
+
+@pytest.fixture
+def allow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Says which of the user's code this process may run, as `FEDQ_ALLOW` does, until the test ends."""
+
+    def permit(*entries: str) -> None:
+        monkeypatch.setattr(user_code, "_policy", user_code.Policy(frozenset(entries), "this test"))
+
+    return permit
 
 
 @pytest.fixture

@@ -40,7 +40,8 @@ def up(directory: Path, *, trainers: int, servers_only: bool) -> int:
             stack.start()
             if not servers_only:
                 services.start(stack, trainers=trainers)
-            write_private(_settings(stack), _lines(stack.environment()))
+            allowed = {"FEDQ_ALLOW": services.allowed()}
+            write_private(_settings(stack), _lines(stack.environment() | allowed))
         except BaseException:
             services.stop(stack, grace=0)
             stack.kill()
@@ -69,7 +70,7 @@ def down(directory: Path, *, purge: bool) -> int:
         services.stop(stack, grace=STOP_SECONDS)
         stack.stop()
         settings = _settings(stack)
-        if settings.exists() and settings.read_text() == _lines(stack.environment()):
+        if settings.exists() and settings.read_text().startswith(_lines(stack.environment())):
             settings.unlink()
         if purge:
             shutil.rmtree(stack.directory)

@@ -10,10 +10,11 @@ from deploy.native import processes
 from deploy.native.processes import Process
 from deploy.native.rabbitmq import VHOST
 from deploy.native.stack import Role, Stack
-from shared import names
+from shared import names, settings
 from shared.errors import Unavailable
 
 POOL = "cpu"
+EXAMPLES = ("examples.",)  # the code that a stack on one machine may run where nobody set FEDQ_ALLOW
 START_SECONDS = 60.0
 POLL_SECONDS = 0.1
 
@@ -49,13 +50,18 @@ def own(stack: Stack) -> list[Process]:
     return [process for name, process in stack.state.processes.items() if name not in servers]
 
 
-def launch(stack: Stack, name: str, role: Role, *arguments: str, **settings: str) -> None:
+def allowed() -> str:
+    """`FEDQ_ALLOW` for every process of the stack: what the environment or .env says."""
+    return ",".join(settings.load(settings.Code).allow or EXAMPLES)
+
+
+def launch(stack: Stack, name: str, role: Role, *arguments: str, **more: str) -> None:
     # What one role must not know does not reach it through our own environment either.
     inherited = {key: value for key, value in os.environ.items() if key not in stack.environment()}
     process = processes.spawn(
         name,
         [sys.executable, "-m", f"services.{name.partition('-')[0]}", *arguments],
-        environment={**inherited, **stack.environment(role), **settings, "PYTHONUNBUFFERED": "1"},
+        environment={**inherited, **stack.environment(role), "FEDQ_ALLOW": allowed(), **more, "PYTHONUNBUFFERED": "1"},
         log=stack.logs / f"{name}.log",
         tethered=stack.tethered,
     )

@@ -10,7 +10,7 @@ import structlog
 
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Edges
-from shared import console, failpoints, logs, service, settings, topology
+from shared import console, failpoints, logs, service, settings, topology, user_code
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.errors import BadInput
@@ -34,6 +34,7 @@ def main() -> None:
     logs.configure(config, "aggregator")
     service.mention_unknown_settings()
     name = f"{socket.gethostname()}-{os.getpid()}"
+    user_code.permit(config.allow, f"the aggregator {name}")
     redis, bus, blobs = Redis(config), Bus(config, name), Blobs(config)
     with (
         Probes(config.probe_dir, config.probe_s) as probes,

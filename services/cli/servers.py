@@ -4,7 +4,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from shared import logs, names, settings
+from shared import logs, names, settings, user_code
 from shared.settings import Cli
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class Servers:
 
     def __init__(self) -> None:
         self.settings = settings.load(Cli)
+        user_code.permit(self.settings.allow, "this fedq")
         # A command says itself what matters; a log line would break into its table.
         level = "debug" if self.settings.log_level == "debug" else "critical"
         logs.configure(self.settings.model_copy(update={"log_level": level}), "cli")

@@ -13,7 +13,7 @@ from services.trainer.cache import Cache
 from services.trainer.models import catalog
 from services.trainer.slot import Slot
 from services.trainer.states import InStore, Keeper, OnDisk
-from shared import logs, settings
+from shared import logs, settings, user_code
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.catalog.training import TrainSpec
@@ -29,6 +29,7 @@ def start(trainer: str, directory: str, index: int, threads: int, *, silo: bool)
     configuration = settings.load(settings.Trainer)
     logs.configure(configuration, "trainer")
     structlog.contextvars.bind_contextvars(trainer=trainer)
+    user_code.permit(configuration.allow, f"the trainer {trainer}")
     # Python lets no daemon have children, and Celery's processes are daemons; the workers of a DataLoader are children.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     device = _device(configuration.device, index)

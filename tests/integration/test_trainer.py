@@ -170,7 +170,7 @@ def test_nobody_trains_for_a_round_that_is_over(federation: Federation) -> None:
 
 def test_an_error_of_the_users_code_is_an_answer(federation: Federation) -> None:
     """The aggregator need not wait for the deadline, and the next client is trained."""
-    federation.start("--pool", "cpu")
+    federation.start("--pool", "cpu", FEDQ_ALLOW="own_job.,nowhere.")
     base = federation.initial(digits())
     federation.ask(1, "client-1", base=base, spec=digits(train={"name": "own_job:broken"}))
     update = federation.update()

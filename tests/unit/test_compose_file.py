@@ -157,7 +157,7 @@ def test_a_trainer_reaches_the_bus_and_the_object_store_alone(name: str) -> None
 def test_a_trainer_is_told_no_secret_of_an_operators(name: str) -> None:
     told = {found[1] for value in SERVICES[name]["environment"].values() for found in VARIABLE.finditer(str(value))}
     secrets = {"RABBITMQ_TRAINER_PASSWORD", "TRAINER_S3_ACCESS_KEY", "TRAINER_S3_SECRET_KEY"}
-    assert told - secrets == {"TRAINER_THREADS"}
+    assert told - secrets == {"TRAINER_THREADS", "FEDQ_ALLOW"}
 
 
 def test_no_password_is_an_argument() -> None:

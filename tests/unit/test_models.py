@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,12 @@ TRAINED: dict[str, tuple[ModelSpec, tuple[int, ...]]] = {
     "transformer-images": (Transformer(width=8, heads=2), (2, 8, 4)),
 }
 HEAD_ONLY = Kept(personal=("head.*",))
+
+
+@pytest.fixture(autouse=True)
+def allowed(allow: Callable[..., None]) -> None:
+    """The code that the tests of this file name."""
+    allow(f"{classic.__name__}.", "json:dumps", "torch.nn.", f"{__name__}.")
 
 
 @pytest.fixture(autouse=True)

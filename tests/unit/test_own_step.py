@@ -2,6 +2,7 @@
 
 import sys
 import types
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,12 @@ from torch import Tensor, nn
 from services.trainer import own_step
 from shared.catalog.training import CustomTrain
 from shared.errors import BadInput, Stale
+
+
+@pytest.fixture(autouse=True)
+def allowed(allow: Callable[..., None]) -> None:
+    """The code that the tests of this file name."""
+    allow("own_steps.", f"{__name__}.")
 
 
 def examples(size: int = 4) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ RIGHT = {
 }
 KINDS = [
     settings.Broker, settings.Record, settings.Store, settings.Console, settings.Aggregator, settings.Trainer,
-    settings.Registry, settings.Cli,
+    settings.Registry, settings.Cli, settings.Code,
 ]  # fmt: skip
 
 
@@ -253,3 +253,33 @@ def test_settings_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     found = settings.load(settings.Store)
     with pytest.raises(ValueError, match="frozen"):
         found.s3_bucket = "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ("", ()),
+        ("mypkg.", ("mypkg.",)),
+        (" mypkg.nets:make , a.b., ,_c:d", ("mypkg.nets:make", "a.b.", "_c:d")),
+    ],
+)
+def test_an_allow_list_is_written_with_commas(
+    text: str, entries: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is empty where nobody says anything."""
+    monkeypatch.setenv("FEDQ_ALLOW", text)
+
+    assert settings.load(settings.Code).allow == entries
+
+
+@pytest.mark.parametrize("entry", ["*", ".", "mypkg", "mypkg.nets", "a:", ":b", "a:b.", "a:b.c", "a..", "a b.", "a.:b"])
+def test_an_entry_that_would_allow_nothing_is_refused(entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what an entry is: who thinks that it allows something learns it at the start."""
+    monkeypatch.setenv("FEDQ_ALLOW", f"fine.,{entry}")
+    with pytest.raises(BadInput) as caught:
+        settings.load(settings.Code)
+
+    assert str(caught.value) == (
+        f"FEDQ_ALLOW: {entry!r} is neither an attribute, such as mypkg.nets:make, nor a module with all below it, "
+        "which ends in a dot, such as mypkg."
+    )

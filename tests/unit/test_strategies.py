@@ -38,6 +38,12 @@ ROUNDS = 6
 GRID = Grid(max_abs=64.0, max_weight=200, updates=8)
 
 
+@pytest.fixture(autouse=True)
+def allowed(allow: Callable[..., None]) -> None:
+    """The code that the tests of this file name."""
+    allow("examples.")
+
+
 @dataclass
 class Trained:
     """What training gave, before any strategy asks for it in a form of its own."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from services.trainer.data import dataset
 from services.trainer.data.sharing import SharedOut
-from shared import jobs
+from shared import jobs, settings, user_code
 from shared.errors import BadInput
 from shared.jobs import JobSpec
 
@@ -47,6 +47,7 @@ def counts(spec: JobSpec) -> dict[str, Any]:
 def main() -> None:
     """Reads a job from stdin and prints its split."""
     try:
+        user_code.permit(settings.load(settings.Code).allow, "fedq data")
         with redirect_stdout(sys.stderr):  # the user's code may print, and the answer is JSON alone
             answer = counts(jobs.parse(_document(sys.stdin.read())))
     except Exception as error:  # the user's code may do anything
