@@ -21,7 +21,7 @@ from shared.catalog.models import (
     Vgg9,
     Vgg11,
 )
-from shared.catalog.rounds import StopSpec
+from shared.catalog.rounds import EvaluateSpec, StopSpec
 from shared.catalog.selection import PowerOfChoice, Tifl
 from shared.catalog.simulation import Profiles, Ratios, Trace
 from shared.catalog.strategies import (
@@ -294,15 +294,21 @@ def _evaluation(spec: "JobSpec") -> Iterator[str]:
             "set evaluate.every to 0, or evaluate.where to clients"
         )
     if evaluate.stop is not None:
-        yield from _stop(evaluate.every, evaluate.stop)
+        yield from _stop(evaluate, evaluate.stop)
 
 
-def _stop(every: int, stop: StopSpec) -> Iterator[str]:
-    if not every:
+def _stop(evaluate: EvaluateSpec, stop: StopSpec) -> Iterator[str]:
+    if not evaluate.every:
         yield "evaluate.stop needs evaluations: evaluate.every is 0"
     if stop.target is None and stop.patience is None:
         yield "evaluate.stop: give a target, or a patience, or both"
-    if stop.metric == "loss" and stop.mode == "max":
+    known = evaluate.measured
+    if stop.metric not in known:
+        yield (
+            f"evaluate.stop.metric: no evaluation measures {stop.metric!r}; "
+            f"with evaluate.where: {evaluate.where} it is one of {', '.join(known)}"
+        )
+    if "loss" in stop.metric and stop.mode == "max":
         yield "evaluate.stop: of a loss, less is better: set evaluate.stop.mode to min"
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from services.aggregator import closing, recovery, rounds
+from services.aggregator import closing, recovery, rounds, soundness
 from services.aggregator import memory as memories
 from services.aggregator.entries import gave_up, traffic
 from services.aggregator.evaluation import Evaluation, evaluators, part_of
@@ -382,8 +382,13 @@ def pause(seat: Seat, reason: str) -> None:
 
 
 def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
-    """Writes the result, then says so."""
+    """Writes the result, then says so; a job whose last figures are no numbers does not just finish."""
     ledger, blobs, tally = seat.edges.ledger, seat.edges.blobs, seat.tally
+    if outcome == "finished":
+        outcome, said = soundness.ending(seat.unsound, seat.metrics)
+        stop = seat.spec.evaluate.stop
+        unmeasured = f"evaluate.stop: nobody measured {stop.metric}" if stop and not seat.progress else ""
+        reason = "; ".join(part for part in (reason, said, unmeasured) if part)
     seat.settle_clearing()
     written = _written(seat, seat.committed + 1)
     ledger.check_owned(seat.job, seat.fence)

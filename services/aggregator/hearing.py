@@ -3,10 +3,11 @@
 import time
 from collections.abc import Mapping
 
-from services.aggregator import rounds, stopping
+from services.aggregator import rounds, soundness, stopping
 from services.aggregator.entries import COULD_NOT, UNFIT
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.seat import Seat
+from services.aggregator.soundness import Unsound
 from shared import names
 from shared.errors import RecordLost, Refused, Stale, Unfit
 from shared.events import ModelEvaluated, ModelUpdate
@@ -141,18 +142,23 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
     if not pending.take(event):
         raise Stale(f"round {event.round} is waiting for other evaluations")
     if pending.examples:
-        if event.round >= seat.judged:  # else a later model's figures have come before
-            seat.judged = event.round
-            seat.metrics = {**seat.metrics, **pending.metrics}
-            seat.evaluated = {**seat.evaluated, **pending.clients}
+        metrics, clients = pending.metrics, pending.clients
+        late = event.round < seat.judged  # a later model's figures have come before
+        unsound = soundness.after(Unsound() if late else seat.unsound, event.round, metrics, clients)
+        if not late:
+            seat.judged, seat.unsound = event.round, unsound
+            seat.metrics = {**seat.metrics, **metrics}
+            seat.evaluated = {**seat.evaluated, **clients}
         # The ledger first: it knows whether the job is still ours to write about.
         seat.edges.ledger.set_metrics(seat.job, seat.fence, seat.metrics)
-        record = {"job": seat.job, "model": event.model, **pending.document()}
+        record = {"job": seat.job, "model": event.model, **pending.document(), **unsound.document()}
         seat.edges.blobs.put_json(names.evaluation_blob(seat.job, event.round), record)
-        seat.log.info("evaluated", round=event.round, trainer=event.trainer, metrics=pending.metrics)
+        seat.log.info("evaluated", round=event.round, trainer=event.trainer, metrics=metrics)
     stop, enough = seat.spec.evaluate.stop, ""
     if stop is not None and stop.metric in pending.metrics:
         seat.progress[event.round] = pending.metrics[stop.metric]
         enough = stopping.verdict(stop, [seat.progress[number] for number in sorted(seat.progress)])
+    elif stop is not None:
+        seat.faults.note("not-evaluated", f"nobody measured {stop.metric}, which evaluate.stop goes by", event.round)
     del seat.evaluations[event.round]  # last: where a server was away, the answer comes again
     return rounds.Evaluated(event.round, enough)

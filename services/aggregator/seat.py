@@ -10,6 +10,7 @@ import structlog
 
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.memory import Memory
+from services.aggregator.soundness import Unsound
 from services.aggregator.tally import Tally
 from shared.blobs import Blobs
 from shared.bus import Bus
@@ -80,6 +81,7 @@ class Seat:
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # that are asked for and not complete
     evaluated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # clients' figures since the last commit
     judged: int = -1  # the last round whose evaluation this owner has heard
+    unsound: Unsound = field(default_factory=Unsound)  # what is not finite in the last evaluation
     progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job
 
     def __post_init__(self) -> None:

@@ -1,8 +1,10 @@
 """Taking a seat: from the record in the store and in the ledger to where the engine begins."""
 
+import itertools
+import math
 from typing import Any
 
-from services.aggregator import closing, memory, recovery, rounds, stopping
+from services.aggregator import closing, memory, recovery, rounds, soundness, stopping
 from services.aggregator.effects import clear_away, conclude, tell_round_end
 from services.aggregator.entries import by_blob, gave_up, was_refused
 from services.aggregator.seat import Seat
@@ -12,6 +14,8 @@ from shared.errors import Refused
 from shared.events import BlobRef
 from shared.jobs import CLAIMS
 from shared.ledger import JobRecord, RoundRecord
+
+LATE = 3  #: evaluations that may be on their way or have failed, before the last one that was made
 
 
 def take_over(seat: Seat, record: JobRecord) -> rounds.Step:
@@ -48,6 +52,7 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
         found = recovery.optional(seat.edges.blobs, names.evaluation_blob(seat.job, committed))
         seat.evaluated = found.get("clients", {}) if found is not None else {}
     _recall_bases(seat, committed)
+    _recall_soundness(seat, committed)
     seat.first_opened = record.started
     seat.metrics = {**manifest["metrics"], **seat.metrics}
     # Its owner may have died before it said so, or before it tidied up.
@@ -67,6 +72,16 @@ def _recall_bases(seat: Seat, committed: int) -> None:
         seat.tally.bases[number] = BlobRef.model_validate(before["model"])
 
 
+def _recall_soundness(seat: Seat, committed: int) -> None:
+    """What the last evaluation says of its figures; it is of one of the last rounds, as far as any was made."""
+    evaluated = (number for number in range(committed, -1, -1) if rounds.is_evaluated(seat.spec, number))
+    for number in itertools.islice(evaluated, LATE):
+        found = recovery.optional(seat.edges.blobs, names.evaluation_blob(seat.job, number))
+        if found is not None:
+            seat.judged, seat.unsound = number, soundness.read(found)
+            return
+
+
 def _recall_progress(seat: Seat, committed: int) -> str:
     """The figures that may end the job, and why they do; empty where they do not."""
     stop = seat.spec.evaluate.stop
@@ -75,7 +90,8 @@ def _recall_progress(seat: Seat, committed: int) -> str:
     for number in range(committed + 1):
         found = recovery.optional(seat.edges.blobs, names.evaluation_blob(seat.job, number))
         if found is not None and stop.metric in found["metrics"]:
-            seat.progress[number] = found["metrics"][stop.metric]
+            value = found["metrics"][stop.metric]
+            seat.progress[number] = math.nan if value is None else value  # a record has no NaN
     return stopping.verdict(stop, [seat.progress[number] for number in sorted(seat.progress)])
 
 

@@ -174,7 +174,8 @@ def last_line(end: TrainingEnd) -> str:
     if accuracy is None:
         accuracy, place = end.metrics.get("local_accuracy"), " on the clients"
     begin = "finished" if accuracy is None else f"accuracy {accuracy:.3f}{place}"
-    return f"{begin} after {_many(end.rounds, 'round')} ({end.seconds:.1f} s)"
+    said = f"; {end.reason}" if end.reason else ""
+    return f"{begin} after {_many(end.rounds, 'round')} ({end.seconds:.1f} s){said}"
 
 
 def _means(members: Sequence[Member]) -> dict[str, float]:

@@ -6,6 +6,14 @@ from pydantic import Field, StrictInt
 
 from shared.catalog.choice import Seconds, Strict
 
+MEASURED = ("loss", "accuracy")  #: of a model, on the held-out test set
+#: Of it on what the clients hold out: the means over examples, over clients, and over the worst tenth of the clients.
+OF_CLIENTS = (
+    *(f"local_{name}" for name in MEASURED),
+    *(f"local_{name}_mean" for name in MEASURED),
+    "local_accuracy_worst_decile",
+)
+
 
 class RoundsSpec(Strict):
     """When a round is done. `target` and `minimum` default to every client that was meant to answer."""
@@ -47,3 +55,8 @@ class EvaluateSpec(Strict):
     where: Literal["server", "clients", "both"] = "server"  # the held-out test set; the clients' own held-out examples
     clients: StrictInt | None = Field(default=None, ge=1)  # how many of a pool's evaluate; all where left out
     stop: StopSpec | None = None
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The figures that an evaluation gives, by name."""
+        return (*(MEASURED if self.where != "clients" else ()), *(OF_CLIENTS if self.where != "server" else ()))

@@ -109,11 +109,15 @@ class Trainers:
                     model=event.model.digest,
                     trainer="scripted",
                     examples=5,
-                    metrics={"accuracy": 0.5 + event.round / 10, "loss": 1.0},
+                    metrics=self.figures(event.round),
                 )
                 self.bus.publish(found)
             if isinstance(event, kind) and delivery.queue != names.rounds_queue("cpu"):
                 return event
+
+    def figures(self, number: int) -> dict[str, float]:
+        """How good the model of a round is."""
+        return {"accuracy": 0.5 + number / 10, "loss": 1.0}
 
     def answer(self, event: RoundStart, client: str) -> None:
         self.send(event, client, self.file(event, client))
@@ -727,6 +731,40 @@ def test_a_round_that_an_error_ends_with_its_job_has_failed(servers, aggregators
     assert (totals.rounds["failed"].times, totals.updates) == (1, {"abandoned": 1, "rejected": 0})
     kept = names.round_key(job, 0), names.accepted_key(job, 0)
     assert all(servers.redis().ttl(key) > 0 for key in kept)
+
+
+def test_a_job_whose_loss_is_no_number_has_failed(servers, aggregators, trainers, monkeypatch) -> None:
+    """Though its rounds were committed; it says since when, whoever owned the job then, and keeps the last model."""
+    first = aggregators("first", lease=1.0)
+    measured = {0: 2.0, 1: 1.0}
+    monkeypatch.setattr(
+        trainers, "figures", lambda number: {"accuracy": 0.1, "loss": measured.get(number, float("nan"))}
+    )
+    job = start(trainers, spec(rounds={"count": 5, "deadline": "20s"}, evaluate={"every": 1}))
+    while not servers.blobs().exists(names.evaluation_blob(job, 3)):
+        trainers.until(ModelEvaluated)
+    first.stop(10)
+    aggregators("second", lease=1.0)
+    end = trainers.until(TrainingEnd)
+
+    assert (end.outcome, end.rounds) == ("failed", 5)
+    assert "the model's loss is not a finite number since the evaluation of round 2;" in end.reason
+    assert end.model is not None
+    record = servers.ledger().required(job)
+    assert (record.status, record.detail) == ("failed", end.reason)
+    assert servers.blobs().get_json(names.result_blob(job))["outcome"] == "failed"
+
+
+def test_a_metric_of_ones_own_that_is_no_number_is_said_at_the_end(servers, aggregators, trainers) -> None:
+    """The job has finished, and not plainly."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        trainers.send(event, client, trainers.file(event, client), metrics={"mine": float("nan"), "train_loss": 1.0})
+
+    start(trainers, spec(rounds={"count": 1, "deadline": "20s"}))
+    end = trainers.until(TrainingEnd, answer)
+    assert (end.outcome, end.reason) == ("finished", "not a finite number at the end: mine")
 
 
 def test_metrics_may_have_any_name(servers, aggregators, trainers) -> None:

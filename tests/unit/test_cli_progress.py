@@ -182,3 +182,5 @@ def test_the_last_line_is_for_scripts(metrics: dict[str, float], line: str) -> N
     end = TrainingEnd(job=JOB, outcome="finished", rounds=15, metrics=metrics, seconds=77.71)
 
     assert last_line(end) == line
+    why = "accuracy is 0.95: evaluate.stop.target, 0.95, is reached"
+    assert last_line(end.model_copy(update={"reason": why})) == f"{line}; {why}"

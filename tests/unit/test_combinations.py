@@ -380,6 +380,18 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"evaluate.stop.patience": 3},
     ),
     (
+        {"evaluate": {"stop": {"metric": "acuracy", "patience": 3}}},
+        "evaluate.stop.metric: no evaluation measures 'acuracy'; "
+        "with evaluate.where: server it is one of loss, accuracy",
+        {"evaluate.stop.metric": "accuracy"},
+    ),
+    (
+        {"data.local_test": 0.2, "evaluate": {"where": "clients", "stop": {"target": 0.9}}},
+        "evaluate.stop.metric: no evaluation measures 'accuracy'; with evaluate.where: clients it is one of "
+        "local_loss, local_accuracy, local_loss_mean, local_accuracy_mean, local_accuracy_worst_decile",
+        {"evaluate.stop.metric": "local_accuracy"},
+    ),
+    (
         {"evaluate": {"stop": {"metric": "loss", "patience": 3}}},
         "evaluate.stop: of a loss, less is better: set evaluate.stop.mode to min",
         {"evaluate.stop.mode": "min"},

@@ -1,0 +1,65 @@
+"""Figures that are not finite: since which evaluation, at whom, and what they make of a job's end.
+
+Pure.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+NAMED = 4  #: figures or clients in a sentence
+
+
+@dataclass(frozen=True)
+class Unsound:
+    """What is not finite in the last evaluation."""
+
+    since: Mapping[str, int] = field(default_factory=dict)  # figure → the first of the evaluations in a row, by round
+    clients: tuple[str, ...] = ()  # on whose held-out examples something is not
+
+    def document(self) -> dict[str, Any]:
+        """What the record keeps; nothing of figures that are all finite."""
+        return {"unsound": {"since": dict(self.since), "clients": list(self.clients)}} if self.since else {}
+
+
+def read(evaluation: Mapping[str, Any]) -> Unsound:
+    """What a round's record of its evaluation says."""
+    found = evaluation.get("unsound")
+    return Unsound(found["since"], tuple(found["clients"])) if found else Unsound()
+
+
+def after(
+    before: Unsound, number: int, metrics: Mapping[str, float], clients: Mapping[str, Mapping[str, float]]
+) -> Unsound:
+    """What is not finite in the evaluation of round `number`, the one after that which `before` is of."""
+    since = {name: before.since.get(name, number) for name in sorted(metrics) if not is_finite(metrics[name])}
+    at = tuple(client for client, own in sorted(clients.items()) if not all(map(is_finite, own.values())))
+    return Unsound(since, at)
+
+
+def ending(unsound: Unsound, metrics: Mapping[str, float | None]) -> tuple[Literal["finished", "failed"], str]:
+    """How a job ends that has done all its rounds, and what is to be said of its last figures, `metrics`.
+
+    It has failed where its model's loss is not finite: on the test set, or where there is none, on the clients.
+    """
+    loss = "loss" if "loss" in metrics else "local_loss"
+    if loss in unsound.since:
+        at = f", at {_some(unsound.clients)}" if loss == "local_loss" and unsound.clients else ""
+        return "failed", f"the model's {loss} is not a finite number since the evaluation of round " + (
+            f"{unsound.since[loss]}{at}; the models of earlier rounds are in the record"
+        )
+    wrong = [name for name in sorted(metrics) if not is_finite(metrics[name])]
+    if not wrong:
+        return "finished", ""
+    return "finished", f"not a finite number at the end: {_some(wrong)}"
+
+
+def is_finite(value: float | None) -> bool:
+    """Whether a figure is a number; a record has null for one that is not."""
+    return value is not None and math.isfinite(value)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
