@@ -512,12 +512,12 @@ def test_whole_numbers_are_classes_in_their_order_and_a_constant_column_is_no_di
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a,b\n1,2\n", "has no column label; it has a, b"),
-        ("a,label\n1,0\nx,1\n", "row 3 has 'x' in column a, which is no number; mend it, or name the column"),
-        ("a,label\n1,0\n,1\n", "row 3 has '' in column a"),
-        ("a,label\nnan,0\n2,1\n", "row 2 has 'nan' in column a"),
+        ("a,b\n1,2\n", "has no column label among its 2$"),
+        ("a,label\n1,0\nx,1\n", "row 3, column a: text, which is no number; mend it, or name the column in data.drop"),
+        ("a,label\n1,0\n,1\n", "row 3, column a: no value"),
+        ("a,label\nnan,0\n2,1\n", "row 2, column a: a word for a missing value"),
         ("a,label\n1,0\n2\n", "row 3 has 1 values for 2 columns"),
-        ("a,a,label\n1,0,2\n", "names a column twice"),
+        ("a,a,label\n1,0,2\n", "its first row gives columns 1 and 2 the same name"),
         ("a,label\n", "has no rows below its first"),
         ("", "has no rows below its first"),
         ("label\n1\n", "no column is left to learn from beside label"),
@@ -550,7 +550,7 @@ def test_an_archive_is_read_as_it_is_but_bytes_are_pixels(folder: Path) -> None:
 
 def test_an_archive_may_be_shared_out_by_an_array(folder: Path) -> None:
     """Numbers go in their order."""
-    np.savez(folder / "t.npz", x=np.arange(12)[:, None], y=np.zeros(12, int), site=np.array([10, 9] * 6))
+    np.savez(folder / "t.npz", x=np.arange(12)[:, None], y=np.arange(12) % 3, site=np.array([10, 9] * 6))
     data = {"name": "npz", "path": "t.npz", "test_fraction": 0, "partition": {"name": "natural", "key": "site"}}
 
     assert loaded(data).client("", 0)[0].flatten().tolist() == [1, 3, 5, 7, 9, 11]
@@ -621,8 +621,9 @@ def test_each_folder_is_a_class_and_each_image_a_square(folder: Path) -> None:
 def test_an_image_of_the_right_size_is_kept_pixel_by_pixel(folder: Path) -> None:
     """Rows from above, columns from the left."""
     raw = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    (folder / "pets/cat").mkdir(parents=True)
-    Image.fromarray(raw).save(folder / "pets/cat/a.png")
+    for name in ("cat", "dog"):
+        (folder / "pets" / name).mkdir(parents=True)
+        Image.fromarray(raw).save(folder / "pets" / name / "a.png")
     x, _ = loaded({"name": "images", "path": "pets", "size": 8, "clients": 1, "test_fraction": 0}).client("", 0)
 
     assert np.array_equal(np.rint(x[0] * 255), raw.transpose(2, 0, 1))

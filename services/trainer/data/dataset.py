@@ -141,6 +141,11 @@ def _made(spec: JobSpec, before: SharedOut | None) -> Dataset:
     if not isinstance(spec.data, Shared):
         return _own(spec)
     source = _source(spec.data)
+    if len(source.names) < 2:
+        raise BadInput(
+            f"{_place(spec.data)}: all examples are of one class, {source.names[0]}, and there is nothing to tell "
+            "apart; is that the right column, array or folder?"
+        )
     if before is not None and before.source is source:
         return before
     found = SharedOut(spec.data, spec.population, spec.seed, source, whole=spec.has_own_files)
@@ -151,8 +156,7 @@ def _made(spec: JobSpec, before: SharedOut | None) -> Dataset:
 
 def _source(data: Shared) -> Source:
     """What a data set of the catalog holds: the same arrays for all jobs that share it out, each in its way."""
-    base = settings.load(settings.Data).data_dir.expanduser()
-    place = _place(data, base)
+    place = _place(data)
     key = data.partition.key if isinstance(data, Csv | Npz) and isinstance(data.partition, Natural) else None
     how = {"clients", "partition", "local_test", "test_fraction", "fraction", "download"}  # it is used, not what it is
     identity = f"{place} {key!r} {data.model_dump_json(exclude=how)}"
@@ -167,10 +171,11 @@ def _source(data: Shared) -> Source:
     raise BadInput(f"{place} changes while it is read; start the job again when it is complete")
 
 
-def _place(data: Shared, base: Path) -> Path | None:
+def _place(data: Shared) -> Path | None:
     """The file or folder of a data set, or None where it comes with a library."""
     if isinstance(data, Digits):
         return None
+    base = settings.load(settings.Data).data_dir.expanduser()
     if isinstance(data, Csv | Npz | Images):
         return inside(base, data.path, "data.path")
     return inside(base, data.folder or data.name, "data.folder")  # type: ignore[attr-defined] # all others have these

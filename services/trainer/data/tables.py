@@ -1,21 +1,21 @@
 """Rows of numbers in a CSV file whose first row names its columns."""
 
-import csv
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from services.trainer.data.source import Labels, Preparation, Source, as_floats, existing, refuse_undeclared, some
-from shared.catalog.data import Csv
+from services.trainer.data import rows
+from services.trainer.data.checks import floats
+from services.trainer.data.rows import Column, Numbers, Table
+from services.trainer.data.source import Labels, Preparation, Source, as_floats, existing, refuse_undeclared
+from shared.catalog.data import MOST_CLASSES, Csv
 from shared.errors import BadInput
 
-Column = tuple[str, ...]
-Numbers = npt.NDArray[np.float64]
+_WHOLE = re.compile(r"[-+]?[0-9]+(\.0*)?")
 
 
 def read(file: Path, spec: Csv, key: str | None) -> Source:
@@ -26,25 +26,43 @@ def read(file: Path, spec: Csv, key: str | None) -> Source:
     `spec.scale` a feature is scaled by `spec.statistics`, else to mean 0 and deviation 1 over all rows of the file.
     """
     existing(file, "csv", "the file")
-    columns = _columns(file)
-    wanted = (spec.label, *(spec.columns or ()), *spec.drop, *([] if key is None else [key]))
-    if missing := [name for name in wanted if name not in columns]:
-        word = "column" if len(missing) == 1 else "columns"
-        raise BadInput(f"{file.absolute()} has no {word} {some(missing)}; it has {', '.join(columns)}")
-    features = spec.columns or [name for name in columns if name not in (spec.label, key, *spec.drop)]
+    table = rows.read(file)
+    others = (spec.label, *spec.drop, *([] if key is None else [key]))
+    rows.require(table, (*others, *(spec.columns or ())))
+    features = spec.columns or [name for name in table.columns if name not in others]
+    if spec.columns is None:
+        _refuse_index(table, features)
     if not features:
-        raise BadInput(f"{file.absolute()}: no column is left to learn from beside {spec.label}")
-    x = np.stack([_numbers(file, name, columns[name]) for name in features], axis=1)
+        raise BadInput(f"{file}: no column is left to learn from beside {spec.label}")
+    x = np.stack([table.numbers(name) for name in features], axis=1)
     x, prepare = _scaled(x, spec)
-    y, names = _classes(file, columns[spec.label], spec.classes)
+    y, names = _classes(table, spec.label, spec.classes)
     return Source(
-        x=x.astype(np.float32),
+        x=floats(x, f"{file}: scaled by data.statistics it has values"),
         y=y,
         shape=(len(features),),
         names=names,
         prepare=prepare,
-        owners=None if key is None else np.array(columns[key]),
+        owners=None if key is None else np.array(table.text(key)),
     )
+
+
+def _refuse_index(table: Table, features: Sequence[str]) -> None:
+    """`BadInput` where a column counts the rows: in a file that is sorted by class it would give the label away."""
+    if table.nameless and table.nameless[0] == 1:
+        raise BadInput(
+            f"{table.file}: its first column has no name, as the index that pandas writes; write the file without it "
+            "(index=False), or name the features in data.columns"
+        )
+    if table.nameless:
+        raise BadInput(
+            f"{table.file}: its first row has no name for column {table.nameless[0]}; name it, remove a comma that is "
+            "too many, or name the features in data.columns"
+        )
+    if index := [name for name in features if re.fullmatch(r"Unnamed: \d+", name)]:
+        raise BadInput(
+            f"{table.file}: column {index[0]} is an index that pandas has read without a name; name it in data.drop"
+        )
 
 
 def statistics(x: Numbers) -> tuple[Numbers, Numbers]:
@@ -60,59 +78,44 @@ def _scaled(x: Numbers, spec: Csv) -> tuple[Numbers, Preparation]:
     given = spec.statistics
     mean, deviation = statistics(x) if given is None else (np.array(given.mean), np.array(given.deviation))
     known = replace(as_floats, offset=tuple(mean.tolist()), scale=tuple(deviation.tolist()))
-    return (x - mean) / deviation, known
+    with np.errstate(over="ignore"):  # the result is looked at
+        return (x - mean) / deviation, known
 
 
-def _columns(file: Path) -> dict[str, Column]:
-    """The columns by name, as text."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as text:  # a spreadsheet may begin its file with a mark
-            rows = csv.reader(text, strict=True)
-            header = next(rows, [])
-            body = [row for row in rows if row]
-            line = rows.line_num
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{file.absolute()} cannot be read as CSV: {error}") from error
-    if len(set(header)) < len(header):
-        raise BadInput(f"{file.absolute()} names a column twice in its first row")
-    if not body:
-        raise BadInput(f"{file.absolute()} has no rows below its first, which names the columns ({line} lines)")
-    for number, row in enumerate(body, 2):
-        if len(row) != len(header):
-            raise BadInput(f"{file.absolute()}: row {number} has {len(row)} values for {len(header)} columns")
-    return dict(zip(header, zip(*body, strict=True), strict=True))
+def _classes(table: Table, name: str, declared: Sequence[str] | None) -> tuple[Labels, tuple[str, ...]]:
+    """The class of each row, and the names of the classes: the `declared` ones, else all that there are, sorted."""
+    column = table.text(name)
+    if declared is None:
+        names = _sorted(table, name, column)
+    else:
+        refuse_undeclared(table.file, Counter(column), declared)
+        names = tuple(declared)
+    places = {label: place for place, label in enumerate(names)}
+    return np.array([places[value] for value in column], dtype=np.int64), names
 
 
-def _numbers(file: Path, name: str, column: Column) -> Numbers:
-    try:
-        found = np.array(column).astype(np.float64)
-        wrong = np.flatnonzero(~np.isfinite(found))
-    except ValueError:
-        wrong = np.flatnonzero([not _is_number(value) for value in column])
-    if wrong.size:
-        raise BadInput(
-            f"{file.absolute()}: row {wrong[0] + 2} has {column[wrong[0]]!r} in column {name}, which is no number; "
-            "mend it, or name the column in data.drop"
-        )
-    return found
+def _sorted(table: Table, name: str, column: Column) -> tuple[str, ...]:
+    """The labels that there are, which are all whole numbers or all words; `BadInput` names the row that is not so."""
+    names = set(column)
+    if len(names) > MOST_CLASSES:
+        raise BadInput(f"{table.file}: column {name} has {len(names)} different labels; is it the column of labels?")
+    whole = {label for label in names if _WHOLE.fullmatch(label)}
+    if not whole and not all(map(rows.is_number, names)):
+        return tuple(sorted(names))
+    some_other = "a number that is not whole" if all(map(rows.is_number, names)) else "a word"
+    reason = (
+        f"{some_other}, where others are whole numbers; mend it, or declare all labels in data.classes"
+        if whole
+        else "a number that is not whole; a class is a whole number or a word, or is declared in data.classes"
+    )
+    table.refuse(name, column, lambda value: value not in whole, reason)
+    values: dict[int, str] = {}
+    for label in names:
+        if values.setdefault(_value(label), label) != label:
+            twice = "a number that other rows write otherwise, such as 1 and 1.0 or 01; write it the same everywhere"
+            table.refuse(name, column, lambda value, wrong=label: value == wrong, twice)  # type: ignore[misc]
+    return tuple(sorted(names, key=_value))
 
 
-def _is_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _classes(file: Path, column: Column, declared: Sequence[str] | None) -> tuple[Labels, tuple[str, ...]]:
-    """The class of each row, and the names of the classes."""
-    if declared is not None:
-        column = tuple(value.strip() for value in column)
-        refuse_undeclared(file, Counter(column), declared)
-        places = {name: place for place, name in enumerate(declared)}
-        return np.array([places[value] for value in column], dtype=np.int64), tuple(declared)
-    order: Any = int if all(value.strip().lstrip("-").isdecimal() for value in column) else str
-    names = sorted(set(column), key=order)
-    places = {name: place for place, name in enumerate(names)}
-    return np.array([places[value] for value in column], dtype=np.int64), tuple(names)
+def _value(label: str) -> int:
+    return int(label.partition(".")[0])
