@@ -4,7 +4,7 @@ Nothing here is the only copy: the object store is the record, and this can be r
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ ENDED = ("finished", "stopped", "failed")
 
 ANNOUNCED = 30.0  #: seconds that a queued job waits for its start-training, before it is taken without it
 LOG = 1000  #: lines kept of a job's log
+PIECE = 5000  #: clients of a cohort in one call; Redis answers nobody else meanwhile
 
 Status = Literal["running", "paused", "stopped"]
 
@@ -289,10 +290,15 @@ class Ledger:
 
         `target` updates close it; all of its cohort's where that is not said.
         """
-        keys = [names.job_key(job), *_round_keys(job, number)]
+        staged = names.staged_key(job, number, fence)
+        last = max(0, (len(cohort) - 1) // PIECE * PIECE)  # from here on they come with the call that opens the round
+        for start in range(0, last, PIECE):
+            piece = cohort[start : start + PIECE]
+            self._step(steps.STAGE, job, [names.job_key(job), staged], [fence, start, *piece])
         wanted = len(cohort) if target is None else target
-        args = [fence, number, attempt, json.dumps(cohort), _ms(seconds), json.dumps(dict(carried)), wanted]
-        return float(self._step(steps.OPEN, job, keys, args)) / 1000
+        about = [fence, last, number, attempt, _ms(seconds), json.dumps(dict(carried)), wanted]
+        keys = [names.job_key(job), *_round_keys(job, number), staged]
+        return float(self._step(steps.OPEN, job, keys, [*about, *cohort[last:]])) / 1000
 
     def extend(self, job: str, fence: int, number: int, seconds: float, limit: float) -> float:
         """Gives an open round `seconds` from now, at most `limit` from its opening; returns what it has left."""
@@ -323,19 +329,21 @@ class Ledger:
         keys = [names.job_key(job), *_round_keys(job, number)]
         self._step(steps.EXCLUDE, job, keys, [fence, client, reason])
 
-    def accepted(self, job: str, number: int, client: str) -> dict[str, Any]:
-        """What a client's counted update said; empty where none was counted."""
-        found = self._redis.hget(names.accepted_key(job, number), client)
-        return dict(json.loads(found)) if found else {}
+    def accepted(self, job: str, number: int, clients: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """What the counted updates of these clients said, of those that have one."""
+        found = self._redis.hmget(names.accepted_key(job, number), *clients)
+        return {client: json.loads(said) for client, said in zip(clients, found, strict=True) if said}
 
-    def close_round(self, job: str, fence: int, number: int, counted: int = 0) -> dict[str, dict[str, Any]]:
-        """Freezes the set of accepted updates and returns it; closing again returns the same.
+    def close_round(self, job: str, fence: int, number: int, counted: int = 0) -> RoundRecord:
+        """Freezes the set of accepted updates and returns the round; closing again returns the same.
 
         `RecordLost` where Redis holds fewer than the caller has `counted`.
         """
-        keys = [names.job_key(job), *_round_keys(job, number)]
-        pairs = self._step(steps.CLOSE, job, keys, [fence, counted])
-        return {client: json.loads(update) for client, update in zip(pairs[::2], pairs[1::2], strict=True)}
+        self._step(steps.CLOSE, job, [names.job_key(job), *_round_keys(job, number)], [fence, counted])
+        record = self.round(job, number)
+        if record is None:
+            raise RecordLost(f"Redis has lost the record of round {number} of {job}")
+        return record
 
     def commit_round(self, job: str, fence: int, number: int, came_to: Totals = NOTHING) -> None:
         """The round's model and manifest are in the store: it is the job's last committed one."""
@@ -355,16 +363,16 @@ class Ledger:
         row = self._redis.hgetall(names.round_key(job, number))
         if not row:
             return None
-        accepted = self._redis.hgetall(names.accepted_key(job, number))
+        accepted, rejected = names.accepted_key(job, number), names.rejected_key(job, number)
         return RoundRecord(
             number=number,
             state=row["state"],
             attempt=int(row["attempt"]),
-            cohort=tuple(json.loads(row["cohort"])),
+            cohort=tuple(self._cohort(names.cohort_key(job, number))),
             opened=_seconds(row["opened"]),
             deadline=_seconds(row["deadline"]),
-            accepted={client: json.loads(update) for client, update in sorted(accepted.items())},
-            rejected=dict(sorted(self._redis.hgetall(names.rejected_key(job, number)).items())),
+            accepted={client: json.loads(update) for client, update in sorted(self._pairs(accepted))},
+            rejected=dict(sorted(self._pairs(rejected))),
             reason=row.get("reason", ""),
             carried=json.loads(row.get("carried", "{}")),
             target=int(row.get("target", 0)),
@@ -390,6 +398,24 @@ class Ledger:
         """Product and version of the server."""
         return f"Redis {self._redis.info('server')['redis_version']}"
 
+    def _cohort(self, key: str) -> Iterator[str]:
+        """A round's clients in the order of their places, read in pieces."""
+        start = 0
+        while piece := self._redis.zrange(key, start, start + PIECE - 1):
+            yield from piece
+            start += len(piece)
+            if len(piece) < PIECE:
+                return
+
+    def _pairs(self, key: str) -> Iterator[tuple[str, str]]:
+        """What a hash holds, read in pieces; what is there all the while comes, perhaps twice."""
+        cursor = 0
+        while True:
+            cursor, piece = self._redis.hscan(key, cursor, count=PIECE)
+            yield from piece.items()
+            if not int(cursor):
+                return
+
     def _step(self, script: Script, job: str, keys: list[str], args: list[Any]) -> Any:
         answer = self._redis.run(script, keys, args)
         if answer == "fenced":
@@ -401,11 +427,12 @@ class Ledger:
         return answer
 
 
-def _round_keys(job: str, number: int) -> tuple[str, str, str]:
+def _round_keys(job: str, number: int) -> tuple[str, str, str, str]:
     return (
         names.round_key(job, number),
         names.accepted_key(job, number),
         names.rejected_key(job, number),
+        names.cohort_key(job, number),
     )
 
 

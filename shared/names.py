@@ -70,6 +70,16 @@ def rejected_key(job: str, number: int) -> str:
     return f"fedq:job:{job}:round:{number}:rejected"
 
 
+def cohort_key(job: str, number: int) -> str:
+    """A sorted set: the clients that a round asks, by their places."""
+    return f"fedq:job:{job}:round:{number}:cohort"
+
+
+def staged_key(job: str, number: int, fence: int) -> str:
+    """Where an owner gathers a cohort that is too long for one call."""
+    return f"fedq:job:{job}:round:{number}:cohort:{fence}"
+
+
 def pulse_key(aggregator: str) -> str:
     """Redis's time when an aggregator last looked; less than that later, and Redis went back."""
     return f"fedq:pulse:{aggregator}"

@@ -2,8 +2,9 @@
 
 A script names the fence that it expects and answers with a word: `ok`, `duplicate`, `late`, `stranger`, `fenced`,
 `lost` or `conflict`. Time is Redis's. `tests/simulation/model.py` holds the same rules in Python, and a test holds the
-two together. `KEYS[1]` is the job's hash; of a round, `KEYS[2]` to `KEYS[4]` are its hash, its accepted and its
-rejected, and of one that ends `KEYS[5]` is the hash of the totals.
+two together. `KEYS[1]` is the job's hash; of a round, `KEYS[2]` to `KEYS[5]` are its hash, its accepted, its rejected
+and its cohort, and of one that ends `KEYS[6]` is the hash of the totals. No step of an open round looks at more of it
+than the clients that it is about.
 """
 
 from shared.redis_client import Script
@@ -144,7 +145,7 @@ if live(status) then return 'conflict' end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'detail', 'waiting for an aggregator', 'lease', 0, 'announced', now,
   'rounds', ARGV[1], 'wanted', 'running', 'reason', '', 'claims', 0)
 redis.call('HDEL', KEYS[1], 'ended', 'waiting')
-if status ~= 'paused' then redis.call('DEL', KEYS[2], KEYS[3], KEYS[4]) end
+if status ~= 'paused' then redis.call('DEL', unpack(KEYS, 2)) end
 return 'ok'
 """
 )
@@ -225,21 +226,46 @@ return {before, tostring(now)}
 """
 )
 
-OPEN = Script(
-    _NOW
+#: Clients of a cohort, each with its place: ARGV[3] on, the first at place ARGV[2].
+_PLACES = """
+local function place(cohort, first)
+  for i = first, #ARGV do redis.call('ZADD', cohort, ARGV[2] + i - first, ARGV[i]) end
+end
+"""
+
+#: A piece of a cohort that is too long for one call, into `KEYS[2]`, where it waits for the round to be opened.
+STAGE = Script(
+    _PLACES
     + _FENCED
     + """
-if redis.call('HGET', KEYS[1], 'round') ~= tostring(ARGV[2] - 1) then return 'conflict' end
+if tonumber(ARGV[2]) == 0 then redis.call('DEL', KEYS[2]) end
+place(KEYS[2], 3)
+redis.call('EXPIRE', KEYS[2], 600)
+return 'ok'
+"""
+)
+
+#: `KEYS[6]` is where the clients before place ARGV[2] wait; the others are ARGV[8] on.
+OPEN = Script(
+    _NOW
+    + _PLACES
+    + _FENCED
+    + """
+if redis.call('HGET', KEYS[1], 'round') ~= tostring(ARGV[3] - 1) then return 'conflict' end
 local state = redis.call('HGET', KEYS[2], 'state')
 if state == 'closed' or state == 'committed' then return 'conflict' end
+if redis.call('ZCARD', KEYS[6]) < tonumber(ARGV[2]) then return 'lost' end
+redis.call('DEL', KEYS[3], KEYS[4], KEYS[5])
+if tonumber(ARGV[2]) > 0 then redis.call('RENAME', KEYS[6], KEYS[5]) end
+place(KEYS[5], 8)
 local deadline = now + ARGV[5]
-redis.call('HSET', KEYS[2], 'state', 'open', 'attempt', ARGV[3], 'cohort', ARGV[4], 'carried', ARGV[6],
+redis.call('HSET', KEYS[2], 'state', 'open', 'attempt', ARGV[4], 'carried', ARGV[6],
   'target', ARGV[7], 'opened', now, 'deadline', deadline)
 redis.call('HSET', KEYS[1], 'status', 'running', 'detail',
-  'round ' .. ARGV[2] .. ' of ' .. redis.call('HGET', KEYS[1], 'rounds'))
+  'round ' .. ARGV[3] .. ' of ' .. redis.call('HGET', KEYS[1], 'rounds'))
 redis.call('HDEL', KEYS[1], 'waiting')
 redis.call('PERSIST', KEYS[2])
-redis.call('DEL', KEYS[3], KEYS[4])
+redis.call('PERSIST', KEYS[5])
 return deadline
 """
 )
@@ -259,18 +285,25 @@ return math.max(0, deadline - now)
 )
 
 _STANDING_BODY = """
-local function standing(round, accepted, client, now)
-  local row = redis.call('HMGET', round, 'state', 'deadline', 'cohort')
-  if row[1] ~= 'open' or tonumber(row[2]) < now then return 'late' end
-  local member = false
-  for _, name in ipairs(cjson.decode(row[3])) do member = member or name == client end
-  if not member then return 'stranger' end
+local function late(round, now)
+  local row = redis.call('HMGET', round, 'state', 'deadline')
+  return row[1] ~= 'open' or tonumber(row[2]) < now
+end
+local function standing(cohort, accepted, client)
+  if not redis.call('ZSCORE', cohort, client) then return 'stranger' end
   if redis.call('HEXISTS', accepted, client) == 1 then return 'duplicate' end
   return 'ok'
 end
 """
 
-STANDING = Script(_NOW + _STANDING_BODY + "return standing(KEYS[1], KEYS[2], ARGV[1], now)")
+STANDING = Script(
+    _NOW
+    + _STANDING_BODY
+    + """
+if late(KEYS[1], now) then return 'late' end
+return standing(KEYS[4], KEYS[2], ARGV[1])
+"""
+)
 
 #: All clients of an update, whose names and entries are ARGV[2] on in turn, or none of them.
 ACCEPT = Script(
@@ -278,8 +311,9 @@ ACCEPT = Script(
     + _STANDING_BODY
     + _FENCED
     + """
+if late(KEYS[2], now) then return 'late' end
 for i = 2, #ARGV, 2 do
-  local answer = standing(KEYS[2], KEYS[3], ARGV[i], now)
+  local answer = standing(KEYS[5], KEYS[3], ARGV[i])
   if answer ~= 'ok' then return answer end
 end
 redis.call('HSET', KEYS[3], unpack(ARGV, 2))
@@ -305,11 +339,11 @@ CLOSE = Script(
     + """
 local state = redis.call('HGET', KEYS[2], 'state')
 if not state then return 'lost' end
-if state == 'committed' or state == 'closed' then return redis.call('HGETALL', KEYS[3]) end
+if state == 'committed' or state == 'closed' then return 'ok' end
 if state ~= 'open' then return 'conflict' end
 if redis.call('HLEN', KEYS[3]) < tonumber(ARGV[2]) then return 'lost' end
 redis.call('HSET', KEYS[2], 'state', 'closed')
-return redis.call('HGETALL', KEYS[3])
+return 'ok'
 """
 )
 
@@ -322,7 +356,7 @@ if state == 'committed' then return 'ok' end
 if state ~= 'closed' then return 'conflict' end
 redis.call('HSET', KEYS[2], 'state', 'committed')
 redis.call('HSET', KEYS[1], 'round', ARGV[2], 'claims', 0)
-count(KEYS[5])
+count(KEYS[6])
 return 'ok'
 """
 )
@@ -334,9 +368,9 @@ FAIL = Script(
 local state = redis.call('HGET', KEYS[2], 'state')
 if not state then return 'lost' end
 if state == 'committed' then return 'conflict' end
-if state ~= 'failed' then count(KEYS[5]) end
+if state ~= 'failed' then count(KEYS[6]) end
 redis.call('HSET', KEYS[2], 'state', 'failed', 'reason', ARGV[2])
-for i = 2, 4 do redis.call('EXPIRE', KEYS[i], 7 * 86400) end  -- there is no manifest: people look here
+for i = 2, 5 do redis.call('EXPIRE', KEYS[i], 7 * 86400) end  -- there is no manifest: people look here
 return 'ok'
 """
 )

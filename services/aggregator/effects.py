@@ -162,9 +162,9 @@ def close(seat: Seat, number: int) -> rounds.Committed:
     ledger, blobs, tally = seat.edges.ledger, seat.edges.blobs, seat.tally
     clock = seat.edges.clock
     began = clock()
-    accepted = ledger.close_round(seat.job, seat.fence, number, len(tally.counted))
+    record = ledger.close_round(seat.job, seat.fence, number, len(tally.counted))
+    accepted = record.accepted
     failpoint("aggregator.closed")
-    record = record_of(seat, number)
     model = tally.advance(number, len(record.cohort), accepted)
     base = tally.bases.get(number)
     grid = tally.grid if base is not None else None

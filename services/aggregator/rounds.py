@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from services.aggregator.members import Cohort, Grown
 from services.aggregator.selection import enough, lacking, population, select
 from services.aggregator.selection.history import NOTHING, History
 from shared.jobs import JobSpec
@@ -25,10 +26,10 @@ class State:
     phase: Phase = "looking"
     round: int = 0
     attempt: int = 1
-    cohort: tuple[str, ...] = ()
-    accepted: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()  # whose answer is that there is none: they said so, or it was refused
-    refused: frozenset[str] = frozenset()  # in whose name something was refused
+    cohort: Cohort = Cohort()  # noqa: RUF009 - it is immutable
+    accepted: Grown = field(default_factory=Grown)
+    failed: Grown = field(default_factory=Grown)  # whose answer is that there is none: they said so, or it was refused
+    refused: Grown = field(default_factory=Grown)  # in whose name something was refused
     why: str = ""  # what was the first that went wrong
     deadline: float | None = None
     waited: float = 0.0  # seconds for trainers, under earlier owners
@@ -300,9 +301,9 @@ def reopened(
     number: int,
     attempt: int,
     cohort: tuple[str, ...],
-    accepted: frozenset[str],
-    failed: frozenset[str],
-    refused: frozenset[str] = frozenset(),
+    accepted: Iterable[str],
+    failed: Iterable[str],
+    refused: Iterable[str] = (),
     why: str = "",
     flying: Mapping[str, int] | None = None,
 ) -> Step:
@@ -312,10 +313,10 @@ def reopened(
         "open",
         number,
         attempt,
-        cohort,
-        accepted,
-        failed,
-        refused,
+        Cohort(cohort),
+        Grown(accepted),
+        Grown(failed),
+        Grown(refused),
         why,
         recovering=False,
         flying=flying or {},
@@ -332,7 +333,8 @@ def closing(
     flying: Mapping[str, int] | None = None,
 ) -> Step:
     """A job whose round `number` was closed and not committed."""
-    return State(spec, "closing", number, attempt, cohort, frozenset(accepted), flying=flying or {}), (Close(number),)
+    state = State(spec, "closing", number, attempt, Cohort(cohort), Grown(accepted), flying=flying or {})
+    return state, (Close(number),)
 
 
 def abandoned(spec: JobSpec, number: int, attempt: int, reason: str) -> Step:
@@ -370,14 +372,14 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
         case Interrupted(), "evaluating":
             return state, (Evaluate(state.round),)
         case Accepted(client), "open":
-            answered = replace(state, accepted=state.accepted | {client}, failed=state.failed - {client})
+            answered = replace(state, accepted=state.accepted.plus(client), failed=state.failed.without(client))
             return _judged(answered, now)
         case Failed(client, why), "open" if client in state.cohort and client not in state.accepted:
-            return _judged(replace(state, failed=state.failed | {client}, why=_told(state, client, why)), now)
+            return _judged(replace(state, failed=state.failed.plus(client), why=_told(state, client, why)), now)
         case Rejected(client, why, final), "open" if client in state.cohort and client not in state.accepted:
-            failed = state.failed | {client} if final else state.failed
+            failed = state.failed.plus(client) if final else state.failed
             told = _told(state, client, why)
-            return _judged(replace(state, failed=failed, refused=state.refused | {client}, why=told), now)
+            return _judged(replace(state, failed=failed, refused=state.refused.plus(client), why=told), now)
         case Committed(answered), "closing":
             return _committed(state, now, answered)
         case Evaluated(number, done), "evaluating" if number == state.round:
@@ -401,14 +403,14 @@ def _looked(state: State, found: Looked, now: float) -> Step:
         until = now + spec.rounds.wait - state.waited if state.deadline is None else state.deadline
         return replace(state, phase="waiting", deadline=until, lacking=detail), (Wait(detail),)
     chosen = {*fresh, *flying}
-    cohort = tuple(client for client in spec.clients if client in chosen)
+    cohort = Cohort(client for client in spec.clients if client in chosen)
     opened = replace(
         state,
         phase="open",
         cohort=cohort,
-        accepted=frozenset(),
-        failed=frozenset(),
-        refused=frozenset(),
+        accepted=Grown(),
+        failed=Grown(),
+        refused=Grown(),
         why="",
         deadline=None,
         waited=0.0,
@@ -420,10 +422,11 @@ def _looked(state: State, found: Looked, now: float) -> Step:
 
 def _reviewed(state: State, now: float) -> Step:
     judged, effects = _judged(state, now)
-    if judged.phase != "open" or not judged.unanswered or judged.rings >= RINGS:
+    unanswered = judged.unanswered
+    if judged.phase != "open" or not unanswered or judged.rings >= RINGS:
         return judged, effects
-    carried = {client: number for client, number in state.flying.items() if client in judged.unanswered}
-    ring = Ring(state.round, state.attempt, judged.unanswered, first=state.unrung, carried=carried)
+    carried = {client: state.flying[client] for client in unanswered if client in state.flying}
+    ring = Ring(state.round, state.attempt, unanswered, first=state.unrung, carried=carried)
     return replace(judged, rings=judged.rings + 1, unrung=False), (ring,)
 
 
@@ -502,7 +505,7 @@ def _next(state: State, committed: int) -> Step:
         return _ended(replace(state, round=committed), End("finished"))
     if state.pausing is not None:
         return _paused(replace(state, round=committed + 1), state.pausing)
-    following = replace(state, phase="looking", round=committed + 1, attempt=1, cohort=(), deadline=None)
+    following = replace(state, phase="looking", round=committed + 1, attempt=1, cohort=Cohort(), deadline=None)
     return following, (Look(),)
 
 

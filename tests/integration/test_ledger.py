@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import redis
 
+from shared import ledger as ledgers
 from shared import names, settings
 from shared.errors import BadInput, Fenced, RecordLost, Stale
-from shared.ledger import ANNOUNCED, LOG, Conflict, JobRecord, Ledger, Sum, Totals, Wanted
+from shared.ledger import ANNOUNCED, LOG, PIECE, Conflict, JobRecord, Ledger, Sum, Totals, Wanted
 from tests.conftest import Servers
 
 SECONDS = 10.0
@@ -300,11 +301,10 @@ def test_a_round_goes_from_open_to_committed(ledger: Ledger) -> None:
     assert ledger.required(JOB).detail == "round 0 of 3"
 
     assert ledger.accept(JOB, fence, 0, "b", {"examples": 2, "who": "ü"}) == "ok"
-    assert ledger.accepted(JOB, 0, "b") == {"examples": 2, "who": "ü"}
-    assert ledger.accepted(JOB, 0, "a") == {}
+    assert ledger.accepted(JOB, 0, ["b", "a"]) == {"b": {"examples": 2, "who": "ü"}}
     ledger.reject(JOB, fence, 0, "c", "first reason")
     ledger.reject(JOB, fence, 0, "c", "second reason")
-    assert ledger.close_round(JOB, fence, 0) == {"b": {"examples": 2, "who": "ü"}}
+    assert ledger.close_round(JOB, fence, 0).accepted == {"b": {"examples": 2, "who": "ü"}}
     ledger.commit_round(JOB, fence, 0)
 
     found = ledger.round(JOB, 0)
@@ -349,14 +349,14 @@ def test_closing_freezes_the_set(ledger: Ledger) -> None:
     """What comes later is late, and closing again gives the same; so does committing again."""
     fence = opened(ledger)
     ledger.accept(JOB, fence, 0, "a", {"examples": 1})
-    frozen = ledger.close_round(JOB, fence, 0)
+    frozen = ledger.close_round(JOB, fence, 0).accepted
     assert ledger.accept(JOB, fence, 0, "b", {"examples": 2}) == "late"
     assert ledger.standing(JOB, 0, "b") == "late"
 
-    assert ledger.close_round(JOB, fence, 0) == frozen == {"a": {"examples": 1}}
+    assert ledger.close_round(JOB, fence, 0).accepted == frozen == {"a": {"examples": 1}}
     ledger.commit_round(JOB, fence, 0)
     ledger.commit_round(JOB, fence, 0)
-    assert ledger.close_round(JOB, fence, 0) == frozen
+    assert ledger.close_round(JOB, fence, 0).accepted == frozen
     assert ledger.required(JOB).round == 0
 
 
@@ -366,7 +366,7 @@ def test_one_of_fifty_updates_of_a_client_counts(ledger: Ledger) -> None:
     answers = race(lambda number: ledger.accept(JOB, fence, 0, "a", {"number": number}))
 
     assert sorted(answers) == ["duplicate"] * (RACERS - 1) + ["ok"]
-    assert ledger.accepted(JOB, 0, "a") == {"number": answers.index("ok")}
+    assert ledger.accepted(JOB, 0, ["a"]) == {"a": {"number": answers.index("ok")}}
 
 
 def test_all_of_fifty_clients_count(ledger: Ledger) -> None:
@@ -378,7 +378,7 @@ def test_all_of_fifty_clients_count(ledger: Ledger) -> None:
 
     def step(number: int) -> str:
         if number == 0:
-            frozen.update(ledger.close_round(JOB, fence, 0))
+            frozen.update(ledger.close_round(JOB, fence, 0).accepted)
             return "closed"
         return ledger.accept(JOB, fence, 0, cohort[number], {"number": number})
 
@@ -418,7 +418,7 @@ def test_after_its_deadline_a_round_takes_nothing(ledger: Ledger) -> None:
 
     assert ledger.accept(JOB, fence, 0, "a", {}) == "late"
     assert ledger.standing(JOB, 0, "a") == "late"
-    assert ledger.close_round(JOB, fence, 0) == {}
+    assert ledger.close_round(JOB, fence, 0).accepted == {}
 
 
 def test_a_round_that_was_never_opened_takes_nothing(ledger: Ledger) -> None:
@@ -442,7 +442,8 @@ def test_another_attempt_begins_with_nothing(servers: Servers, ledger: Ledger) -
     assert (found.state, found.attempt, found.cohort, found.accepted, found.rejected) == ("open", 2, ("a", "d"), {}, {})
     assert ledger.accept(JOB, fence, 0, "a", {}) == "ok"
     assert ledger.accept(JOB, fence, 0, "b", {}) == "stranger"
-    assert {servers.redis().ttl(key) for key in (names.round_key(JOB, 0), names.accepted_key(JOB, 0))} == {-1}
+    keys = (names.round_key(JOB, 0), names.accepted_key(JOB, 0), names.cohort_key(JOB, 0))
+    assert {servers.redis().ttl(key) for key in keys} == {-1}
 
 
 def test_a_failed_round_is_kept_for_a_week(servers: Servers, ledger: Ledger) -> None:
@@ -456,7 +457,12 @@ def test_a_failed_round_is_kept_for_a_week(servers: Servers, ledger: Ledger) -> 
     assert found is not None
     assert (found.state, found.reason) == ("failed", "too few")
     assert (list(found.accepted), found.rejected) == (["a"], {"b": "bad"})
-    keys = (names.round_key(JOB, 0), names.accepted_key(JOB, 0), names.rejected_key(JOB, 0))
+    keys = (
+        names.round_key(JOB, 0),
+        names.accepted_key(JOB, 0),
+        names.rejected_key(JOB, 0),
+        names.cohort_key(JOB, 0),
+    )
     assert all(7 * 86400 - 60 < servers.redis().ttl(key) <= 7 * 86400 for key in keys)
     assert ledger.accept(JOB, fence, 0, "c", {}) == "late"
     with pytest.raises(Stale, match="has moved on"):
@@ -862,7 +868,7 @@ def test_an_update_that_cannot_be_had_is_excluded_with_the_reason(ledger: Ledger
     assert found is not None
     assert (list(found.accepted), found.rejected) == (["b"], {"a": "its blob is gone"})
     assert ledger.accept(JOB, fence, 0, "a", {"number": 3}) == "ok"
-    assert sorted(ledger.close_round(JOB, fence, 0)) == ["a", "b"]
+    assert sorted(ledger.close_round(JOB, fence, 0).accepted) == ["a", "b"]
     with pytest.raises(Conflict):
         ledger.exclude(JOB, fence, 0, "a", "too late for that")
 
@@ -878,8 +884,8 @@ def test_a_close_that_finds_too_few_freezes_nothing(ledger: Ledger) -> None:
     assert found.state == "open"
 
     assert ledger.accept(JOB, fence, 0, "b", {"number": 2}) == "ok"
-    assert sorted(ledger.close_round(JOB, fence, 0, counted=2)) == ["a", "b"]
-    assert sorted(ledger.close_round(JOB, fence, 0, counted=3)) == ["a", "b"], "what is frozen is frozen"
+    assert sorted(ledger.close_round(JOB, fence, 0, counted=2).accepted) == ["a", "b"]
+    assert sorted(ledger.close_round(JOB, fence, 0, counted=3).accepted) == ["a", "b"], "what is frozen is frozen"
 
 
 def test_a_round_that_is_not_there_does_not_fail(servers: Servers, ledger: Ledger) -> None:
@@ -971,3 +977,100 @@ def test_no_replica_hides_from_another_that_redis_went_back(servers: Servers, le
 
     assert ledger.pulse("one", known)[0] == -1
     assert 0 < servers.redis().ttl(names.pulse_key("two")) <= 7 * 86400
+
+
+# --- huge rounds ----------------------------------------------------------------------------------
+
+
+def cohort_of(size: int) -> tuple[str, ...]:
+    return tuple(f"client-{number:06d}" for number in range(size))
+
+
+@pytest.mark.parametrize("size", [1, PIECE, PIECE + 1, 3 * PIECE + 7])
+def test_a_cohort_of_any_size_is_read_as_it_was_opened(servers: Servers, ledger: Ledger, size: int) -> None:
+    """In pieces or in one, with all that it accepted, and nothing of the pieces is left beside it."""
+    fence, cohort = taken(ledger), cohort_of(size)[::-1]
+    ledger.open_round(JOB, fence, 0, 1, cohort, 60)
+    for start in range(0, size, 500):
+        part = cohort[start : start + 500]
+        assert ledger.accept_all(JOB, fence, 0, {client: {"number": client} for client in part}) == "ok"
+    found = ledger.close_round(JOB, fence, 0)
+
+    assert found.cohort == cohort
+    assert found.accepted == {client: {"number": client} for client in cohort}
+    assert names.staged_key(JOB, 0, fence) not in servers.redis().keys("*")
+
+
+def test_a_smaller_cohort_takes_over_nothing_of_a_larger_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of the attempt before, nor of pieces that waited for a call that never came."""
+    fence, cohort = taken(ledger), cohort_of(9)
+    monkeypatch.setattr(ledgers, "PIECE", 2)
+    ledger.open_round(JOB, fence, 0, 1, cohort, 60)
+    with monkeypatch.context() as patched:
+        patched.setattr(ledgers, "_ms", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.open_round(JOB, fence, 0, 2, cohort, 60)
+    ledger.fail_round(JOB, fence, 0, "too few")
+    ledger.open_round(JOB, fence, 0, 2, cohort[:3], 60)
+    found = ledger.round(JOB, 0)
+
+    assert found is not None
+    assert found.cohort == cohort[:3]
+    assert ledger.accept(JOB, fence, 0, cohort[8], {}) == "stranger"
+
+
+def interrupted(_: float) -> int:
+    """The process dies between two calls."""
+    raise KeyboardInterrupt
+
+
+def test_a_cohort_whose_pieces_are_gone_is_not_opened(
+    servers: Servers, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis forgot them between two calls: the round would ask fewer than it says."""
+    fence = taken(ledger)
+    monkeypatch.setattr(ledgers, "PIECE", 2)
+
+    def forgetting(seconds: float) -> int:
+        servers.redis().delete(names.staged_key(JOB, 0, fence))
+        return int(seconds * 1000)
+
+    monkeypatch.setattr(ledgers, "_ms", forgetting)
+    with pytest.raises(RecordLost):
+        ledger.open_round(JOB, fence, 0, 1, cohort_of(5), 60)
+    assert ledger.round(JOB, 0) is None
+
+
+def test_who_was_fenced_gathers_no_cohort(servers: Servers, ledger: Ledger) -> None:
+    fence = taken(ledger)
+    with pytest.raises(Fenced):
+        ledger.open_round(JOB, fence - 1, 0, 1, cohort_of(PIECE + 1), 60)
+    assert servers.redis().keys("*:cohort*") == []
+
+
+def test_accepting_costs_the_same_in_any_cohort(servers: Servers, ledger: Ledger) -> None:
+    """Redis's own processor time for a batch of 50, in a round of 30,000 as in one of 100."""
+
+    fence = taken(ledger)
+
+    def spent(number: int, size: int) -> float:
+        cohort = cohort_of(size)
+        ledger.open_round(JOB, fence, number, 1, cohort, 600)
+        before = processor(servers)
+        for start in range(0, 100, 50):
+            part = cohort[start : start + 50]
+            assert ledger.accept_all(JOB, fence, number, {client: {} for client in part}) == "ok"
+            assert ledger.standing(JOB, number, part[0]) == "duplicate"
+        took = processor(servers) - before
+        ledger.close_round(JOB, fence, number)
+        ledger.commit_round(JOB, fence, number)
+        return took
+
+    small, large = spent(0, 100), spent(1, 30_000)
+    assert large < 10 * small + 0.02, f"{large:.4f} s in a cohort of 30,000, {small:.4f} s in one of 100"
+
+
+def processor(servers: Servers) -> float:
+    """Seconds that Redis has worked, whoever else works on the machine."""
+    found = servers.redis().info("cpu")
+    return float(found["used_cpu_user"] + found["used_cpu_sys"])

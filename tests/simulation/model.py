@@ -208,26 +208,36 @@ def pulse(data: Data, now: int, keys: Keys, known: str) -> list[str]:
     return [before, str(now)]
 
 
+def stage(data: Data, now: int, keys: Keys, fence: str, first: str, *cohort: str) -> str:
+    owned(data, keys, fence)
+    if first == "0":
+        data.delete(keys[1])
+    place(data, keys[1], first, cohort)
+    data.expiring.add(keys[1])
+    return "ok"
+
+
 def open_round(
     data: Data,
     now: int,
     keys: Keys,
     fence: str,
+    first: str,
     number: str,
     attempt: str,
-    cohort: str,
     ms: str,
     carried: str,
     target: str,
+    *cohort: str,
 ) -> int:
     job = owned(data, keys, fence)
     conflict(int(job["round"]) != int(number) - 1)
     conflict(data.get(keys[1]).get("state") in ("closed", "committed"))
+    lost(len(data.scores.get(keys[5], {})) < int(first))
     deadline = now + int(ms)
     data.at(keys[1]).update(
         state="open",
         attempt=attempt,
-        cohort=cohort,
         carried=carried,
         target=target,
         opened=str(now),
@@ -236,8 +246,18 @@ def open_round(
     job.update(status="running", detail=f"round {number} of {job['rounds']}")
     job.pop("waiting", None)
     data.expiring.discard(keys[1])
-    data.delete(*keys[2:])
+    data.delete(*keys[2:5])
+    if int(first):
+        data.scores[keys[4]] = data.scores.pop(keys[5])
+        data.expiring.discard(keys[5])
+    place(data, keys[4], first, cohort)
     return deadline
+
+
+def place(data: Data, key: str, first: str, cohort: tuple[str, ...]) -> None:
+    """Adds clients of a cohort by their places."""
+    for number, client in enumerate(cohort, int(first)):
+        data.scores.setdefault(key, {})[client] = number
 
 
 def extend(data: Data, now: int, keys: Keys, fence: str, ms: str, limit: str) -> int:
@@ -254,7 +274,7 @@ def standing(data: Data, now: int, keys: Keys, client: str) -> str:
     row = data.get(keys[0])
     if row.get("state") != "open" or int(row["deadline"]) < now:
         return "late"
-    if client not in json.loads(row["cohort"]):
+    if client not in data.scores.get(keys[3], {}):
         return "stranger"
     return "duplicate" if client in data.get(keys[1]) else "ok"
 
@@ -286,7 +306,7 @@ def exclude(data: Data, now: int, keys: Keys, fence: str, client: str, reason: s
     return "ok"
 
 
-def close(data: Data, now: int, keys: Keys, fence: str, counted: str) -> list[str]:
+def close(data: Data, now: int, keys: Keys, fence: str, counted: str) -> str:
     owned(data, keys, fence)
     row, accepted = data.get(keys[1]), data.get(keys[2])
     lost(not row)
@@ -294,7 +314,7 @@ def close(data: Data, now: int, keys: Keys, fence: str, counted: str) -> list[st
         conflict(row["state"] != "open")
         lost(len(accepted) < int(counted))
         row["state"] = "closed"
-    return [part for pair in accepted.items() for part in pair]
+    return "ok"
 
 
 def commit(data: Data, now: int, keys: Keys, fence: str, number: str, *amounts: str) -> str:
@@ -304,7 +324,7 @@ def commit(data: Data, now: int, keys: Keys, fence: str, number: str, *amounts: 
     if state == "closed":
         data.get(keys[1])["state"] = "committed"
         job.update(round=number, claims="0")
-        count(data, keys[4], amounts)
+        count(data, keys[5], amounts)
     return "ok"
 
 
@@ -314,9 +334,9 @@ def fail(data: Data, now: int, keys: Keys, fence: str, reason: str, *amounts: st
     lost(not row)
     conflict(row["state"] == "committed")
     if row["state"] != "failed":
-        count(data, keys[4], amounts)
+        count(data, keys[5], amounts)
     row.update(state="failed", reason=reason)
-    data.expiring |= {key for key in keys[1:4] if key in data.hashes}
+    data.expiring |= {key for key in keys[1:5] if key in data.hashes or key in data.scores}
     return "ok"
 
 
@@ -365,6 +385,7 @@ RULES: dict[Script, Rule] = {
     steps.END: end,
     steps.NOTE: note,
     steps.PULSE: pulse,
+    steps.STAGE: stage,
     steps.OPEN: open_round,
     steps.EXTEND: extend,
     steps.STANDING: standing,
@@ -394,8 +415,10 @@ class ModelRedis:
     def hgetall(self, key: str) -> Hash:
         return dict(self.data.get(key))
 
-    def hget(self, key: str, name: str) -> str | None:
-        return self.data.get(key).get(name)
+    def hscan(self, key: str, cursor: int, count: int) -> tuple[int, Hash]:
+        assert cursor == 0
+        assert count
+        return 0, self.hgetall(key)
 
     def hmget(self, key: str, *names: str) -> list[str | None]:
         return [self.data.get(key).get(name) for name in names]
@@ -406,6 +429,10 @@ class ModelRedis:
     def lrange(self, key: str, start: int, stop: int) -> list[str]:
         assert (start, stop) == (0, -1)
         return list(self.data.lists.get(key, []))
+
+    def zrange(self, key: str, start: int, stop: int) -> list[str]:
+        scores = self.data.scores.get(key, {})
+        return sorted(scores, key=lambda name: (scores[name], name))[start : stop + 1]
 
     def zrevrange(self, key: str, start: int, stop: int) -> list[str]:
         assert (start, stop) == (0, -1)

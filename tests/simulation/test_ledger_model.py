@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from shared import ledger as ledgers
 from shared import transitions as steps
 from shared.errors import FedqError
 from shared.ledger import JobRecord, Ledger, Sum, Totals, Wanted
@@ -108,7 +109,7 @@ CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "standing": (job, number, client),
     "reject": (job, fence, number, client, text),
     "exclude": (job, fence, number, client, text),
-    "accepted": (job, number, client),
+    "accepted": (job, number, st.lists(client, min_size=1, max_size=3, unique=True)),
     "close_round": (job, fence, number, few),
     "commit_round": (job, fence, number, totals),
     "fail_round": (job, fence, number, text, totals),
@@ -273,8 +274,9 @@ def answer(ask: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture
-def compare(servers: Servers) -> Iterator[Callable[..., None]]:
-    """Runs a list of calls on an empty Redis and on a model with the given rules."""
+def compare(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Runs a list of calls on an empty Redis and on a model with the given rules; each cohort comes in two pieces."""
+    monkeypatch.setattr(ledgers, "PIECE", 1)
     url = servers.settings(Record).redis_url.get_secret_value()
     driver = redis.Redis.from_url(url, decode_responses=True)
     dumping = redis.Redis.from_url(url)
@@ -317,7 +319,7 @@ def greedy(data: Data, now: int, keys: list[str], owner: str, lease: str) -> str
     return model.claim(data, now + 1, keys, owner, lease)
 
 
-def trusting(data: Data, now: int, keys: list[str], fence: str, counted: str) -> list[str]:
+def trusting(data: Data, now: int, keys: list[str], fence: str, counted: str) -> str:
     return model.close(data, now, keys, fence, "0")
 
 
@@ -327,7 +329,7 @@ def forgetful(data: Data, now: int, keys: list[str], rounds: str) -> str:
 
 def eager(data: Data, now: int, keys: list[str], fence: str, number: str, *amounts: str) -> str:
     answer = model.commit(data, now, keys, fence, number)
-    model.count(data, keys[4], amounts)
+    model.count(data, keys[5], amounts)
     return answer
 
 

@@ -243,7 +243,7 @@ def no_bucket(patch: pytest.MonkeyPatch) -> None:
 def blind_close(patch: pytest.MonkeyPatch) -> None:
     """A round is closed with what Redis has, however much was counted, and nobody is unseated where Redis went back."""
 
-    def close(data: model.Data, now: int, keys: list[str], fence: str, _: str) -> list[str]:
+    def close(data: model.Data, now: int, keys: list[str], fence: str, _: str) -> str:
         return model.close(data, now, keys, fence, "0")
 
     patch.setitem(model.RULES, model.steps.CLOSE, close)
@@ -267,8 +267,8 @@ def counted_twice(patch: pytest.MonkeyPatch) -> None:
     """A repeated update is folded again."""
 
     def on_duplicate(seat: Seat, state: rounds.State, update: Any) -> Any:
-        found = seat.edges.ledger.accepted(seat.job, state.round, update.client)
-        seat.tally.count_again({update.client: found})
+        found = seat.edges.ledger.accepted(seat.job, state.round, [update.client])
+        seat.tally.count_again(found)
         return (rounds.Accepted(update.client),)
 
     patch.setattr(hearing, "_on_duplicate", on_duplicate)
