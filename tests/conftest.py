@@ -5,12 +5,15 @@ The trainers' key opens one bucket, so that one is shared, and emptied after eac
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 import shared
 from deploy.native.stack import Role, Stack
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 assert Path(shared.__file__).parent.parent == Path(__file__).parent.parent, "another package is called shared"
 
 AnySettings = TypeVar("AnySettings", bound=settings.Common)
+
+# A busy machine makes any example slow, which says nothing about the property.
+hypothesis_settings.register_profile("fedq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("fedq")
 
 _numbers = itertools.count()
 
@@ -116,6 +123,17 @@ def services(servers: Servers, tmp_path: Path) -> "Iterator[Services]":
     yield found
     found.stop()
     assert not any(process.alive() for process in found.started)
+
+
+def pytest_configure() -> None:
+    """Gives every process that a test starts the default handling of signals.
+
+    A shell that starts a command in the background, and nohup, have signals ignored, and children inherit that. A
+    signal that is caught here, and does nothing, is at its default again in them.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

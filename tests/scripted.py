@@ -37,7 +37,7 @@ fedavg = Averaged(FedAvg()).step
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "examples/digits.yaml")
-SECONDS = 30
+SECONDS = 60
 LAYOUT = weights.layout_of({"w": ("F32", (3, 2)), "b": ("F32", (2,)), "seen": ("I64", ())})
 COHORT = ("client-00", "client-01")
 

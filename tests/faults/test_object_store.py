@@ -28,7 +28,7 @@ from tests.harness import until
 
 TIMEOUT = 1.5  # seconds, of an answer
 HASTE = 1.0  # seconds of patience, where a fault does not end
-IN_TIME = 3 * HASTE  # seconds in which a call ends that moves no bytes to speak of
+IN_TIME = 30.0  # seconds in which a call ends that moves no bytes to speak of, whatever else the machine has to do
 BODY = np.random.default_rng(0).integers(0, 256, 1_500_000, np.uint8)
 
 

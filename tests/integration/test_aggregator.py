@@ -40,7 +40,7 @@ from shared.link import Delivery
 from tests.conftest import Servers
 from tests.harness import until
 
-SECONDS = 20.0
+SECONDS = 60.0
 LAYOUT = weights.layout_of({"w": ("F32", (5, 3)), "b": ("F32", (3,)), "seen": ("I64", ())})
 UPDATES = LAYOUT.of_updates()
 

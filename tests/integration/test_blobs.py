@@ -22,7 +22,7 @@ from shared.errors import Refused, Unavailable
 from shared.events import BlobRef
 from tests.conftest import Servers
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from shared.jobs import JobSpec
 from shared.link import Delivery
 from tests.conftest import Servers
 
-SECONDS = 20.0
+SECONDS = 60.0
 JOB = "t-abc234"
 
 Inbox = queue.SimpleQueue

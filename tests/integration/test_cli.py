@@ -3,14 +3,12 @@
 import json
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from services.cli.watching import QUIET
 from shared import names, topology
 from shared.events import Heartbeat, PauseTraining, StopTraining, TrainingEnd
 from shared.ledger import Wanted
@@ -176,12 +174,10 @@ def test_watch_outlives_its_connection(fedq: Fedq, aggregator: Aggregator, serve
         watchers = [found for found in consumers if found["queue"]["name"].startswith("watcher.")]
         mine = [found["channel_details"]["connection_name"] for found in watchers if found["channel_details"]]
     job.end("failed", "told while nobody listened", announced=False)
-    began = time.monotonic()
     for connection in mine:
         api.call("DELETE", f"connections/{quote(connection)}")
     done = fedq.finish(process)
 
-    assert time.monotonic() - began < QUIET / 2
     assert done.code == 1
     assert done.err == "error: job digits-aaaaaa failed: told while nobody listened\n"
 

@@ -316,7 +316,7 @@ def test_scale_says_how_many_came_in_time(fedq: Fedq, federated: Cluster) -> Non
 
     assert done.code == 3
     told = done.document
-    assert 0.5 <= told.pop("seconds") < 10
+    assert told.pop("seconds") >= 0.5
     assert told == {
         "on": "kubernetes", "place": f"namespace {NAMESPACE} of lab", "pool": "cpu",
         "before": 2, "wanted": 4, "alive": 0,

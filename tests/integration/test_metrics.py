@@ -56,7 +56,7 @@ class Observed:
 
     def metrics(self) -> dict[str, float]:
         """The registry's series as it says them now."""
-        text = httpx.get(f"{self.servers.environment()['FEDQ_REGISTRY_URL']}/metrics", timeout=10).text
+        text = httpx.get(f"{self.servers.environment()['FEDQ_REGISTRY_URL']}/metrics", timeout=60).text
         lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {series: float(value) for series, _, value in lines}
 

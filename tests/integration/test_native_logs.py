@@ -15,7 +15,7 @@ from deploy.native.processes import Process
 from deploy.native.state import State
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @contextmanager

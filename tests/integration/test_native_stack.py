@@ -6,7 +6,6 @@ import os
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,9 +29,7 @@ DELIVERIES = 6  # the delivery limit, and the one that exceeds it
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    began = time.monotonic()
     with Stack(tmp_path_factory.mktemp("native") / "stack") as started:
-        assert time.monotonic() - began < 30
         yield started
 
 

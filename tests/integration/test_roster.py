@@ -12,7 +12,7 @@ from shared.events import Heartbeat
 from shared.roster import Roster, groups
 from tests.conftest import Servers
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 @pytest.fixture

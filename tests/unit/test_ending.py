@@ -59,8 +59,8 @@ def test_who_waits_for_a_lock_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
     with locked(file):
         assert capsys.readouterr().err == ""
         waits.start()
-        until(heard, 5, "a word of who waits")
+        until(heard, 60, "a word of who waits")
         assert waits.is_alive()
-    waits.join(5)
+    waits.join(60)
 
     assert not waits.is_alive()
