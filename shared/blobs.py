@@ -34,6 +34,7 @@ from minio.helpers import quote
 from minio.signer import sign_v4_s3
 from minio.time import to_amz_date, utcnow
 
+from shared import records
 from shared.errors import Denied, FedqError, Refused, Unavailable, tls_trouble
 from shared.events import BlobRef
 from shared.settings import Store
@@ -122,9 +123,8 @@ class Blobs:
         return ref
 
     def put_json(self, key: str, record: Mapping[str, Any]) -> BlobRef:
-        """Stores a record as indented JSON, to be read by people too."""
-        text = json.dumps(record, indent=2, sort_keys=False).encode() + b"\n"
-        return self.put(key, text)
+        """Stores a record as indented JSON, to be read by people too; what is no finite number is null."""
+        return self.put(key, records.dumps(record, indent=2).encode() + b"\n")
 
     def get_into(self, ref: BlobRef, buffer: npt.NDArray[np.uint8]) -> None:
         """Receives a blob into `buffer`, hashing as it comes; `Refused` unless it is what `ref` says."""
@@ -375,13 +375,7 @@ class Blobs:
             written = response.headers.get("x-amz-meta-digest")
         if written is not None:  # as it is not by other tools
             _compare(key, hashlib.sha256(body).hexdigest(), written)
-        try:
-            record = json.loads(body)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise Refused(f"{key}: not a JSON object")
-        return record
+        return records.loads(key, body)
 
     def _remove(self, keys: Sequence[str]) -> None:
         errors = list(self._client.remove_objects(self.bucket, (DeleteObject(key) for key in keys)))

@@ -2,41 +2,75 @@
 
 Pure. A body is a msgpack map of the event's fields plus `schema`, at most 64 KiB; `type` rides in the AMQP
 properties, where a person reading the RabbitMQ console sees it. Model bytes never ride the bus: a `BlobRef` does.
+
+Whoever has a trainer's password may send anything. What comes out of `decode` is bounded: numbers are finite and no
+larger than JSON's integers, text shows and does nothing else, and a blob lies below the event's own job.
 """
 
+import math
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
 from shared.errors import BadMessage
 from shared.jobs import JobSpec
 from shared.names import CLIENT_NAME, JOB_ID
+from shared.text import plain
 
 SCHEMA = 1
 MAX_BODY = 64 * 1024  #: bytes; what is longer belongs in the object store
 LISTED = 1024  #: labels or numbers that `Inputs` lists; twice as many numbers and 16 KB of labels stay under 64 KiB
 COHORT_SLICE = 500  #: clients in one round-start: 500 names of 63 characters stay under 64 KiB
 STATEFUL_SLICE = 200  #: where their states are named beside them
+MAX_SLOTS = 256  #: of one trainer
 
 JobId = Annotated[str, Field(pattern=JOB_ID)]
 Name = Annotated[str, Field(pattern=CLIENT_NAME)]
 Round = Annotated[int, Field(ge=0, le=1_000_000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Sentence = Annotated[str, Field(max_length=4000)]
-Fence = Annotated[int, Field(ge=0)]  #: the fencing token of the aggregator that speaks; grows with each owner of a job
-Figures = dict[Annotated[str, Field(max_length=64)], float]
+Sentence = Annotated[str, Field(max_length=4000), AfterValidator(plain)]
+Label = Annotated[str, Field(max_length=64), AfterValidator(plain)]
+Count = Annotated[int, Field(ge=0, le=2**53)]  #: every program that reads JSON has these integers
+Fence = Count  #: the fencing token of the aggregator that speaks; grows with each owner of a job
+
+LARGEST = 3.4028234663852886e38  #: magnitude of a figure: float32's largest number
+
+
+def _bounded(value: float) -> float:
+    return value if abs(value) <= LARGEST else math.nan
+
+
+#: A loss, an accuracy or what a client's own code measures. What no float32 holds is NaN, and null on the wire.
+Figure = Annotated[
+    float,
+    Field(allow_inf_nan=True, strict=True),
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    AfterValidator(_bounded),
+    PlainSerializer(lambda value: None if math.isnan(value) else value, when_used="json"),
+]
+Figures = dict[Label, Figure]
+Timings = dict[Label, Annotated[float, Field(ge=0)]]  #: seconds
 
 
 class Value(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StateRef(Value):
     """A client's state, as it is stored under the client's name and its own digest; see `names.state_blob`."""
 
-    size: Annotated[int, Field(ge=0)]
+    size: Count
     digest: Digest
 
 
@@ -44,7 +78,7 @@ class Member(Value):
     """One client of those that an update was folded from."""
 
     client: Name
-    examples: Annotated[int, Field(ge=1)]
+    examples: Annotated[Count, Field(ge=1)]
     metrics: Figures = {}
 
 
@@ -52,7 +86,7 @@ class BlobRef(Value):
     """Where a blob is, how many bytes it has, and their SHA-256."""
 
     key: Annotated[str, Field(max_length=512)]
-    size: Annotated[int, Field(ge=0)]
+    size: Count
     digest: Digest
 
 
@@ -64,9 +98,9 @@ class Inputs(Value):
     `LISTED` are left out, so that an event holds the rest.
     """
 
-    shape: tuple[Annotated[int, Field(ge=0)], ...]  # of one example
-    classes: Annotated[int, Field(ge=1)]
-    labels: Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=LISTED)] | None = None
+    shape: tuple[Count, ...]  # of one example
+    classes: Annotated[Count, Field(ge=1)]
+    labels: Annotated[tuple[Annotated[str, Field(max_length=200), AfterValidator(plain)], ...], Field(max_length=LISTED)] | None = None
     offset: Annotated[tuple[float, ...], Field(max_length=LISTED)] | None = None
     scale: Annotated[tuple[float, ...], Field(max_length=LISTED)] | None = None
 
@@ -119,14 +153,14 @@ class RoundStart(Event):
     type = "round-start"
     group: Name  # the pool, or the one client a silo is
     round: Round
-    attempt: Annotated[int, Field(ge=1)]
+    attempt: Annotated[Count, Field(ge=1)]
     base: BlobRef | None
     cohort: tuple[Name, ...]
     spec: JobSpec
     deadline: float  # seconds since the epoch, by Redis's clock
     fence: Fence = 0
     again: bool = False
-    cohort_size: Annotated[int, Field(ge=0)] = 0  # of the whole round: the grid of partial folds follows from it
+    cohort_size: Count = 0  # of the whole round: the grid of partial folds follows from it
     states: tuple[StateRef | None, ...] = ()  # of each of the cohort, as it was when last an update of it counted
     server: BlobRef | None = None  # the server state, where clients need it to train
     previous: Digest | None = None  # of the model before the base
@@ -142,20 +176,20 @@ class ModelUpdate(Event):
 
     type = "model-update"
     round: Round
-    attempt: Annotated[int, Field(ge=1)]
+    attempt: Annotated[Count, Field(ge=1)]
     client: Name
     trainer: Name
     base: Digest | None  # of the model the update was trained on
     update: BlobRef | None
-    examples: Annotated[int, Field(ge=0)]
+    examples: Count
     members: tuple[Member, ...] = ()  # whose partial fold it is, `client` the first; none: of one alone
     failures: dict[Name, Sentence] = {}  # of those that were to be folded into it: why they are not
     state: StateRef | None = None  # the client's, once this update counts
     metrics: Figures = {}
-    timings: Figures = {}  # seconds
-    downloaded: Annotated[int, Field(ge=0)] = 0  # bytes; 0 where the node had the base already
+    timings: Timings = {}
+    downloaded: Count = 0  # bytes; 0 where the node had the base already
     inputs: Inputs | None = None  # of the initial model: what the data are that it was made for
-    tries: Annotated[int, Field(ge=1)] = 1  # deliveries of its task, this one included
+    tries: Annotated[Count, Field(ge=1)] = 1  # deliveries of its task, this one included
     error: Sentence | None = None
 
     @property
@@ -173,7 +207,7 @@ class EvaluateModel(Event):
     spec: JobSpec
     clients: tuple[Name, ...] = ()  # whose own held-out examples it is evaluated on; none: the server's test set
     states: tuple[StateRef | None, ...] = ()  # of each of them
-    part: Annotated[int, Field(ge=0)] = 0  # of the round's evaluation
+    part: Count = 0  # of the round's evaluation
 
     @property
     def routing_key(self) -> str:
@@ -187,10 +221,10 @@ class ModelEvaluated(Event):
     round: Round
     model: Digest
     trainer: Name
-    examples: Annotated[int, Field(ge=0)]
+    examples: Count
     metrics: Figures = {}
     members: tuple[Member, ...] = ()  # each client's own figures, where clients were asked
-    part: Annotated[int, Field(ge=0)] = 0  # of the round's evaluation, as it was asked for
+    part: Count = 0  # of the round's evaluation, as it was asked for
     error: Sentence | None = None
 
 
@@ -199,16 +233,16 @@ class RoundEnd(Event):
 
     type = "round-end"
     round: Round
-    attempt: Annotated[int, Field(ge=1)] = 1  # of the round: a failed one may be followed by another
+    attempt: Annotated[Count, Field(ge=1)] = 1  # of the round: a failed one may be followed by another
     fence: Fence = 0
     outcome: Literal["committed", "failed", "stopped"]
     reason: Sentence = ""
-    accepted: int
-    rejected: int
+    accepted: Count
+    rejected: Count
     metrics: Figures = {}
     model: BlobRef | None = None
     seconds: float = 0.0
-    lag: Annotated[int, Field(ge=0)] = 0  # rounds before this one whose updates are still wanted
+    lag: Count = 0  # rounds before this one whose updates are still wanted
 
 
 class TrainingEnd(Event):
@@ -217,7 +251,7 @@ class TrainingEnd(Event):
     type = "training-end"
     outcome: Literal["finished", "stopped", "failed"]
     reason: Sentence = ""
-    rounds: int
+    rounds: Annotated[int, Field(ge=-1, le=1_000_000)]
     metrics: Figures = {}
     model: BlobRef | None = None
     seconds: float = 0.0
@@ -240,11 +274,11 @@ class Heartbeat(Value):
     trainer: Name
     pool: Name | None
     client: Name | None
-    host: Annotated[str, Field(max_length=255)]
-    pid: int
-    device: Annotated[str, Field(max_length=64)]
-    slots: Annotated[int, Field(ge=1)]
-    busy: Annotated[int, Field(ge=0)]
+    host: Annotated[str, Field(max_length=255), AfterValidator(plain)]
+    pid: Count
+    device: Label
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)]
+    busy: Annotated[int, Field(ge=0, le=MAX_SLOTS)]
     leaving: bool = False
     sent_at: float  # seconds since the epoch, by the trainer's clock: shows skew
 
@@ -303,22 +337,35 @@ def encode(event: AnyEvent) -> bytes:
 
 
 def decode(kind: str | None, body: bytes) -> AnyEvent:
-    """The event in `body`, or `BadMessage` saying what is wrong with it."""
+    """The event in `body`, or `BadMessage` saying what is wrong with it, whatever it is."""
     event = EVENTS.get(kind or "")
     if event is None:
-        raise BadMessage(f"unknown event type {kind!r}; known: {', '.join(EVENTS)}")
+        raise BadMessage(f"unknown event type {kind!a:.64}; known: {', '.join(EVENTS)}")
     if len(body) > MAX_BODY:
         raise BadMessage(f"{kind} has {len(body)} bytes; an event has at most {MAX_BODY}")
     fields = _unpack(kind, body)
     version = fields.pop("schema", None)
-    if version != SCHEMA:
-        raise BadMessage(f"{kind} has schema {version!r}; this fedq reads schema {SCHEMA}")
+    if type(version) is not int or version != SCHEMA:
+        shown = f"{version!a:.20}" if isinstance(version, int | str | None) else f"a {type(version).__name__}"
+        raise BadMessage(f"{kind} has schema {shown}; this fedq reads schema {SCHEMA}")
     try:
-        return event.model_validate(fields)
+        found = event.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadMessage(f"{kind}.{where}: {first['msg']}") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = plain(".".join(str(part) for part in first["loc"]))
+        raise BadMessage(f"{kind}.{where:.100}: {plain(first['msg']):.300}") from error
+    _check_places(found)
+    return found
+
+
+def _check_places(event: AnyEvent) -> None:
+    """`BadMessage` where a blob lies outside the event's own job."""
+    for name in type(event).model_fields:
+        ref = getattr(event, name)
+        if isinstance(ref, BlobRef) and isinstance(event, Event):
+            place = re.fullmatch(r"jobs/([^/]+)((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)", ref.key)
+            if place is None or place[1] != event.job:
+                raise BadMessage(f"{event.type}.{name}: {ref.key[:100]!a} is no blob of job {event.job}")
 
 
 def slices(

@@ -1,7 +1,6 @@
 """What the engine asks for, done on the servers; each may be done twice without harm, by this owner or the next."""
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from services.aggregator.entries import gave_up, traffic
 from services.aggregator.evaluation import Evaluation, evaluators, part_of
 from services.aggregator.memory import Memory
 from services.aggregator.seat import Seat
-from shared import names, simulation, topology, weights
+from shared import names, records, simulation, topology, weights
 from shared.errors import RecordLost, Unavailable
 from shared.events import BlobRef, EvaluateModel, JobStatus, RoundEnd, RoundStart, TrainingEnd, slices
 from shared.failpoints import failpoint
@@ -234,7 +233,7 @@ def _put_beside(seat: Seat, number: int, memory: Memory) -> dict[str, BlobRef | 
             digest = weights.digest_of(file)
             left[name] = blobs.put(key_of(job, number, digest), file, digest=digest, metadata=about)
     if memories.is_kept(seat.spec):
-        text = json.dumps(memory.document(), separators=(",", ":")).encode()
+        text = records.dumps(memory.document(), separators=(",", ":")).encode()
         key = names.history_blob(job, number, hashlib.sha256(text).hexdigest())
         left["memory"] = blobs.put(key, text, metadata=about)
     return left

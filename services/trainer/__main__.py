@@ -170,8 +170,8 @@ def _name(text: str) -> str:
 
 
 def _slots(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 256")
+    if not text.isdecimal() or not 1 <= int(text) <= events.MAX_SLOTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {events.MAX_SLOTS}")
     return int(text)
 
 

@@ -1,5 +1,7 @@
 """Events on the wire: what goes out comes in, and nothing else does."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -46,18 +48,23 @@ words = st.from_regex(names.CLIENT_NAME.replace("$", r"\Z"))
 ids = st.from_regex(names.JOB_ID.replace("$", r"\Z"))
 texts = st.text(st.characters(codec="utf-8"), max_size=200)
 numbers = st.integers(0, 2**40)
-floats = st.floats(allow_nan=False)
-figures = st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=64), floats, max_size=5)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+labels = st.text(st.characters(codec="utf-8"), max_size=64)
+figures = st.dictionaries(labels, st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=5)
+timings = st.dictionaries(labels, st.floats(0, 1e9), max_size=5)
 digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 rounds = st.integers(0, 1_000_000)
 attempts = st.integers(1, 100)
-blobs = st.builds(BlobRef, key=texts, size=numbers, digest=digests)
-of_job = {"job": ids}
+parts = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,30}", fullmatch=True)
+keys = st.lists(parts, min_size=1, max_size=4).map(lambda found: "/".join(["jobs", JOB, *found]))
+blobs = st.builds(BlobRef, key=keys, size=numbers, digest=digests)
+of_any = {"job": ids}
+of_job = {"job": st.just(JOB)}  # the one whose blobs these are
 
 STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
-    StartTraining: st.builds(StartTraining, **of_job, spec=st.just(SPEC)),
-    StopTraining: st.builds(StopTraining, **of_job, reason=texts),
-    PauseTraining: st.builds(PauseTraining, **of_job, reason=texts),
+    StartTraining: st.builds(StartTraining, **of_any, spec=st.just(SPEC)),
+    StopTraining: st.builds(StopTraining, **of_any, reason=texts),
+    PauseTraining: st.builds(PauseTraining, **of_any, reason=texts),
     RoundStart: st.builds(
         RoundStart, **of_job, group=words, round=rounds, attempt=attempts, base=st.none() | blobs,
         cohort=st.lists(words, max_size=20).map(tuple), spec=st.just(SPEC), deadline=floats,
@@ -65,12 +72,12 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     ),
     ModelUpdate: st.builds(
         ModelUpdate, **of_job, round=rounds, attempt=attempts, client=words, trainer=words,
-        base=st.none() | digests, update=st.none() | blobs, examples=numbers, metrics=figures, timings=figures,
+        base=st.none() | digests, update=st.none() | blobs, examples=numbers, metrics=figures, timings=timings,
         downloaded=numbers, tries=attempts, error=st.none() | texts,
     ),
     EvaluateModel: st.builds(EvaluateModel, **of_job, group=words, round=rounds, model=blobs, spec=st.just(SPEC)),
     ModelEvaluated: st.builds(
-        ModelEvaluated, **of_job, round=rounds, model=digests, trainer=words, examples=numbers, metrics=figures,
+        ModelEvaluated, **of_any, round=rounds, model=digests, trainer=words, examples=numbers, metrics=figures,
         error=st.none() | texts,
     ),
     RoundEnd: st.builds(
@@ -80,12 +87,12 @@ STRATEGIES: dict[type[Any], st.SearchStrategy[Any]] = {
     ),
     TrainingEnd: st.builds(
         TrainingEnd, **of_job, outcome=st.sampled_from(["finished", "stopped", "failed"]), reason=texts,
-        rounds=numbers, metrics=figures, model=st.none() | blobs, seconds=floats, fence=numbers,
+        rounds=rounds, metrics=figures, model=st.none() | blobs, seconds=floats, fence=numbers,
     ),
-    JobStatus: st.builds(JobStatus, **of_job, status=st.sampled_from(["running", "waiting", "paused"]), detail=texts),
+    JobStatus: st.builds(JobStatus, **of_any, status=st.sampled_from(["running", "waiting", "paused"]), detail=texts),
     Heartbeat: st.builds(
         Heartbeat, trainer=words, pool=st.none() | words, client=st.none() | words, host=texts, pid=numbers,
-        device=st.text(st.characters(codec="utf-8"), max_size=64), slots=attempts, busy=numbers,
+        device=st.text(st.characters(codec="utf-8"), max_size=64), slots=attempts, busy=attempts,
         leaving=st.booleans(), sent_at=floats,
     ),
     TrainerJoined: st.builds(TrainerJoined, trainer=words, group=words),
@@ -143,8 +150,10 @@ def body_of(event: Any, **changes: Any) -> bytes:
 
 
 STOP = StopTraining(job=JOB, reason="enough")
+EVALUATED = ModelEvaluated(job=JOB, round=0, model="0" * 64, trainer="t", examples=0)
 UPDATE = ModelUpdate(job=JOB, round=0, attempt=1, client="c", trainer="t", base=None, update=None, examples=0)
-BLOB = {"key": "k", "size": 1, "digest": "0" * 64}
+BLOB = {"key": f"jobs/{JOB}/k", "size": 1, "digest": "0" * 64}
+BEAT = Heartbeat(trainer="t", pool="p", client=None, host="h", pid=1, device="cpu", slots=1, busy=0, sent_at=0.0)
 
 
 def nested(depth: int) -> bytes:
@@ -194,6 +203,20 @@ def nested(depth: int) -> bytes:
         ("stop-training", nested(300), "stop-training.reason: Input should be a valid string"),
         ("stop-training", nested(60_000), "stop-training is not msgpack"),
         ("start-training", body_of(StartTraining(job=JOB, spec=SPEC), spec={}), "start-training.spec.name: Field"),
+        ("stop-training", body_of(STOP, schema=True), "stop-training has schema True"),
+        ("stop-training", body_of(STOP, schema=1.0), "stop-training has schema a float"),
+        ("model-update", body_of(UPDATE, examples=2**60), "model-update.examples: Input should be less"),
+        ("model-update", body_of(UPDATE, timings={"total": float("nan")}), "model-update.timings.total: Input should"),
+        ("model-update", body_of(UPDATE, timings={"total": float("inf")}), "model-update.timings.total: Input should"),
+        ("model-update", body_of(UPDATE, timings={"total": -1.0}), "model-update.timings.total: Input should be great"),
+        ("model-update", body_of(UPDATE, metrics={"loss": "nan"}), "model-update.metrics.loss: Input should"),
+        ("model-update", body_of(UPDATE, update=BLOB | {"key": "jobs/other-abc234/k"}), "model-update.update: 'jobs/oth"),
+        ("model-update", body_of(UPDATE, update=BLOB | {"key": f"jobs/{JOB}/../k"}), "model-update.update: "),
+        ("model-update", body_of(UPDATE, update=BLOB | {"key": f"jobs/{JOB}"}), "model-update.update: "),
+        ("model-update", body_of(UPDATE, update=BLOB | {"key": "/etc/passwd"}), "model-update.update: "),
+        ("model-update", body_of(UPDATE, **{"\x1b]0;owned": 1}), "model-update.\ufffd]0;owned: Extra inputs"),
+        ("heartbeat", body_of(BEAT, sent_at=float("inf")), "heartbeat.sent_at: Input should be a finite"),
+        ("heartbeat", body_of(BEAT, slots=10**9), "heartbeat.slots: Input should be less"),
     ],
 )  # fmt: skip
 def test_what_is_no_event_is_refused_with_the_reason(kind: str | None, body: bytes, reason: str) -> None:
@@ -236,6 +259,49 @@ def test_a_field_of_anything_is_an_event_or_a_bad_message(data: st.DataObject, k
         return
 
     assert isinstance(event, EVENTS[kind])
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Each text in what an event dumps."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from texts_of(key)
+            yield from texts_of(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from texts_of(inner)
+
+
+escapes = st.text(st.sampled_from("\x1b\x9b\x07\x00\x7f\u202e\r\n\t]0;[2Jm ab"), max_size=60)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=escapes, name=escapes)
+def test_what_an_event_says_only_shows(text: str, name: str) -> None:
+    """No control character, escape sequence or change of direction is left of what anybody sent."""
+    for kind, body in (
+        ("model-update", body_of(UPDATE, error=text, failures={"c": text}, metrics={name: 1.0}, timings={name: 1.0})),
+        ("model-evaluated", body_of(EVALUATED, error=text, metrics={name: 1.0})),
+        ("heartbeat", body_of(BEAT, host=text, device=text)),
+        ("stop-training", body_of(STOP, reason=text)),
+        ("job-status", body_of(JobStatus(job=JOB, status="running", detail=""), detail=text)),
+    ):
+        found = decode(kind, body).model_dump()
+        assert all(told.isprintable() for told in texts_of(found)), found
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e39, None])
+def test_a_figure_that_is_no_number_is_null_on_the_wire_and_nan_here(value: Any) -> None:
+    """A loss that is none ends no job and stops no program that reads JSON; the rest of the event counts."""
+    found = decode("model-update", body_of(UPDATE, metrics={"loss": value, "auc": 0.5}))
+
+    assert isinstance(found, ModelUpdate)
+    assert math.isnan(found.metrics["loss"])
+    assert found.metrics["auc"] == 0.5
+    assert msgpack.unpackb(encode(found))["metrics"] == {"loss": None, "auc": 0.5}
+    assert found.model_dump(mode="json")["metrics"]["loss"] is None
 
 
 def test_an_event_above_64_kib_is_not_made() -> None:

@@ -1,0 +1,69 @@
+"""The JSON of the object store: written so that every parser reads it, and read so that nothing in it is believed.
+
+Pure. JSON has no NaN and no infinity: a figure that is no finite number is null in a record, and NaN again in Python.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from shared.errors import FedqError, Refused
+from shared.text import plain
+
+NO_NUMBER = math.nan
+
+
+def finite(value: Any) -> Any:
+    """A document with null for each number that is not finite: the one rule of what is written."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
+
+
+def dumps(document: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
+    """A document as strict JSON (RFC 8259)."""
+    try:
+        return json.dumps(document, indent=indent, separators=separators, allow_nan=False)
+    except ValueError:  # it holds what is no number, as few do
+        return json.dumps(finite(document), indent=indent, separators=separators, allow_nan=False)
+
+
+def loads(key: str, body: bytes | bytearray) -> dict[str, Any]:
+    """The record that a blob holds, or `Refused`; the NaN of other writers is read as null."""
+    try:
+        record = json.loads(body, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise Refused(f"{key}: not a JSON object")
+    return record
+
+
+def figures(found: Any) -> dict[str, float]:
+    """The figures of a record by name, NaN for those that it has as null."""
+    return {name: NO_NUMBER if value is None else float(value) for name, value in found.items()}
+
+
+@contextmanager
+def reading(key: str) -> Iterator[None]:
+    """Around what takes a record apart: where a part is missing, or of another kind, `Refused` that names the key."""
+    try:
+        yield
+    except FedqError:
+        raise
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise Refused(f"{key} is no such record: {plain(where)[:100]}: {plain(first['msg'])[:200]}") from error
+    except KeyError as error:
+        raise Refused(f"{key} is no such record: {plain(str(error.args[0]))[:100]} is missing") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise Refused(f"{key} is no such record: {plain(str(error))[:200]}") from error
