@@ -41,6 +41,7 @@ Round = Annotated[int, Field(ge=0, le=1_000_000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sentence = Annotated[str, Field(max_length=4000), AfterValidator(plain)]
 Label = Annotated[str, Field(max_length=64), AfterValidator(plain)]
+Class = Annotated[str, Field(max_length=200), AfterValidator(plain)]
 Count = Annotated[int, Field(ge=0, le=2**53)]  #: every program that reads JSON has these integers
 Fence = Count  #: the fencing token of the aggregator that speaks; grows with each owner of a job
 
@@ -100,7 +101,7 @@ class Inputs(Value):
 
     shape: tuple[Count, ...]  # of one example
     classes: Annotated[Count, Field(ge=1)]
-    labels: Annotated[tuple[Annotated[str, Field(max_length=200), AfterValidator(plain)], ...], Field(max_length=LISTED)] | None = None
+    labels: Annotated[tuple[Class, ...], Field(max_length=LISTED)] | None = None
     offset: Annotated[tuple[float, ...], Field(max_length=LISTED)] | None = None
     scale: Annotated[tuple[float, ...], Field(max_length=LISTED)] | None = None
 

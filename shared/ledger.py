@@ -6,7 +6,7 @@ Nothing here is the only copy: the object store is the record, and this can be r
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from shared import names
 from shared import transitions as steps
@@ -21,6 +21,7 @@ LOG = 1000  #: lines kept of a job's log
 PIECE = 5000  #: clients of a cohort in one call; Redis answers nobody else meanwhile
 
 Status = Literal["running", "paused", "stopped"]
+WISHES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,13 @@ Pure. The object store is the record and `model-update` only its doorbell, so a 
 did: whoever looks into a round's `updates/` can take them in as if they had heard of them.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
-from shared import names
+from shared import names, records
 from shared.errors import Refused
 from shared.events import BlobRef, Inputs, ModelUpdate, StateRef
+from shared.text import plain
 
 MAX_METRICS = 1000  #: characters, with `inputs`; S3 keeps 2 KB of metadata, and a client may report more than that
 
@@ -39,8 +37,8 @@ def receipt(update: ModelUpdate) -> dict[str, Any]:
         about |= {"state": update.state.digest, "state-size": update.state.size}
     if update.members:
         return about
-    metrics = json.dumps(update.metrics)
-    inputs = "" if update.inputs is None else json.dumps(update.inputs.model_dump(mode="json"))
+    metrics = records.dumps(update.metrics)
+    inputs = "" if update.inputs is None else update.inputs.model_dump_json()
     if len(metrics) + len(inputs) <= MAX_METRICS and metrics.isascii():
         about["metrics"] = metrics
         if inputs:
@@ -60,12 +58,12 @@ def told_again(key: str, size: int, metadata: Mapping[str, str]) -> ModelUpdate:
             base=metadata.get("base") or None,  # a store may leave out what is empty
             update=BlobRef(key=key, size=size, digest=metadata["digest"]),
             examples=int(metadata["examples"]),
-            metrics=json.loads(metadata["metrics"]),
+            metrics=records.figures(records.loads(key, metadata["metrics"].encode())),
             state=_state(metadata),
             inputs=Inputs.model_validate_json(metadata["inputs"]) if "inputs" in metadata else None,
         )
-    except (KeyError, ValueError, ValidationError) as error:
-        raise Refused(f"{key}: its metadata does not tell of an update ({error})") from error
+    except Exception as error:  # a stranger's words: whatever they bring out of a parser is their fault
+        raise Refused(f"{key}: its metadata does not tell of an update ({plain(str(error))[:300]})") from error
     if key != names.update_blob(update.job, update.round, update.client, metadata["digest"]):
         raise Refused(f"{key}: its metadata tells of another blob")
     return update

@@ -13,7 +13,7 @@ from services.aggregator.memory import Memory
 from services.aggregator.seat import Seat
 from shared import names, records, simulation, topology, weights
 from shared.errors import RecordLost, Unavailable
-from shared.events import BlobRef, EvaluateModel, JobStatus, RoundEnd, RoundStart, TrainingEnd, slices
+from shared.events import BlobRef, EvaluateModel, JobStatus, RoundEnd, RoundStart, slices
 from shared.failpoints import failpoint
 from shared.jobs import JobSpec
 from shared.ledger import RoundRecord
@@ -433,9 +433,7 @@ def _clear_late(seat: Seat) -> None:
 
 def conclude(seat: Seat, result: dict[str, Any]) -> None:
     """What follows from a job's result, by the owner that wrote it or by the next one."""
-    ended = TrainingEnd.model_validate(
-        {name: result[name] for name in TrainingEnd.model_fields if name in result} | {"fence": seat.fence}
-    )
+    ended = recovery.ending(seat.job, result).model_copy(update={"fence": seat.fence})
     seat.edges.ledger.set_metrics(seat.job, seat.fence, ended.metrics)
     if seat.subscription is not None:
         seat.edges.bus.cancel(seat.subscription)

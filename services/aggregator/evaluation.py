@@ -51,7 +51,7 @@ class Evaluation:
     def clients(self) -> dict[str, dict[str, float]]:
         """Each client's figures, with its examples."""
         members = [member for _, event in sorted(self.answered.items()) for member in event.members]
-        return {member.client: {"examples": member.examples, **member.metrics} for member in members}
+        return {member.client: {**member.metrics, "examples": member.examples} for member in members}
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -5,16 +5,20 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 from shared import initial, names, weights
 from shared.aggregation import Aggregation
 from shared.blobs import Blobs, NotFound
 from shared.catalog.rounds import LimitsSpec
-from shared.errors import Refused, Unfit
+from shared.errors import FedqError, Refused, Unfit
 from shared.events import BlobRef, ModelUpdate
 from shared.fold import Grid, Measures
 from shared.strategies.strategy import Counted
+from shared.text import plain
 from shared.weights import File
+
+log = structlog.get_logger()
 
 
 class Intake:
@@ -54,7 +58,7 @@ class Intake:
         if self._buffer.nbytes != size:
             self._buffer = np.empty(size, np.uint8)
         _fetch(self._blobs, blob, self._buffer)
-        with _judging():
+        with _judging(blob):
             return self._buffer, self._aggregation.measure(self._buffer, updates, grid, max_norm, partial=partial)
 
     def _of_another_size(self, blob: BlobRef, *, partial: bool) -> Refused:
@@ -66,7 +70,8 @@ class Intake:
         file = np.empty(blob.size, np.uint8)
         _fetch(self._blobs, blob, file)
         try:
-            weights.check_header(file, layout)
+            with _judging(blob):
+                weights.check_header(file, layout)
         except Refused as refused:
             return Unfit(str(refused))
         return Unfit(reason)
@@ -75,11 +80,11 @@ class Intake:
 def receive_initial(blobs: Blobs, update: ModelUpdate, limits: LimitsSpec) -> npt.NDArray[np.uint8]:
     """The whole model file that answers round 0; `Refused` and `Unfit` as of any update."""
     blob = located(update)
-    with _judging():
+    with _judging(blob):
         initial.check_size(blob.size, limits)
     file = np.empty(blob.size, np.uint8)
     _fetch(blobs, blob, file)
-    with _judging():
+    with _judging(blob):
         initial.check(file, weights.read_layout(file))
     return file
 
@@ -95,12 +100,21 @@ def located(update: ModelUpdate) -> BlobRef:
 
 
 @contextmanager
-def _judging() -> Iterator[None]:
-    """Around what is said of the answer to what was asked: no better one will come from its client."""
+def _judging(blob: BlobRef) -> Iterator[None]:
+    """Around what is said of the answer to what was asked: no better one will come from its client.
+
+    An error that nobody foresaw refuses that client too, and ends no job. It is a fault of ours all the same, so that
+    the log has its traceback.
+    """
     try:
         yield
     except Refused as refused:
         raise Unfit(str(refused)) from refused
+    except FedqError:
+        raise
+    except Exception as error:
+        log.exception("an update that could not be judged is refused", key=blob.key)
+        raise Unfit(f"could not be judged: {type(error).__name__}: {plain(str(error))[:200]}") from error
 
 
 def _fetch(blobs: Blobs, blob: BlobRef, buffer: npt.NDArray[np.uint8]) -> None:

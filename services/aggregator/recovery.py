@@ -1,6 +1,7 @@
 """Reading the record again: what the object store knows of a job that Redis, or its owner, no longer does."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -8,8 +9,11 @@ import structlog
 from shared import names, receipts
 from shared.blobs import Blobs, NotFound
 from shared.errors import Refused
-from shared.events import ModelUpdate
-from shared.ledger import ENDED, JobRecord, Ledger, Wanted
+from shared.events import ModelUpdate, TrainingEnd
+from shared.jobs import JobSpec
+from shared.ledger import ENDED, WISHES, JobRecord, Ledger, Wanted
+from shared.records import reading
+from shared.text import plain
 
 log = structlog.get_logger()
 
@@ -36,8 +40,25 @@ def updates(blobs: Blobs, job: str, asked: Mapping[str, int]) -> Iterator[ModelU
 
 def wanted(blobs: Blobs, job: str) -> Wanted | None:
     """What an operator wants of a job, as far as the store knows."""
-    found = optional(blobs, names.wanted_blob(job))
-    return Wanted(found["wanted"], found.get("reason", "")) if found else None
+    key = names.wanted_blob(job)
+    found = optional(blobs, key)
+    with reading(key):
+        return read_wish(found) if found else None
+
+
+def read_wish(found: Mapping[str, Any]) -> Wanted:
+    """The wish that a record holds."""
+    if found["wanted"] not in WISHES:
+        raise ValueError(f"wanted is none of {', '.join(WISHES)}")
+    return Wanted(found["wanted"], plain(str(found.get("reason", ""))))
+
+
+def spec(blobs: Blobs, job: str) -> JobSpec | None:
+    """What the job is, or None where it was never announced."""
+    key = names.job_blob(job)
+    found = optional(blobs, key)
+    with reading(key):
+        return JobSpec.model_validate(found["spec"]) if found is not None else None
 
 
 def optional(blobs: Blobs, key: str) -> dict[str, Any] | None:
@@ -51,21 +72,38 @@ def optional(blobs: Blobs, key: str) -> dict[str, Any] | None:
 def restore(blobs: Blobs, ledger: Ledger) -> int:
     """Brings the ledger up to what the store holds and says how many jobs it did not know, or knew otherwise.
 
-    The live jobs first: somebody waits for them.
+    The live jobs first: somebody waits for them. A job whose record cannot be read is left out, and no other with it.
     """
-    jobs = blobs.folders("jobs/")
-    results = {job: optional(blobs, names.result_blob(job)) for job in jobs}
-    return sum(_restore(blobs, ledger, job, results[job]) for job in sorted(jobs, key=lambda job: bool(results[job])))
+    found: list[tuple[bool, str, dict[str, Any] | None]] = []
+    for job in blobs.folders("jobs/"):
+        with _leaving_out(job):
+            result = optional(blobs, names.result_blob(job))
+            found.append((result is not None, job, result))
+    restored = 0
+    for _, job, result in sorted(found, key=lambda one: one[:2]):
+        with _leaving_out(job):
+            restored += _restore(blobs, ledger, job, result)
+    return restored
+
+
+@contextmanager
+def _leaving_out(job: str) -> Iterator[None]:
+    try:
+        yield
+    except Refused as refused:
+        log.error("not restored", job=job, reason=str(refused))
 
 
 def _restore(blobs: Blobs, ledger: Ledger, job: str, result: dict[str, Any] | None) -> bool:
     known = ledger.job(job)
     if known is not None and (result is not None or known.status not in (*ENDED, "paused")):
         return False
-    about = optional(blobs, names.job_blob(job))
+    key = names.job_blob(job)
+    about = optional(blobs, key)
     if about is None:
         return False
-    rounds = int(about["spec"]["rounds"]["count"])
+    with reading(key):
+        rounds = int(about["spec"]["rounds"]["count"])
     wish = wanted(blobs, job) or Wanted()
     if known is not None:
         # Redis has it as ended or paused, and the store says that it was resumed since.
@@ -75,25 +113,35 @@ def _restore(blobs: Blobs, ledger: Ledger, job: str, result: dict[str, Any] | No
 
 
 def _ended(job: str, rounds: int, result: dict[str, Any]) -> JobRecord:
-    return JobRecord(
-        id=job,
-        status=result["outcome"],
-        detail=result["reason"],
-        round=result["rounds"],
-        rounds=rounds,
-        owner="",
-        fence=0,
-        created=result["started"],
-        started=result["started"],
-        ended=result["ended"],
-        metrics=result["metrics"],
-    )
+    with reading(names.result_blob(job)):
+        end = ending(job, result)
+        return JobRecord(
+            id=job,
+            status=end.outcome,
+            detail=end.reason,
+            round=end.rounds,
+            rounds=rounds,
+            owner="",
+            fence=0,
+            created=float(result["started"]),
+            started=float(result["started"]),
+            ended=float(result["ended"]),
+            metrics=end.metrics,
+        )
+
+
+def ending(job: str, result: Mapping[str, Any]) -> TrainingEnd:
+    """The end of a job that its result tells of; `Refused` where the result is none."""
+    with reading(names.result_blob(job)):
+        return TrainingEnd.model_validate({name: result[name] for name in TrainingEnd.model_fields if name in result})
 
 
 def _live(blobs: Blobs, job: str, rounds: int, wish: Wanted) -> JobRecord:
     paused = wish.status == "paused"
-    first = optional(blobs, names.manifest_blob(job, 0))
-    began = float(first["opened"]) if first else 0.0
+    key = names.manifest_blob(job, 0)
+    first = optional(blobs, key)
+    with reading(key):
+        began = float(first["opened"]) if first else 0.0
     return JobRecord(
         id=job,
         status="paused" if paused else "queued",

@@ -17,6 +17,7 @@ from shared.bus import settle
 from shared.errors import BadInput, BadMessage, Fenced, RecordLost, Stale, Unavailable
 from shared.events import (
     AnyEvent,
+    Event,
     ModelEvaluated,
     ModelUpdate,
     PauseTraining,
@@ -24,7 +25,7 @@ from shared.events import (
     TrainerJoined,
 )
 from shared.failpoints import failpoint
-from shared.jobs import EXTENDED, JobSpec
+from shared.jobs import EXTENDED
 from shared.ledger import ENDED, JobRecord, Wanted
 from shared.link import Delivery, Subscription
 from shared.roster import busy, groups
@@ -252,6 +253,8 @@ class Runner:
             self._mailbox.put(None)
 
     def _on_event(self, event: AnyEvent) -> None:
+        if isinstance(event, Event) and event.job != self.job:
+            raise BadMessage(f"{event.type} is of job {event.job}; its routing key was of {self.job}")
         match event:
             case ModelUpdate():
                 try:
@@ -304,10 +307,9 @@ class Runner:
 
     def _take_seat(self) -> rounds.Step:
         record = self._record()
-        about = recovery.optional(self._edges.blobs, names.job_blob(self.job))
-        if about is None:
+        spec = recovery.spec(self._edges.blobs, self.job)
+        if spec is None:
             raise BadInput(f"job {self.job} was never announced: it has no job.json; start it again")
-        spec = JobSpec.model_validate(about["spec"])
         self._seat = Seat(self._edges, self.job, self.fence, spec, self._faults, self._subscription)
         step = take_over(self._seat, record)
         wish = recovery.wanted(self._edges.blobs, self.job) or record.wanted

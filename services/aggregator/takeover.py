@@ -1,7 +1,8 @@
 """Taking a seat: from the record in the store and in the ledger to where the engine begins."""
 
 import itertools
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from services.aggregator import closing, memory, recovery, rounds, soundness, stopping
@@ -14,6 +15,7 @@ from shared.errors import Refused
 from shared.events import BlobRef
 from shared.jobs import CLAIMS
 from shared.ledger import JobRecord, RoundRecord
+from shared.records import figures, reading
 
 LATE = 3  #: evaluations that may be on their way or have failed, before the last one that was made
 
@@ -37,28 +39,48 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
     """The last committed round, its model loaded; the ledger knows of it when this returns."""
     committed = recovery.committed(seat.edges.blobs, seat.job, record.round)
     for number in range(record.round + 1, committed + 1):
-        missed = seat.edges.blobs.get_json(names.manifest_blob(seat.job, number))
-        seat.edges.ledger.advance(seat.job, seat.fence, number, closing.came_to(missed))
+        with _manifest(seat, number) as missed:
+            came = closing.came_to(missed)
+        seat.edges.ledger.advance(seat.job, seat.fence, number, came)
     if committed < 0:
         return committed
-    manifest = seat.edges.blobs.get_json(names.manifest_blob(seat.job, committed))
-    left = {name: _ref(manifest.get(name)) for name in ("base", "server", "delta", "memory")}
-    seat.tally.load(BlobRef.model_validate(manifest["model"]), left["server"])
+    with _manifest(seat, committed) as manifest:
+        left = {name: _ref(manifest.get(name)) for name in ("base", "server", "delta", "memory")}
+        model, metrics = BlobRef.model_validate(manifest["model"]), figures(manifest["metrics"])
+    seat.tally.load(model, left["server"])
     seat.previous, seat.server, seat.delta = left["base"], left["server"], left["delta"]
     if left["memory"] is not None:
-        seat.memory = memory.read(seat.edges.blobs.get_json(left["memory"].key))
+        with reading(left["memory"].key):
+            seat.memory = memory.read(seat.edges.blobs.get_json(left["memory"].key))
         seat.remembered = left["memory"]
     if seat.spec.evaluate.where != "server":  # what the next round's end tells selection
-        found = recovery.optional(seat.edges.blobs, names.evaluation_blob(seat.job, committed))
-        seat.evaluated = found.get("clients", {}) if found is not None else {}
+        with _evaluation(seat, committed) as found:
+            seat.evaluated = {client: figures(own) for client, own in found.get("clients", {}).items()}
     _recall_bases(seat, committed)
     _recall_soundness(seat, committed)
     seat.first_opened = record.started
-    seat.metrics = {**manifest["metrics"], **seat.metrics}
+    seat.metrics = {**metrics, **seat.metrics}
     # Its owner may have died before it said so, or before it tidied up.
-    tell_round_end(seat, manifest)
+    with reading(names.manifest_blob(seat.job, committed)):
+        tell_round_end(seat, manifest)
     clear_away(seat, committed)
     return committed
+
+
+@contextmanager
+def _manifest(seat: Seat, number: int) -> Iterator[dict[str, Any]]:
+    """A committed round's manifest; `Refused` where what is taken from it is not there, or of another kind."""
+    key = names.manifest_blob(seat.job, number)
+    with reading(key):
+        yield seat.edges.blobs.get_json(key)
+
+
+@contextmanager
+def _evaluation(seat: Seat, number: int) -> Iterator[dict[str, Any]]:
+    """What a round's evaluation gave; nothing where there was none."""
+    key = names.evaluation_blob(seat.job, number)
+    with reading(key):
+        yield recovery.optional(seat.edges.blobs, key) or {}
 
 
 def _ref(found: Any) -> BlobRef | None:
@@ -68,18 +90,18 @@ def _ref(found: Any) -> BlobRef | None:
 def _recall_bases(seat: Seat, committed: int) -> None:
     """The models that updates may refer to which began in an earlier round."""
     for number in range(max(1, committed + 1 - seat.spec.max_staleness), committed + 1):
-        before = seat.edges.blobs.get_json(names.manifest_blob(seat.job, number - 1))
-        seat.tally.bases[number] = BlobRef.model_validate(before["model"])
+        with _manifest(seat, number - 1) as before:
+            seat.tally.bases[number] = BlobRef.model_validate(before["model"])
 
 
 def _recall_soundness(seat: Seat, committed: int) -> None:
     """What the last evaluation says of its figures; it is of one of the last rounds, as far as any was made."""
     evaluated = (number for number in range(committed, -1, -1) if rounds.is_evaluated(seat.spec, number))
     for number in itertools.islice(evaluated, LATE):
-        found = recovery.optional(seat.edges.blobs, names.evaluation_blob(seat.job, number))
-        if found is not None:
-            seat.judged, seat.unsound = number, soundness.read(found)
-            return
+        with _evaluation(seat, number) as found:
+            if found:
+                seat.judged, seat.unsound = number, soundness.read(found)
+                return
 
 
 def _recall_progress(seat: Seat, committed: int) -> str:
@@ -88,10 +110,10 @@ def _recall_progress(seat: Seat, committed: int) -> str:
     if stop is None:
         return ""
     for number in range(committed + 1):
-        found = recovery.optional(seat.edges.blobs, names.evaluation_blob(seat.job, number))
-        if found is not None and stop.metric in found["metrics"]:
-            value = found["metrics"][stop.metric]
-            seat.progress[number] = math.nan if value is None else value  # a record has no NaN
+        with _evaluation(seat, number) as found:
+            measured = figures(found.get("metrics", {}))
+        if stop.metric in measured:
+            seat.progress[number] = measured[stop.metric]
     return stopping.verdict(stop, [seat.progress[number] for number in sorted(seat.progress)])
 
 
@@ -101,10 +123,10 @@ def _flying(seat: Seat) -> dict[str, int]:
         return {}
     if seat.edges.blobs.exists(names.abandoned_blob(seat.job, seat.committed + 1, 1)):
         return {}  # they were told that it is over, and are asked anew
-    manifest = seat.edges.blobs.get_json(names.manifest_blob(seat.job, seat.committed))
-    answered = {update["client"] for update in manifest["updates"]} | gave_up(manifest["rejected"])
-    unanswered = [client for client in manifest["cohort"] if client not in answered]
-    return rounds.still_flying(seat.spec, seat.committed, unanswered, manifest.get("carried", {}))
+    with _manifest(seat, seat.committed) as manifest:
+        answered = {update["client"] for update in manifest["updates"]} | gave_up(manifest["rejected"])
+        unanswered = [client for client in manifest["cohort"] if client not in answered]
+        return rounds.still_flying(seat.spec, seat.committed, unanswered, manifest.get("carried", {}))
 
 
 def _begin(seat: Seat, record: JobRecord) -> rounds.Step:

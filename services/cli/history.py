@@ -10,7 +10,10 @@ from shared.blobs import Blobs, NotFound
 from shared.errors import BadInput, Unavailable
 from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
 from shared.ledger import JobRecord, Ledger, Wanted
+from shared.records import figures, reading
+from shared.text import plain
 
+NUMBER = (int, float)
 AT_ONCE = 16  #: records asked for at the same time: each costs one way to the server and back
 
 
@@ -25,13 +28,12 @@ class PastRound:
     @property
     def figures(self) -> dict[str, float]:
         """Those of the model on the test set and on held-out examples; those of its base on the clients' own data."""
-        return {**self.manifest["metrics"], **(self.evaluation["metrics"] if self.evaluation else {})}
+        return figures(self.manifest["metrics"]) | figures(self.evaluation["metrics"] if self.evaluation else {})
 
     @property
     def evaluated(self) -> dict[str, dict[str, float]]:
         """What each client measured on the examples that it holds out, where clients were asked to."""
-        found: dict[str, dict[str, float]] = (self.evaluation or {}).get("clients", {})
-        return found
+        return {client: figures(own) for client, own in (self.evaluation or {}).get("clients", {}).items()}
 
     def events(self) -> "Iterator[RoundEnd | ModelEvaluated]":
         """The events that told of it, for whoever did not hear them."""
@@ -74,8 +76,9 @@ def rounds(blobs: Blobs, job: str, first: int = 0, last: int | None = None) -> l
 
 def spec(blobs: Blobs, job: str) -> dict[str, Any] | None:
     """The job spec with all defaults, or None where there is no such job."""
-    record = optional(blobs, names.job_blob(job))
-    return record["spec"] if record else None
+    key = names.job_blob(job)
+    record = optional(blobs, key)
+    return checked(key, record, spec=dict)["spec"] if record is not None else None
 
 
 def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
@@ -91,10 +94,12 @@ def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
 
 def end(blobs: Blobs, job: str) -> TrainingEnd | None:
     """How a job ended, or None while it has not."""
-    result = optional(blobs, names.result_blob(job))
+    key = names.result_blob(job)
+    result = optional(blobs, key)
     if result is None:
         return None
-    return TrainingEnd.model_validate({name: result[name] for name in TrainingEnd.model_fields if name in result})
+    with reading(key):
+        return TrainingEnd.model_validate({name: result[name] for name in TrainingEnd.model_fields if name in result})
 
 
 def end_of(blobs: Blobs, record: JobRecord) -> TrainingEnd:
@@ -128,11 +133,13 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
     if found is None:
         return None
     result = optional(blobs, names.result_blob(job))
+    if result is not None:
+        checked(names.result_blob(job), result, outcome=str, reason=str, started=NUMBER, ended=NUMBER, metrics=dict)
     wish = optional(blobs, names.wanted_blob(job)) or {}
     wanted = Wanted(wish.get("wanted", "running"), wish.get("reason", ""))
     status, detail = "queued", "read from the object store; waiting for an aggregator"
     if result is not None:
-        status, detail = result["outcome"], result["reason"]
+        status, detail = result["outcome"], plain(result["reason"])
     elif wanted.status == "paused":
         status, detail = "paused", wanted.reason
     return JobRecord(
@@ -146,7 +153,7 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
         created=0.0,
         started=result["started"] if result else 0.0,
         ended=result["ended"] if result else 0.0,
-        metrics=result["metrics"] if result else {},
+        metrics=figures(result["metrics"]) if result else {},
         wanted=wanted,
     )
 
@@ -160,7 +167,24 @@ def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
     found = manifest(blobs, job, number)
     if found is None:
         return None
-    return PastRound(number, found, optional(blobs, names.evaluation_blob(job, number)))
+    key = names.manifest_blob(job, number)
+    checked(key, found, job=str, attempt=int, metrics=dict, updates=list, rejected=dict, seconds=NUMBER, model=dict)
+    for update in found["updates"]:
+        checked(key, update, client=str)
+    key = names.evaluation_blob(job, number)
+    evaluation = optional(blobs, key)
+    if evaluation is not None:
+        checked(key, evaluation, examples=int, metrics=dict, model=str)
+    return PastRound(number, found, evaluation)
+
+
+def checked(key: str, record: Any, **parts: type | tuple[type, ...]) -> Any:
+    """The record, or `Refused` where one of these parts is missing, or of another kind."""
+    with reading(key):
+        for name, kind in parts.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} is {type(record[name]).__name__}")
+    return record
 
 
 def optional(blobs: Blobs, key: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from shared.aggregation import Plan
 from shared.catalog.compression import CompressSpec
 from shared.catalog.strategies import StrategySpec
 from shared.errors import Refused
-from shared.events import BlobRef
+from shared.events import BlobRef, Figures
 from shared.strategies import strategy
 
 
@@ -39,7 +39,7 @@ class Counted(Record):
     client: str
     blob: BlobRef
     examples: int
-    metrics: dict[str, float] = {}
+    metrics: Figures = {}
     max_abs: float | None = None
     norm: float | None = None
     staleness: int = 0  # rounds since the one that it was trained in

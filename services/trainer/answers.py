@@ -5,6 +5,7 @@ from typing import Any
 from services.trainer.orders import Order
 from shared.errors import BadInput
 from shared.events import EvaluateModel, Member, ModelEvaluated, ModelUpdate
+from shared.text import plain
 
 REASON = 120  #: characters of why one of a batch failed: those of all must fit into one event
 SENTENCE = 1000  #: characters of any other reason
@@ -63,7 +64,7 @@ def base_of(order: Order) -> str | None:
 
 def sentence(error: BaseException, length: int = SENTENCE) -> str:
     """`<Type>: <what it says>`, on one line that fits into an event; a person's mistake by what it says alone."""
-    text = " ".join(str(error).split())
+    text = plain(" ".join(str(error).split()))
     if text and isinstance(error, BadInput):
         return text[:length]
     return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:length]

@@ -28,6 +28,7 @@ from shared.compression.choose import encoding_of
 from shared.errors import Refused, Stale, Unavailable
 from shared.events import BlobRef, Inputs, StateRef
 from shared.jobs import JobSpec
+from shared.records import reading
 from shared.weights import File, Layout
 
 log = structlog.get_logger()
@@ -99,7 +100,8 @@ class Bench:
 
     def began(self, order: Order) -> float:
         """When an order's job began: its first round, in seconds since the epoch. The clocks are taken for equal."""
-        return float(self._first(order.job, order)["opened"])
+        with reading(names.manifest_blob(order.job, 0)):
+            return float(self._first(order.job, order)["opened"])
 
     def _first(self, job: str, order: Order | None = None) -> dict[str, Any]:
         """The manifest of a job's round 0, kept for the next task; `NotFound` where the store has none."""
@@ -109,7 +111,7 @@ class Bench:
 
     def _compare(self, job: str, data: Dataset) -> None:
         """`BadInput` where the data are not like those that the job began with, as far as its record says."""
-        with suppress(NotFound):
+        with suppress(NotFound), reading(names.manifest_blob(job, 0)):
             if (inputs := self._first(job).get("inputs")) is not None:
                 refuse_others(data, Inputs.model_validate(inputs))
 

@@ -1,10 +1,12 @@
 """How a section of the job file is chosen by `name`: a catalog entry, or the user's own by `module:attribute`."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -63,11 +65,22 @@ class Strict(BaseModel):
         return value
 
 
+def _of_json(args: dict[str, Any]) -> dict[str, Any]:
+    waiting: list[Any] = [args]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"JSON, which keeps the job, has no {value}")
+        if isinstance(value, Mapping | list | tuple):
+            waiting += value.values() if isinstance(value, Mapping) else value
+    return args
+
+
 class Custom(Strict):
     """The user's own, by `module:attribute`, called with `args`."""
 
     name: str = Field(pattern=ATTRIBUTE)
-    args: dict[str, Any] = {}
+    args: Annotated[dict[str, Any], AfterValidator(_of_json)] = {}
 
 
 def tag_of(entry: type[BaseModel]) -> str:

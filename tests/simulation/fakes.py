@@ -5,7 +5,6 @@ Nothing fails here by itself: `tests.simulation.world` puts the faults in betwee
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared import names
+from shared import names, records
 from shared.blobs import Bytes, NotFound
 from shared.errors import Refused, Unavailable
 from shared.events import AnyEvent, BlobRef, decode, encode
@@ -250,7 +249,7 @@ class FakeBlobs:
         return BlobRef(key=key, size=len(content), digest=found)
 
     def put_json(self, key: str, record: Mapping[str, Any]) -> BlobRef:
-        return self.put(key, json.dumps(record).encode())
+        return self.put(key, records.dumps(record).encode())
 
     def get_into(self, ref: BlobRef, buffer: npt.NDArray[np.uint8]) -> None:
         content = self._content(ref.key)
@@ -264,8 +263,7 @@ class FakeBlobs:
         return buffer
 
     def get_json(self, key: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self._content(key))
-        return record
+        return records.loads(key, self._content(key))
 
     def exists(self, key: str) -> bool:
         return key in self.held

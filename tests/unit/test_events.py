@@ -210,7 +210,7 @@ def nested(depth: int) -> bytes:
         ("model-update", body_of(UPDATE, timings={"total": float("inf")}), "model-update.timings.total: Input should"),
         ("model-update", body_of(UPDATE, timings={"total": -1.0}), "model-update.timings.total: Input should be great"),
         ("model-update", body_of(UPDATE, metrics={"loss": "nan"}), "model-update.metrics.loss: Input should"),
-        ("model-update", body_of(UPDATE, update=BLOB | {"key": "jobs/other-abc234/k"}), "model-update.update: 'jobs/oth"),
+        ("model-update", body_of(UPDATE, update=BLOB | {"key": "jobs/o-abc234/k"}), "model-update.update: 'jobs/o-"),
         ("model-update", body_of(UPDATE, update=BLOB | {"key": f"jobs/{JOB}/../k"}), "model-update.update: "),
         ("model-update", body_of(UPDATE, update=BLOB | {"key": f"jobs/{JOB}"}), "model-update.update: "),
         ("model-update", body_of(UPDATE, update=BLOB | {"key": "/etc/passwd"}), "model-update.update: "),
