@@ -1,12 +1,14 @@
 """Where the servers are and how this process behaves, read once from `FEDQ_*` into a frozen value.
 
-Values come from the environment, then `.env`, then `.fedq/env` (which `make up` writes), in that order.
+Values come from the environment, then `.env`, then `.fedq/env` (which `make up` writes), in that order. `.env`
+is the working folder's; `.fedq/env` may be that of a folder above it.
 Each service asks for the part it needs: a trainer's settings hold no Redis address at all.
 """
 
 import difflib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from shared.errors import BadInput
 from shared.user_code import ENTRY
 
 PREFIX = "FEDQ_"
-FILES = (".fedq/env", ".env")
+FILE, OWN = ".fedq/env", ".env"
 
 
 def _url(example: str, *schemes: str, login: bool = False, path: str = "/?") -> AfterValidator:
@@ -89,7 +91,6 @@ Device = Annotated[str, _matching(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", "auto, cpu,
 class Common(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_file=FILES,
         env_ignore_empty=True,  # what compose makes of a variable that nobody set
         str_strip_whitespace=True,  # a Secret that is made of a file ends in a line feed
         extra="ignore",
@@ -179,7 +180,7 @@ ELSEWHERE = ("FEDQ_FAILPOINT", "FEDQ_NATIVE_CACHE", "FEDQ_SIMULATION_SEED")
 def load(kind: type[AnySettings]) -> AnySettings:
     """The settings of one service, or `BadInput` that names everything missing or wrong at once."""
     try:
-        return kind(_env_file=_files())
+        return kind(_env_file=_files())  # the later one stands above
     except ValidationError as error:
         missing, lines = [], []
         for mistake in error.errors(include_url=False, include_input=False):
@@ -205,7 +206,29 @@ def unknown() -> dict[str, str | None]:
 
 def _files() -> list[str]:
     """Those that are there for us to read: in a container, a folder of the host's may hold its user's own."""
-    return [file for file in FILES if os.access(file, os.R_OK)]
+    return [str(file) for file in (stack_file(), Path(OWN)) if file is not None and os.access(file, os.R_OK)]
+
+
+def stack_file() -> Path | None:
+    """`.fedq/env` of the working folder, or of the nearest folder above it that may say where our servers are."""
+    found = (folder / FILE for folder in _searched())
+    return next((file for file in found if os.access(file, os.R_OK)), None)
+
+
+def _searched() -> list[Path]:
+    """The working folder and those above it, up to our home or to the last in which nobody else can write.
+
+    Whoever could put a file there would lead us to servers of theirs.
+    """
+    folder = Path.cwd()
+    searched = [folder]
+    while folder not in (Path.home(), folder.parent):
+        folder = folder.parent
+        here = folder.stat()
+        if here.st_uid != os.geteuid() or here.st_mode & stat.S_IWOTH:
+            break
+        searched.append(folder)
+    return searched
 
 
 def _say_missing(names: list[str]) -> str:
@@ -213,9 +236,12 @@ def _say_missing(names: list[str]) -> str:
     both = f"{', '.join(others)} and {last} are" if others else f"{last} is"
     typos = ", ".join(typo for typo, meant in unknown().items() if meant in names)
     but = f" (but {typos} {'are' if ',' in typos else 'is'})" if typos else ""
+    file, searched = stack_file(), _searched()
+    up = f" to {searched[-1]}" if len(searched) > 1 else ""
+    looked = f"{file} does not have {'them' if others else 'it'}" if file else f"there is none from {searched[0]}{up}"
     return (
         f"{both} not set{but}: set {'them' if others else 'it'} in the environment (of the container, where this is "
-        "one) or in .env; `make up` starts servers and writes .fedq/env"
+        f"one) or in .env; `make up` starts servers and writes {FILE}, and {looked}"
     )
 
 

@@ -13,6 +13,7 @@ from deploy.compose.docker import Project
 from deploy.compose.stack import Stack
 from deploy.native.ending import end_in_order
 from deploy.native.state import locked, write_private
+from shared import settings_file
 from shared.errors import FedqError
 
 SETTINGS = Path(".fedq/env")  #: where a `fedq` of this machine looks for the stack
@@ -38,8 +39,7 @@ def up(project: Project) -> int:
     with locked(LOCK):
         stack = Stack(project)
         stack.start()
-        settings = "".join(f"{name}={value}\n" for name, value in stack.environment().items())
-        write_private(SETTINGS, _title(project) + settings)
+        write_private(SETTINGS, _title(project) + settings_file.lines(stack.environment()))
     print(overview.places(stack))
     return 0
 

@@ -10,6 +10,7 @@ from deploy.native import demo, overview, processes, services
 from deploy.native.ending import end_in_order
 from deploy.native.stack import Role, Stack
 from deploy.native.state import locked, write_private
+from shared import settings_file
 from shared.errors import BadInput, FedqError
 
 STOP_SECONDS = 30.0  # for a trainer to finish the client it trains
@@ -41,7 +42,7 @@ def up(directory: Path, *, trainers: int, servers_only: bool) -> int:
             if not servers_only:
                 services.start(stack, trainers=trainers)
             allowed = {"FEDQ_ALLOW": services.allowed()}
-            write_private(_settings(stack), _lines(stack.environment() | allowed))
+            write_private(_settings(stack), settings_file.lines(stack.environment() | allowed))
         except BaseException:
             services.stop(stack, grace=0)
             stack.kill()
@@ -70,7 +71,7 @@ def down(directory: Path, *, purge: bool) -> int:
         services.stop(stack, grace=STOP_SECONDS)
         stack.stop()
         settings = _settings(stack)
-        if settings.exists() and settings.read_text().startswith(_lines(stack.environment())):
+        if settings.exists() and settings.read_text().startswith(settings_file.lines(stack.environment())):
             settings.unlink()
         if purge:
             shutil.rmtree(stack.directory)
@@ -104,7 +105,7 @@ def env(directory: Path, role: Role) -> int:
     stack = Stack(directory)
     if not stack.state.running():
         raise BadInput(f"No stack is running in {stack.directory}: run `python -m deploy.native up`.")
-    print(_lines(stack.environment(role)), end="")
+    print(settings_file.lines(stack.environment(role)), end="")
     return 0
 
 
@@ -116,10 +117,6 @@ def _settings(stack: Stack) -> Path:
 def _lock(directory: Path) -> Path:
     """Beside the folder, for it may come and go."""
     return directory.resolve().with_suffix(".lock")
-
-
-def _lines(environment: dict[str, str]) -> str:
-    return "".join(f"{name}={value}\n" for name, value in environment.items())
 
 
 def _parser() -> argparse.ArgumentParser:

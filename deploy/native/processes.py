@@ -79,10 +79,12 @@ def spawn(
     return Process(name, child.pid, _stat(child.pid)[1], log)
 
 
-def run(command: Sequence[str | Path], *, environment: Mapping[str, str]) -> int:
+def run(command: Sequence[str | Path], *, environment: Mapping[str, str], directory: Path | None = None) -> int:
     """Run a command in the foreground, with our output as its own, and return its exit code."""
     words = [*_TETHER, *map(str, command)]
-    child = subprocess.Popen(words, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(
+        words, env=dict(environment), cwd=directory, stdin=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         return child.wait()
     finally:

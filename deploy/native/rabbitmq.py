@@ -13,11 +13,14 @@ from urllib.parse import quote
 from deploy.native import processes
 from deploy.native.server import Server
 from deploy.native.state import write_private
+from shared import names
 from shared.errors import Unavailable
-from shared.topology import PERMISSIONS
+from shared.topology import PERMISSIONS, QUORUM
 
 VHOST = "fedq"
 EPMD = "epmd"  #: Erlang's name server, which a node needs to be one
+#: The folder it runs in, under a name that any script can quote: a true one may hold whatever a folder's name may.
+HERE = "/proc/self/cwd"
 DEFINITIONS = Path(__file__).parents[1] / "definitions.json"
 
 CONFIGURATION = """\
@@ -80,22 +83,22 @@ class RabbitMQ(Server):
         return [self.programs.rabbitmq]
 
     def environment(self) -> dict[str, str]:
-        logs = self.log.parent
         return {
+            "HOME": HERE,
             "RABBITMQ_NODENAME": "fedq@localhost",
-            "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
-            "RABBITMQ_LOG_BASE": str(logs),
-            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
+            "RABBITMQ_MNESIA_BASE": f"{HERE}/data",
+            "RABBITMQ_LOG_BASE": f"{HERE}/log",
+            "RABBITMQ_CONFIG_FILE": f"{HERE}/rabbitmq.conf",
             # Nothing from /etc/rabbitmq: these need not exist.
-            "RABBITMQ_CONFIG_FILES": str(self.directory / "conf.d"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.directory / "advanced.config"),
-            "RABBITMQ_CONF_ENV_FILE": str(self.directory / "rabbitmq-env.conf"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
+            "RABBITMQ_CONFIG_FILES": f"{HERE}/conf.d",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{HERE}/advanced.config",
+            "RABBITMQ_CONF_ENV_FILE": f"{HERE}/rabbitmq-env.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{HERE}/enabled_plugins",
             "RABBITMQ_DIST_PORT": str(self.state.ports["distribution"]),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ("-kernel inet_dist_use_interface {127,0,0,1} -start_epmd false"),
             "ERL_EPMD_PORT": str(self.state.ports["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_CRASH_DUMP": str(logs / "erl_crash.dump"),
+            "ERL_CRASH_DUMP": f"{HERE}/erl_crash.dump",
             # The script then becomes the node instead of starting it as a child: one process, one pid.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
@@ -116,6 +119,29 @@ class RabbitMQ(Server):
         super().wait()
         self.call("PUT", "users/trainer", {"password": self.state.secret("trainer"), "tags": ""})
         self.add_vhost(VHOST)
+        self.until(self._delivers)
+
+    def _delivers(self) -> bool:
+        """A queue like fedq's is made, takes a message, gives it back and is removed."""
+        queue = f"queues/{VHOST}/{names.watcher_queue(secrets.token_hex(6))}"
+        message = {
+            "properties": {},
+            "routing_key": queue.rpartition("/")[2],
+            "payload": "",
+            "payload_encoding": "string",
+        }
+        try:
+            self.call("PUT", queue, {"durable": True, "arguments": QUORUM})
+            try:
+                routed = self.call("POST", f"exchanges/{VHOST}/amq.default/publish", message)["routed"]
+                got = self.call(
+                    "POST", f"{queue}/get", {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}
+                )
+            finally:
+                self.call("DELETE", queue)
+        except Unavailable:
+            return False
+        return bool(routed and got)
 
     def add_vhost(self, name: str) -> None:
         """Create a virtual host with fedq's policies, for both users; harmless when it is there."""
@@ -132,7 +158,8 @@ class RabbitMQ(Server):
         """One word to the node by RabbitMQ's own tool, for what the management API cannot do."""
         code = processes.run(
             [self.programs.rabbitmq.with_name("rabbitmqctl"), *arguments],
-            environment={**self.programs.environment, "HOME": str(self.directory), **self.environment()},
+            environment={**self.programs.environment, **self.environment()},
+            directory=self.directory,
         )
         if code:
             raise Unavailable(f"rabbitmqctl {arguments[0]} ended with {code}")

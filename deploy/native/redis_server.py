@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deploy.native.server import Server
 from deploy.native.state import write_private
+from shared import names
 
 
 class Redis(Server):
@@ -21,7 +22,6 @@ class Redis(Server):
             "bind": "127.0.0.1",
             "port": self.state.ports["redis"],
             "requirepass": self.state.secret("redis"),
-            "dir": f'"{self.directory}"',
             "appendonly": "yes",
             "appendfsync": "always",  # `everysec` loses acknowledged writes to a mere SIGKILL
             "save": '""',
@@ -32,14 +32,15 @@ class Redis(Server):
         write_private(self.directory / "redis.conf", "".join(lines))
 
     def command(self) -> Sequence[str | Path]:
-        return [self.programs.redis, self.directory / "redis.conf"]
+        return [self.programs.redis, "redis.conf"]  # it keeps its files where it runs
 
     def serves(self) -> bool:
-        """Log in and ping, in the protocol's own words; while it loads its data it answers with an error."""
+        """Log in, write and read, in the protocol's own words; while it loads its data it answers with an error."""
         try:
             with socket.create_connection(("127.0.0.1", self.state.ports["redis"]), timeout=1) as line:
-                line.sendall(f"AUTH {self.state.secret('redis')}\r\nPING\r\n".encode())
+                commands = (f"AUTH {self.state.secret('redis')}", f"SET {names.PROBE} 1 PX 1000", f"GET {names.PROBE}")
+                line.sendall("".join(f"{command}\r\n" for command in commands).encode())
                 answer = line.makefile("rb")
-                return (answer.readline(), answer.readline()) == (b"+OK\r\n", b"+PONG\r\n")
+                return [answer.readline() for _ in range(4)] == [b"+OK\r\n", b"+OK\r\n", b"$1\r\n", b"1\r\n"]
         except OSError:
             return False

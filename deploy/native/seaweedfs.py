@@ -1,6 +1,8 @@
 """SeaweedFS as the S3 server: one process with master, volume, filer and gateway inside."""
 
+import io
 import json
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from deploy.native.state import write_private
 from shared import names
 
 BUCKET = "fedq"
+ANSWER_SECONDS = 3.0  #: in which one request is answered by a server that is ready
 
 #: What each key may do. A trainer reads the bucket, and writes updates only.
 ACTIONS = {
@@ -102,18 +105,25 @@ class SeaweedFS(Server):
             Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
 
     def serves(self) -> bool:
-        """With the bucket in place, which it is here where it is made."""
+        """An object is put, read and removed, in the bucket, which is made where it is not there.
+
+        Buckets are listed before a volume can take anything, and while the filer elects a leader nothing is answered.
+        """
         access, secret = self.keys("operator")
-        pool = urllib3.PoolManager(retries=False, timeout=5)
+        pool = urllib3.PoolManager(retries=False, timeout=ANSWER_SECONDS)
         client = Minio(
             f"127.0.0.1:{self.state.ports['s3']}", access, secret,
             secure=False, region="us-east-1", http_client=pool,
         )  # fmt: skip
+        key, content = names.trial_blob(self.name), secrets.token_bytes(16)
         try:
             if not client.bucket_exists(BUCKET):
                 client.make_bucket(BUCKET)
+            client.put_object(BUCKET, key, io.BytesIO(content), len(content))
+            found = client.get_object(BUCKET, key).data
+            client.remove_object(BUCKET, key)
         except (MinioException, urllib3.exceptions.HTTPError):
             return False
         finally:
             pool.clear()
-        return True
+        return bool(found == content)

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -80,8 +80,12 @@ class Server(ABC):
 
     def wait(self) -> None:
         """Wait until it serves, and make it ready for use."""
+        self.until(self.serves)
+
+    def until(self, ready: Callable[[], bool]) -> None:
+        """Ask it until it is; `Unavailable` where it ends or takes too long."""
         deadline = time.monotonic() + START_SECONDS
-        while not self.serves():
+        while not ready():
             for process in self.own():
                 if not process.alive():
                     raise self._failure(process)
@@ -131,4 +135,4 @@ class Server(ABC):
 
     @abstractmethod
     def serves(self) -> bool:
-        """Whether it answers by now."""
+        """Whether it does by now what it is there for; an open port or a list of what it has does not show that."""

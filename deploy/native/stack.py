@@ -11,6 +11,7 @@ from deploy.native.redis_server import Redis
 from deploy.native.seaweedfs import BUCKET, SeaweedFS
 from deploy.native.server import PortTaken, Server
 from deploy.native.state import State
+from shared import settings_file
 from shared.errors import BadInput
 
 Role = Literal["operator", "trainer"]
@@ -50,6 +51,7 @@ class Stack:
         """Start all servers, with the data of the last time, and wait until all serve."""
         if self.state.running():
             raise BadInput(f"The stack in {self.directory} is already running: stop it first.")
+        check_folder(self.directory)
         debs.find()  # it may take a download, or fail, before anything is made
         self.state.processes.clear()
         self.state.choose_ports(["registry", *(name for server in self.servers for name in server.port_names)])
@@ -94,6 +96,17 @@ class Stack:
             environment["FEDQ_REDIS_URL"] = self.redis.url
             environment["FEDQ_REGISTRY_URL"] = f"http://127.0.0.1:{self.state.ports['registry']}"
         return environment
+
+
+def check_folder(directory: Path) -> None:
+    """`BadInput` for a folder whose name the settings of its stack could not hold."""
+    try:
+        settings_file.quoted(str(directory))
+    except ValueError as error:
+        raise BadInput(
+            f"The folder {str(directory)!a} cannot hold a stack: dotenv and a shell would not read {error} of its name "
+            "alike; choose another with --dir."
+        ) from None
 
 
 def _wait(server: Server) -> None:

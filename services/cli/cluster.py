@@ -4,7 +4,6 @@
 """
 
 import base64
-import io
 import os
 import secrets
 import socket
@@ -22,7 +21,7 @@ from services.cli import output
 from services.cli.forwarding import Forward
 from services.cli.orchestrators import kubernetes, tools
 from services.cli.orchestrators.kubernetes import Kubernetes
-from shared import service
+from shared import service, settings_file
 from shared.errors import BadInput, Unavailable
 
 SETTINGS = "fedq"  #: the ConfigMap
@@ -154,11 +153,7 @@ def _moved(url: SplitResult, port: int) -> SplitResult:
 
 def _refuse_a_live_stack() -> None:
     """`.fedq/env` of a stack that runs stays; one that was left behind is overwritten."""
-    try:
-        lines = FILE.read_text().splitlines()
-    except FileNotFoundError:
-        return
-    url = _server(next((line.partition("=")[2] for line in lines if line.startswith("FEDQ_AMQP_URL=")), ""))
+    url = _server(dotenv_values(FILE).get("FEDQ_AMQP_URL") or "")
     if url is None:
         return
     with suppress(OSError), socket.create_connection((url.hostname or "", _port(url)), timeout=LIVE):
@@ -169,16 +164,12 @@ def _refuse_a_live_stack() -> None:
 
 
 def _text(place: Kubernetes, found: dict[str, str]) -> str:
-    """What `.fedq/env` is to say; `BadInput` where it would be read as something else."""
+    """What `.fedq/env` is to say; `BadInput` where it cannot be said there."""
     text = f"# by `fedq connect` to {place.place}; gone when that ends\n"
-    text += "".join(f"{name}={value}\n" for name, value in found.items())
-    read = dotenv_values(stream=io.StringIO(text))
-    if wrong := [name for name, value in found.items() if read.get(name) != value]:
-        raise BadInput(
-            f"{FILE} cannot hold the cluster's {', '.join(wrong)}: choose a value of letters and digits there, without "
-            "quotes, spaces, # or $; `fedq submit` takes it as it is"
-        )
-    return text
+    try:
+        return text + settings_file.lines(found)
+    except BadInput as error:
+        raise BadInput(f"{FILE}: {error}; `fedq submit` takes it as it is") from None
 
 
 def _write_private(text: str) -> None:

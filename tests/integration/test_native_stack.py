@@ -6,7 +6,9 @@ import os
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pika
@@ -18,6 +20,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from deploy.native.processes import Process
 from deploy.native.rabbitmq import DEFINITIONS
+from deploy.native.seaweedfs import SeaweedFS
 from deploy.native.stack import Role, Stack
 from deploy.native.state import State
 from shared import names
@@ -29,7 +32,8 @@ DELIVERIES = 6  # the delivery limit, and the one that exceeds it
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("native") / "stack") as started:
+    """In a folder whose name has what scripts, Erlang and dotenv would take for their own."""
+    with Stack(tmp_path_factory.mktemp("native") / 'it\'s "one" #1 of 5%' / "stack") as started:
         yield started
 
 
@@ -177,6 +181,46 @@ def test_servers_return_with_what_they_acknowledged(stack: Stack, channel: Block
     assert operator.stat_object("fedq", "jobs/kept").size == 4
 
 
+def test_a_store_that_lists_its_bucket_and_takes_nothing_is_not_ready(tmp_path: Path) -> None:
+    """As it is while its filer elects a leader. Such a store is played here: the real one does it seldom."""
+    takes = threading.Event()
+
+    class Store(BaseHTTPRequestHandler):
+        kept = b""
+
+        def _answer(self, code: int, body: bytes = b"") -> None:
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self._answer(200)
+
+        def do_PUT(self) -> None:
+            Store.kept = self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(200 if takes.is_set() else 500)
+
+        def do_GET(self) -> None:
+            self._answer(200, Store.kept)
+
+        def do_DELETE(self) -> None:
+            self._answer(204)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        state = State(tmp_path)
+        state.ports["s3"] = server.server_port
+        store = SeaweedFS(state, tethered=True)
+        assert not store.serves()
+        takes.set()
+        assert store.serves()
+        server.shutdown()
+
+
 def test_stopping_leaves_no_process(tmp_path: Path, stack: Stack) -> None:
     with Stack(tmp_path / "second") as second:
         assert not _bound(second) & _bound(stack)
@@ -209,6 +253,7 @@ def test_killing_the_parent_leaves_no_process(tmp_path: Path) -> None:
 PARENT = """
 import sys
 from pathlib import Path
+from deploy.native.seaweedfs import SeaweedFS
 from deploy.native.stack import Stack
 
 with Stack(Path(sys.argv[1])):

@@ -46,8 +46,8 @@ def test_settings_are_read_as_services_read_them(tmp_path: Path) -> None:
     assert (found["FEDQ_RABBITMQ_URL"], found["FEDQ_S3_ACCESS_KEY"]) == ("", "key")
 
 
-@pytest.mark.parametrize("value", ['"quoted', "cut #here", "${HOME}", "two\nlines"])
-def test_a_value_that_the_file_would_change_is_named(
+@pytest.mark.parametrize("value", ["${HOME}", "it's $5", "two\nlines"])
+def test_a_value_that_the_file_cannot_hold_is_named(
     value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And no file is written; one without a broker's address, by whoever, is in nobody's way."""
@@ -56,7 +56,7 @@ def test_a_value_that_the_file_would_change_is_named(
     cluster.FILE.parent.mkdir()
     cluster.FILE.write_text("FEDQ_LOG=json\n")
 
-    with pytest.raises(BadInput, match=r"^\.fedq/env cannot hold the cluster's FEDQ_S3_SECRET_KEY: ") as refusal:
+    with pytest.raises(BadInput, match=r"^\.fedq/env: FEDQ_S3_SECRET_KEY: a file of settings cannot") as refusal:
         cluster.connect(None)
 
     assert value not in str(refusal.value)

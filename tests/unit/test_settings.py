@@ -1,5 +1,6 @@
 """Settings from the environment and files; what is missing or wrong is said, and what is secret is not."""
 
+import os
 import re
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def write(folder: Path, name: str, **values: str) -> None:
         (settings.Cli, {"AMQP_URL", "REDIS_URL", "S3_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"}),
     ],
 )
-def test_everything_missing_is_named_at_once(kind: type[settings.Common], missing: set[str]) -> None:
+def test_everything_missing_is_named_at_once(kind: type[settings.Common], missing: set[str], nowhere: Path) -> None:
     """In one sentence, each by the name a person sets, that says where to do so."""
     with pytest.raises(BadInput) as caught:
         settings.load(kind)
@@ -63,7 +64,7 @@ def test_everything_missing_is_named_at_once(kind: type[settings.Common], missin
     assert (verb, rest.split()[1]) == (("is", "it") if len(missing) == 1 else ("are", "them"))
     assert rest.endswith(
         " in the environment (of the container, where this is one) or in .env; "
-        "`make up` starts servers and writes .fedq/env"
+        f"`make up` starts servers and writes .fedq/env, and there is none from {nowhere} to {nowhere.parents[1]}"
     )
 
 
@@ -94,7 +95,7 @@ def test_a_file_that_is_another_users_is_passed_by(nowhere: Path, monkeypatch: p
     """As in a container that sees the folder of whoever started it; what root may read is asked of nobody here."""
     set_all(monkeypatch)
     write(nowhere, ".fedq/env", FEDQ_S3_BUCKET="theirs")
-    monkeypatch.setattr("os.access", lambda path, _: path != ".fedq/env")
+    monkeypatch.setattr("os.access", lambda path, _: not str(path).endswith(".fedq/env"))
 
     assert settings.load(settings.Store).s3_bucket == "fedq"
 
@@ -245,6 +246,49 @@ def test_files_alone_are_enough(nowhere: Path) -> None:
 
     assert found.amqp_url.get_secret_value() == RIGHT["FEDQ_AMQP_URL"]
     assert found.s3_bucket == "fedq"
+
+
+def test_what_make_up_wrote_is_found_from_below(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearest file; `.env` is the working folder's alone."""
+    deep = nowhere / "jobs/mine"
+    deep.mkdir(parents=True)
+    write(nowhere, ".fedq/env", **RIGHT, FEDQ_S3_BUCKET="above")
+    write(nowhere, ".env", FEDQ_S3_BUCKET="not-mine")
+    monkeypatch.chdir(deep)
+    assert settings.load(settings.Cli).s3_bucket == "above"
+
+    write(nowhere / "jobs", ".fedq/env", **RIGHT, FEDQ_S3_BUCKET="nearer")
+    assert settings.load(settings.Cli).s3_bucket == "nearer"
+
+
+@pytest.mark.parametrize("border", ["home", "writable", "another's"])
+def test_no_file_is_taken_from_where_others_write_or_from_above_the_home(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, border: str
+) -> None:
+    """It would lead us to servers of theirs; the message says how far was looked."""
+    middle = nowhere / "middle"
+    below = middle / "below"
+    below.mkdir(parents=True)
+    write(nowhere, ".fedq/env", **RIGHT)
+    monkeypatch.chdir(below)
+    if border == "home":
+        monkeypatch.setenv("HOME", str(middle))
+    elif border == "writable":
+        nowhere.chmod(0o777)
+    else:
+        whole = Path.stat
+        theirs = os.stat_result((0o40755, 0, 0, 0, os.geteuid() + 1, 0, 0, 0, 0, 0))
+        monkeypatch.setattr(Path, "stat", lambda path, **how: theirs if path == nowhere else whole(path, **how))
+
+    with pytest.raises(BadInput, match=rf"writes \.fedq/env, and there is none from {below} to {middle}$"):
+        settings.load(settings.Cli)
+
+
+def test_a_file_that_leaves_something_out_is_named(nowhere: Path) -> None:
+    """It is found, and that is not the trouble."""
+    write(nowhere, ".fedq/env", **{name: value for name, value in RIGHT.items() if name != "FEDQ_REDIS_URL"})
+    with pytest.raises(BadInput, match=rf"FEDQ_REDIS_URL is not set: .*, and {nowhere}/\.fedq/env does not have it$"):
+        settings.load(settings.Registry)
 
 
 def test_settings_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:

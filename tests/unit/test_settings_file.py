@@ -1,0 +1,75 @@
+"""The lines of `.fedq/env`, as dotenv and a shell read them."""
+
+import io
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.native.stack import check_folder
+from shared import settings_file
+from shared.errors import BadInput
+
+odd = st.text(st.sampled_from("ab/ #'\"\\$`{}!~*;&|<>()[]=:%ü\t\n"), max_size=12)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.one_of(odd, st.text(max_size=8)), min_size=1, max_size=4))
+def test_dotenv_and_a_shell_read_what_was_written_or_it_is_refused(values: list[str]) -> None:
+    """Any text, several lines below each other, as a quote that is not closed would run on into the next."""
+    written = {}
+    for number, value in enumerate(values):
+        try:
+            settings_file.quoted(value)
+        except ValueError:
+            continue
+        written[f"FEDQ_{number}"] = value
+    text = settings_file.lines(written)
+    show = "".join(
+        f"printf '%s\\0' \"$FEDQ_{number}\"\n" for number in range(len(values)) if f"FEDQ_{number}" in written
+    )
+    told = subprocess.run(["sh"], input=os.fsencode(text + show), stdout=subprocess.PIPE, check=True).stdout
+
+    assert dotenv_values(stream=io.StringIO(text)) == written
+    assert told == b"".join(os.fsencode(value) + b"\0" for value in written.values())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/x #1/y",
+        "/it's",
+        "/a b",
+        '/a "b"',
+        "/$HOME",
+        "/`id`",
+        "/a\\b",
+        '/it\'s "a" \\b',
+        "/ü",
+        "~/x",
+        "amqp://a:b%2F@h:1/v",
+    ],
+)
+def test_what_a_folder_may_well_be_called_can_be_written(value: str) -> None:
+    """Nothing is refused without need."""
+    assert dotenv_values(stream=io.StringIO(f"NAME={settings_file.quoted(value)}\n")) == {"NAME": value}
+
+
+@pytest.mark.parametrize(
+    ("name", "character"),
+    [("a\nb", r"\\n"), ("it's $5", r"\$"), ("a${b}", r"\$"), ("a\\", r"\\"), ("\udcff", r"\\udcff")],
+)
+def test_a_folder_that_no_line_can_name_is_refused_with_the_character(name: str, character: str) -> None:
+    """At once, and not when a server does not start."""
+    with pytest.raises(BadInput, match=rf"The folder .* cannot hold a stack: .* the character '{character}+'"):
+        check_folder(Path("/srv") / name)
+
+
+def test_a_value_that_no_line_can_hold_is_refused_with_its_name() -> None:
+    """A password, say, which is not shown."""
+    with pytest.raises(BadInput, match=r"^FEDQ_KEY: a file of settings cannot hold the character '\$' of its value"):
+        settings_file.lines({"FEDQ_URL": "http://host:1", "FEDQ_KEY": "it's $ecret"})
