@@ -226,6 +226,7 @@ class ModelEvaluated(Event):
     metrics: Figures = {}
     members: tuple[Member, ...] = ()  # each client's own figures, where clients were asked
     part: Count = 0  # of the round's evaluation, as it was asked for
+    downloaded: Count = 0  # bytes; 0 where the node had the model already
     error: Sentence | None = None
 
 

@@ -52,10 +52,14 @@ def all_counted(accepted: Mapping[str, Entry]) -> list[Counted]:
 
 
 def traffic(accepted: Mapping[str, Entry], plain: int) -> dict[str, int]:
-    """Bytes of a round's updates, what they would be as float32 of `plain` bytes a client, and bytes of models down."""
-    files = [blob_of(group).size for group in by_blob(accepted)]
-    down = sum(next(iter(group.values())).get("downloaded", 0) for group in by_blob(accepted))
-    return {"up": sum(files), "up_plain": plain * len(accepted), "down": down}
+    """Files of a round's updates, their bytes, what they would be as float32 of `plain` bytes, and of models down.
+
+    A batch of clients sends one file, and would without compression.
+    """
+    groups = list(by_blob(accepted))
+    down = sum(next(iter(group.values())).get("downloaded", 0) for group in groups)
+    up = sum(blob_of(group).size for group in groups)
+    return {"files": len(groups), "up": up, "up_plain": plain * len(groups), "down": down}
 
 
 def by_blob(accepted: Mapping[str, Entry]) -> Iterable[dict[str, Entry]]:

@@ -62,6 +62,7 @@ class Evaluation:
     def document(self) -> dict[str, Any]:
         """What the record keeps."""
         found: dict[str, Any] = {"round": self.round, "examples": self.examples, "metrics": self.metrics}
+        found["traffic"] = {"down": sum(event.downloaded for event in self.answered.values())}
         return found | ({"clients": self.clients} if self.clients else {})
 
 

@@ -1,6 +1,6 @@
 """What the object store keeps of a job: its spec, its committed rounds and its end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,12 @@ class PastRound:
         return figures(self.manifest["metrics"]) | figures(self.evaluation["metrics"] if self.evaluation else {})
 
     @property
+    def traffic(self) -> dict[str, int]:
+        """Files and bytes of its updates, and of models that trainers downloaded to train and for its `evaluation`."""
+        evaluation = (self.evaluation or {}).get("traffic", {}).get("down", 0)
+        return {**self.manifest.get("traffic", {}), "evaluation": evaluation}
+
+    @property
     def evaluated(self) -> dict[str, dict[str, float]]:
         """What each client measured on the examples that it holds out, where clients were asked to."""
         return {client: figures(own) for client, own in (self.evaluation or {}).get("clients", {}).items()}
@@ -58,6 +64,11 @@ class PastRound:
                 examples=self.evaluation["examples"],
                 metrics=self.evaluation["metrics"],
             )
+
+
+def reported(rounds: Sequence[PastRound]) -> list[str]:
+    """The metrics that any of the rounds has, by name, but for counts of the work that they took."""
+    return sorted({name for past in rounds for name in past.figures} - {"steps"})
 
 
 def rounds(blobs: Blobs, job: str, first: int = 0, last: int | None = None) -> list[PastRound]:

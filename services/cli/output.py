@@ -51,6 +51,11 @@ def figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
+def in_four(value: float | None) -> str:
+    """Any other figure, to four digits."""
+    return "" if value is None else f"{value:.4g}"
+
+
 def span(seconds: float) -> str:
     """A duration in its two largest units: 42 s, 3 m 20 s, 2 h 5 m, 4 d 1 h."""
     whole = max(0, round(seconds))

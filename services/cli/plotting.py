@@ -1,6 +1,8 @@
 """Pictures: the learning curve, and who has what; the only module that knows matplotlib."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,38 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from services.cli import history
 from services.cli.history import PastRound
+from shared.errors import BadInput
 
-TEST, CLIENTS, HELD_OUT = "#1f5f9e", "#d9822b", "#3d8f5f"
+TEST, CLIENTS, HELD_OUT, MEAN, WORST = "#1f5f9e", "#d9822b", "#3d8f5f", "#7fb89a", "#a04a4a"
 Counts = npt.NDArray[np.int64]  # (clients, classes)
 Colour = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric in a panel; `ago` rounds before the one that reports it is the model that it is of."""
+
+    metric: str
+    label: str
+    colour: str
+    ago: int = 0
+
+
+#: Panels of the model itself. What clients measure on their own data is the model that the round began with.
+MODEL = {
+    name: [
+        Line(name, "test set", TEST),
+        Line(f"client_{name}", "clients' own data", CLIENTS, ago=1),
+        Line(f"local_{name}", "clients' held-out data", HELD_OUT),
+        Line(f"local_{name}_mean", "the same, mean over clients", MEAN),
+        Line(f"local_{name}_worst_decile", "the same, worst tenth of the clients", WORST),
+    ]
+    for name in ("loss", "accuracy")
+}
+ACROSS = 3  #: panels side by side
+MOST = 24  #: panels of a picture
 
 NAMED = 40  #: clients whose names have room below their bars
 APART = 150  #: clients whose bars have room between them
@@ -25,34 +54,46 @@ LEGEND = 20  #: classes that a legend can
 
 
 def learning_curve(job: str, rounds: list[PastRound], file: Path) -> None:
-    """Draws loss and accuracy of the model after each round, on the test set and on the clients' own data."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    """Draws what each round reported: the model's loss and accuracy, and each other metric on axes of its own."""
+    drawn = panels(rounds)
+    across = min(ACROSS, len(drawn))
+    down = -(-len(drawn) // across)
+    figure = Figure(figsize=(5 * across, 4.2 * down), layout="constrained")
     figure.suptitle(job, fontweight="bold")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        tested = [(past.number, past.figures[name]) for past in rounds if name in past.figures]
-        # What the clients measured is the model that the round began with: that of the round before.
-        owned = [
-            (past.number - 1, past.figures[f"client_{name}"]) for past in rounds if f"client_{name}" in past.figures
-        ]
-        held_out = [(past.number, past.figures[f"local_{name}"]) for past in rounds if f"local_{name}" in past.figures]
-        for label, points, colour in (
-            ("test set", tested, TEST),
-            ("clients' own data", owned, CLIENTS),
-            ("clients' held-out data", held_out, HELD_OUT),
-        ):
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True), label=label, color=colour, marker="o", markersize=3.5, linewidth=1.6
-                )
-        axes.set_xlabel("round")
-        axes.set_ylabel(name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(bottom=0, top=1 if name == "accuracy" else None)
-        if tested or owned or held_out:
-            axes.legend(frameon=False)
+    places = figure.subplots(down, across, squeeze=False).flatten()
+    for axes, (name, lines) in zip(places, drawn.items(), strict=False):
+        _draw(axes, name, lines, rounds)
+    for axes in places[len(drawn) :]:
+        axes.remove()
     figure.savefig(file, format="png", dpi=150)
+
+
+def panels(rounds: Sequence[PastRound]) -> dict[str, list[Line]]:
+    """The axes of a learning curve by title, with the lines that have points; `BadInput` where there are none."""
+    reported = history.reported(rounds)
+    known = {title: [line for line in lines if line.metric in reported] for title, lines in MODEL.items()}
+    of_model = {line.metric for lines in known.values() for line in lines}
+    own = {name: [Line(name, "", TEST)] for name in reported if name not in of_model}
+    found = {title: lines for title, lines in {**known, **own}.items() if lines}
+    if not found:
+        raise BadInput("no round has reported any metric: there is nothing to draw")
+    return dict(itertools.islice(found.items(), MOST))
+
+
+def _draw(axes: Axes, title: str, lines: Sequence[Line], rounds: Sequence[PastRound]) -> None:
+    for line in lines:
+        points = [(past.number - line.ago, past.figures[line.metric]) for past in rounds if line.metric in past.figures]
+        axes.plot(
+            *zip(*points, strict=True), label=line.label, color=line.colour, marker="o", markersize=3.5, linewidth=1.6
+        )
+    axes.set_xlabel("round")
+    axes.set_ylabel(title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title in MODEL:
+        axes.set_ylim(bottom=0, top=1 if title == "accuracy" else None)
+        axes.legend(frameon=False)
 
 
 def shares(job: str, classes: Sequence[str], clients: Mapping[str, Sequence[int]], file: Path) -> None:

@@ -9,7 +9,8 @@ from services.cli.servers import Servers
 from shared.errors import BadInput
 from shared.events import BlobRef, TrainingEnd
 
-#: What a table shows of a round, and how it is called there, on two lines to be narrow; what no round has is left out.
+#: What a table shows of a round first, and how it is called there, on two lines to be narrow; what no round has is left
+#: out. Then come all others by their names, metrics of one's own among them.
 FIGURES = {
     "loss": "loss",
     "accuracy": "accuracy",
@@ -19,6 +20,7 @@ FIGURES = {
     "local_accuracy": "held-out\nacc.",
     "local_accuracy_worst_decile": "worst\ntenth",
 }
+OTHERS = 6  #: columns of others; JSON and CSV have all
 
 
 def results(
@@ -77,29 +79,39 @@ def _ending(job: str, end: TrainingEnd | None, done: int, count: int) -> str:
 
 
 def _print(rounds: list[PastRound]) -> None:
-    shown = [(name, title) for name, title in FIGURES.items() if any(name in past.figures for past in rounds)]
-    columns = ("round", *(title for _, title in shown), "updates", "rejected", "time")
+    reported = history.reported(rounds)
+    shown = [(name, title) for name, title in FIGURES.items() if name in reported]
+    others = [name for name in reported if name not in FIGURES]
+    titles = (*(title for _, title in shown), *(name.replace("_", "_\n") for name in others[:OTHERS]))
+    columns = ("round", *titles, "updates", "rejected", "time")
     made = output.table(*columns, numbers=columns)
     for past in rounds:
         figures = past.figures
         made.add_row(
             str(past.number),
             *(output.figure(figures.get(name)) for name, _ in shown),
+            *(output.in_four(figures.get(name)) for name in others[:OTHERS]),
             str(len(past.manifest["updates"])),
             str(len(past.manifest["rejected"])),
             f"{past.manifest['seconds']:.1f}",
         )
     output.Terminal().print(made)
+    if len(others) > OTHERS:
+        print(f"and {len(others) - OTHERS} more metrics; --json and --csv have all")
 
 
 def _traffic(rounds: list[PastRound]) -> str:
-    """What the rounds after the first sent; empty where nobody wrote that down."""
-    known = [past.manifest["traffic"] for past in rounds if past.number and "traffic" in past.manifest]
-    up, plain, down = (sum(found[name] for found in known) for name in ("up", "up_plain", "down"))
+    """What the rounds after the first sent, and what evaluating all models took; empty where nobody wrote that down."""
+    known = [past for past in rounds if past.number and "up" in past.traffic]
+    up, plain, down = (sum(past.traffic[name] for past in known) for name in ("up", "up_plain", "down"))
     if not up:
         return ""
+    updates = sum(len(past.manifest["updates"]) for past in known)
+    files = sum(past.traffic.get("files", 0) for past in known)
+    folded = f" for {updates} updates in {files} files" if 0 < files < updates else ""
     fewer = f", {plain / up:.1f} times fewer than as float32" if up < plain else ""
-    return f"updates: {output.size(up)} up{fewer}; models: {output.size(down)} down"
+    down += sum(past.traffic["evaluation"] for past in rounds)
+    return f"updates: {output.size(up)} up{folded}{fewer}; models: {output.size(down)} down"
 
 
 def _document(past: PastRound) -> dict[str, object]:
@@ -109,7 +121,7 @@ def _document(past: PastRound) -> dict[str, object]:
         "updates": len(past.manifest["updates"]),
         "rejected": len(past.manifest["rejected"]),
         "seconds": past.manifest["seconds"],
-        "traffic": past.manifest.get("traffic"),
+        "traffic": past.traffic,
         "model": past.manifest["model"],
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.history import PastRound
+from shared.records import figures
 
 FIRST = ("round", "client", "state", "examples", "seconds", "norm", "staleness")  #: columns; then metrics by name
 
@@ -73,5 +74,5 @@ def _of_client(past: PastRound, client: str, state: str, update: Mapping[str, An
         seconds=update.get("timings", {}).get("total"),
         norm=update.get("norm"),
         staleness=update.get("staleness", 0) if update else None,
-        metrics={**update.get("metrics", {}), **own},
+        metrics={**figures(update.get("metrics", {})), **own},
     )

@@ -81,6 +81,7 @@ class Slot:
         """Evaluates a model on held-out examples and publishes the result; `Unavailable` to try later."""
         about = log.bind(job=event.job, round=event.round)
         bench, watch = self._bench, Stopwatch()
+        before = bench.cache.received
         try:
             if bench.patiently(lambda: bench.blobs.exists(names.result_blob(event.job))):
                 about.info("not evaluated", reason="the job is over")
@@ -98,7 +99,7 @@ class Slot:
             about.exception("failed")
             bench.forget_model()
             answer = answers.evaluated(event, bench.trainer, error=sentence(error))
-        self._say(answer)
+        self._say(answer.model_copy(update={"downloaded": bench.cache.received - before}))
         about.info("evaluated", **watch.total(), **answer.metrics)
 
     # --- an update ------------------------------------------------------------------------------

@@ -95,6 +95,13 @@ def test_a_round_from_start_to_updates(federation: Federation) -> None:
     assert (evaluated.examples, evaluated.model) == (359, first.update.digest)
     assert evaluated.metrics["loss"] == pytest.approx(2.3, abs=0.3)
     assert 0 <= evaluated.metrics["accuracy"] < 0.3
+    assert evaluated.downloaded == 0  # the node has the model
+
+    file = blobs.get(first.update)
+    layout.flat(file)[:] += 1
+    other = blobs.put(names.update_blob(federation.job, 0, "client-0", weights.digest_of(file)), file)
+    federation.bus.publish(EvaluateModel(job=federation.job, group="cpu", round=0, model=other, spec=spec))
+    assert federation.updates.get(timeout=WAIT).downloaded == other.size
 
     # One queue for Celery: no celeryev, no pidbox, no delays.
     queues = federation.servers.stack.rabbitmq.call("GET", f"queues/{federation.servers.vhost}")
