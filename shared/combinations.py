@@ -251,13 +251,12 @@ def _simulation(spec: "JobSpec") -> Iterator[str]:
         yield "simulate.network: give a latency, down_mbps or up_mbps"
     if found.dropout is not None and found.dropout.rate == 1:
         yield "simulate.dropout.rate is 1: no client would ever answer"
-    known = set(spec.clients)
     named: dict[str, Mapping[str, object]] = {
         "simulate.speed.ratios": found.speed.ratios if isinstance(found.speed, Ratios) else {},
         "simulate.availability.spans": found.availability.spans if isinstance(found.availability, Trace) else {},
     }
     for where, clients in named.items():
-        for client in sorted(clients.keys() - known)[:1]:
+        for client in sorted(client for client in clients if client not in spec.clients)[:1]:
             yield f"{where} names {client}; the clients are {spec.clients[0]} to {spec.clients[-1]}"
     if isinstance(found.availability, Trace):
         yield from _spans(found.availability)

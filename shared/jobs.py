@@ -5,7 +5,7 @@ its value and what is allowed. What may be named in it is `shared.catalog`'s.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from shared.catalog.selection import SelectAll, SelectSpec, Some
 from shared.catalog.simulation import SimulateSpec
 from shared.catalog.strategies import FedAvg, FedBuff, Scaffold, StrategySpec
 from shared.catalog.training import TrainChoice, TrainSpec
+from shared.clients import Listed, Numbered
 from shared.errors import BadInput
 from shared.names import JOB_NAME, ClientName
 
@@ -75,12 +76,13 @@ class JobSpec(Strict):
         return len(self.silos) if self.silos is not None else self.data.clients or 0
 
     @cached_property
-    def clients(self) -> tuple[str, ...]:
+    def clients(self) -> Listed | Numbered:
         """Their names, in order."""
-        if self.silos is not None:
-            return self.silos
-        width = len(str(self.population - 1))
-        return tuple(f"client-{index:0{width}d}" for index in range(self.population))
+        return Listed(self.silos) if self.silos is not None else Numbered(self.population)
+
+    def in_order(self, clients: Collection[str]) -> tuple[str, ...]:
+        """Some of them, in the job's order."""
+        return tuple(sorted(clients, key=self.clients.index))
 
     @property
     def has_own_files(self) -> bool:

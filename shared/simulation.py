@@ -11,6 +11,7 @@ from statistics import NormalDist
 from typing import Any
 
 from shared.catalog.simulation import Cycle, LogNormal, Phones, Profiles, Ratios, Trace
+from shared.clients import Listed, Numbered
 from shared.jobs import JobSpec
 
 #: How many times as long as the fastest a phone takes, by class and age. That devices are drawn from such a table is
@@ -148,13 +149,13 @@ def _place(spec: JobSpec, what: str, client: str) -> int:
 
 
 @lru_cache(maxsize=8)
-def _places(seed: int, what: str, clients: tuple[str, ...]) -> dict[str, int]:
+def _places(seed: int, what: str, clients: Listed | Numbered) -> dict[str, int]:
     order = sorted(clients, key=lambda client: _hash(seed, what, client))
     return {client: place for place, client in enumerate(order)}
 
 
 @lru_cache(maxsize=8)
-def _first(seed: int, what: str, clients: tuple[str, ...], size: int) -> frozenset[str]:
+def _first(seed: int, what: str, clients: Listed | Numbered, size: int) -> frozenset[str]:
     return frozenset(client for client, place in _places(seed, what, clients).items() if place < size)
 
 

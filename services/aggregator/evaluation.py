@@ -9,9 +9,10 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from services.aggregator.selection import population
+from services.aggregator.selection import lottery, population
 from shared.events import ModelEvaluated
 from shared.jobs import JobSpec
 
@@ -71,9 +72,10 @@ def evaluators(spec: JobSpec, alive: Mapping[str, int], number: int) -> tuple[st
     there = population(spec, alive)
     most = spec.evaluate.clients
     if most is None or most >= len(there):
-        return there
-    chosen = set(heapq.nsmallest(most, there, key=lambda client: _lot(spec.seed, number, client)))
-    return tuple(client for client in there if client in chosen)
+        return tuple(there)
+    if len(there) > lottery.LISTED:
+        return spec.in_order(list(islice(lottery.shuffled(f"evaluate/{spec.seed}/{number}", there), most)))
+    return spec.in_order(heapq.nsmallest(most, there, key=lambda client: _lot(spec.seed, number, client)))
 
 
 def _lot(seed: int, number: int, client: str) -> bytes:

@@ -1,23 +1,10 @@
-"""A round's clients as values that cost the same however many they are.
+"""Those of a round's clients that have answered, as a value that grows without being copied.
 
-Pure. The engine's states are immutable, and each client that answers makes another one: what that takes over from the
-last one must not be copied, and who is of the cohort must not be searched for.
+Pure. The engine's states are immutable, and each client that answers makes another one.
 """
 
 from collections.abc import Iterable, Iterator, Set
-from functools import cached_property
 from itertools import islice
-
-
-class Cohort(tuple[str, ...]):
-    """Those that a round asks, in the job's order, and in constant time whether one is of them."""
-
-    @cached_property
-    def _members(self) -> frozenset[str]:
-        return frozenset(self)
-
-    def __contains__(self, client: object) -> bool:
-        return client in self._members
 
 
 class Grown(Set[str]):

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from services.aggregator.members import Cohort, Grown
+from services.aggregator.members import Grown
 from services.aggregator.selection import enough, lacking, population, select
 from services.aggregator.selection.history import NOTHING, History
+from shared.clients import Listed
 from shared.jobs import JobSpec
 
 Phase = Literal["looking", "waiting", "open", "closing", "evaluating", "ended"]
@@ -26,7 +27,7 @@ class State:
     phase: Phase = "looking"
     round: int = 0
     attempt: int = 1
-    cohort: Cohort = Cohort()  # noqa: RUF009 - it is immutable
+    cohort: Listed = Listed()  # noqa: RUF009 - it is immutable
     accepted: Grown = field(default_factory=Grown)
     failed: Grown = field(default_factory=Grown)  # whose answer is that there is none: they said so, or it was refused
     refused: Grown = field(default_factory=Grown)  # in whose name something was refused
@@ -313,7 +314,7 @@ def reopened(
         "open",
         number,
         attempt,
-        Cohort(cohort),
+        Listed(cohort),
         Grown(accepted),
         Grown(failed),
         Grown(refused),
@@ -333,7 +334,7 @@ def closing(
     flying: Mapping[str, int] | None = None,
 ) -> Step:
     """A job whose round `number` was closed and not committed."""
-    state = State(spec, "closing", number, attempt, Cohort(cohort), Grown(accepted), flying=flying or {})
+    state = State(spec, "closing", number, attempt, Listed(cohort), Grown(accepted), flying=flying or {})
     return state, (Close(number),)
 
 
@@ -396,14 +397,14 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
 
 def _looked(state: State, found: Looked, now: float) -> Step:
     spec, alive = state.spec, found.alive
-    flying = {client: number for client, number in state.flying.items() if client in population(spec, alive)}
+    there = population(spec, alive)
+    flying = {client: number for client, number in state.flying.items() if client in there}
     fresh = select(spec, alive, state.round, state.attempt, found.history, away=found.away, flying=frozenset(flying))
     if not enough(spec, alive, state.round, away=found.away, flying=frozenset(flying)):
         detail = lacking(spec, alive, found.away)
         until = now + spec.rounds.wait - state.waited if state.deadline is None else state.deadline
         return replace(state, phase="waiting", deadline=until, lacking=detail), (Wait(detail),)
-    chosen = {*fresh, *flying}
-    cohort = Cohort(client for client in spec.clients if client in chosen)
+    cohort = Listed(spec.in_order((*fresh, *flying)) if flying else fresh)
     opened = replace(
         state,
         phase="open",
@@ -505,7 +506,7 @@ def _next(state: State, committed: int) -> Step:
         return _ended(replace(state, round=committed), End("finished"))
     if state.pausing is not None:
         return _paused(replace(state, round=committed + 1), state.pausing)
-    following = replace(state, phase="looking", round=committed + 1, attempt=1, cohort=Cohort(), deadline=None)
+    following = replace(state, phase="looking", round=committed + 1, attempt=1, cohort=Listed(), deadline=None)
     return following, (Look(),)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.aggregator import rounds
-from services.aggregator.members import Cohort, Grown
+from services.aggregator.members import Grown
 from services.aggregator.rounds import Accepted, Failed, Looked, Opened
 from shared import jobs
 from shared.jobs import JobSpec
@@ -47,13 +47,6 @@ def test_sets_that_grew_apart_do_not_know_of_each_other(steps: list[tuple[int, s
 
 def test_a_set_keeps_the_order_in_which_it_grew() -> None:
     assert list(Grown("ba").plus("c").plus("a").plus("d")) == ["b", "a", "c", "d"]
-
-
-def test_a_cohort_is_a_tuple_that_knows_its_members() -> None:
-    cohort = Cohort(("b", "a"))
-
-    assert cohort == ("b", "a")
-    assert ["a" in cohort, "c" in cohort, Cohort() == ()] == [True, False, True]
 
 
 def test_states_share_who_has_answered() -> None:

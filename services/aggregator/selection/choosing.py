@@ -3,25 +3,44 @@
 Pure, and the same on every machine: nothing is drawn but by hashes of the job's seed, the round, the attempt and names.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 from services.aggregator.selection import lottery, oort, power_of_choice, round_robin, tifl
 from services.aggregator.selection.history import NOTHING, History
 from shared.catalog.selection import Oort, PowerOfChoice, RoundRobin, SelectAll, Tifl
+from shared.clients import Listed, Numbered
 from shared.jobs import JobSpec
 
 Names = Collection[str]
 NOBODY: frozenset[str] = frozenset()
 
 
-def population(spec: JobSpec, alive: Mapping[str, int]) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Candidates(Collection[str]):
+    """Who could be asked, in the job's order: all that are there, without some of them."""
+
+    there: Listed | Numbered
+    without: frozenset[str]
+
+    def __len__(self) -> int:
+        return len(self.there) - len(self.without)
+
+    def __iter__(self) -> Iterator[str]:
+        return (client for client in self.there if client not in self.without)
+
+    def __contains__(self, client: object) -> bool:
+        return client in self.there and client not in self.without
+
+
+def population(spec: JobSpec, alive: Mapping[str, int]) -> Listed | Numbered:
     """The clients that could train now: all of a pool that has a trainer, or the silos that are alive.
 
     `alive` gives the slots of each pool and silo.
     """
     if spec.pool is not None:
-        return spec.clients if alive.get(spec.pool) else ()
-    return tuple(client for client in spec.clients if alive.get(client))
+        return spec.clients if alive.get(spec.pool) else Listed()
+    return Listed(client for client in spec.clients if alive.get(client))
 
 
 def select(
@@ -48,8 +67,9 @@ def select(
     wanted = min(spec.cohort_size - len(flying), len(candidates))
     if wanted <= 0:
         return ()
-    chosen = set(_chosen(spec, candidates, history, number, attempt, wanted))
-    return tuple(client for client in candidates if client in chosen)
+    if isinstance(spec.select, SelectAll):
+        return tuple(candidates)
+    return spec.in_order(_chosen(spec, candidates, history, number, attempt, wanted))
 
 
 def enough(
@@ -77,18 +97,16 @@ def lacking(spec: JobSpec, alive: Mapping[str, int], away: frozenset[str] = NOBO
             f"{len(could)} of {len(spec.clients)} silos are alive and {spec.minimum} are needed; "
             f"missing: {', '.join(missing[:5])}; start one with `python -m services.trainer --client {missing[0]}`"
         )
-    there = sum(client not in away for client in could)
+    there = len(Candidates(could, frozenset(client for client in away if client in could)))
     return f"{there} of {len(could)} clients are there (simulate.availability) and {spec.minimum} are needed"
 
 
-def _candidates(spec: JobSpec, alive: Mapping[str, int], away: Names, flying: Names) -> tuple[str, ...]:
-    """Who could be asked, in the order of the job's clients."""
+def _candidates(spec: JobSpec, alive: Mapping[str, int], away: Names, flying: Names) -> Candidates:
+    """Who could be asked."""
     could = population(spec, alive)
     if spec.simulate is not None and not spec.simulate.aware:
         away = ()
-    if not away and not flying:
-        return could
-    return tuple(client for client in could if client not in away and client not in flying)
+    return Candidates(could, frozenset(client for client in (*away, *flying) if client in could))
 
 
 def _suffice(spec: JobSpec, number: int, candidates: Names, flying: Names) -> bool:
@@ -96,19 +114,20 @@ def _suffice(spec: JobSpec, number: int, candidates: Names, flying: Names) -> bo
 
 
 def _chosen(
-    spec: JobSpec, candidates: tuple[str, ...], history: History, number: int, attempt: int, wanted: int
-) -> Names:
-    """So many as are wanted of the candidates, as the job's policy chooses them."""
+    spec: JobSpec, candidates: Candidates, history: History, number: int, attempt: int, wanted: int
+) -> list[str]:
+    """So many as are wanted of the candidates, as the job's policy chooses them.
+
+    Those that go by what is known of each client look at each.
+    """
     match spec.select:
-        case SelectAll():
-            return candidates
         case RoundRobin():
             return round_robin.choose(spec, candidates, number, attempt, wanted)
         case PowerOfChoice() as policy:
-            return power_of_choice.choose(spec, policy, candidates, history, number, attempt, wanted)
+            return power_of_choice.choose(spec, policy, tuple(candidates), history, number, attempt, wanted)
         case Oort() as policy:
-            return oort.choose(spec, policy, candidates, history, number, attempt, wanted)
+            return oort.choose(spec, policy, tuple(candidates), history, number, attempt, wanted)
         case Tifl() as policy:
-            return tifl.choose(spec, policy, candidates, history, number, attempt, wanted)
+            return tifl.choose(spec, policy, tuple(candidates), history, number, attempt, wanted)
         case _:
             return lottery.drawn(spec, candidates, number, attempt, wanted)

@@ -1,13 +1,17 @@
 """Drawing clients: by hashes of (seed, round, attempt, name), as good as a shuffle and the same in every Python."""
 
 import hashlib
-from collections.abc import Sequence
+import struct
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.jobs import JobSpec
+
+LISTED = 10_000  #: clients of a job that are all looked at to draw some; of more, none is but those that are drawn
 
 Vector = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]  #: of clients in the sequence that was given
@@ -28,9 +32,32 @@ def lots(spec: JobSpec, clients: Sequence[str], number: int, attempt: int) -> Lo
     return Lots(words[:, 0], np.ldexp(words[:, 1].astype(np.float64) + 1, -64))
 
 
-def drawn(spec: JobSpec, clients: Sequence[str], number: int, attempt: int, size: int) -> list[str]:
+def drawn(spec: JobSpec, clients: Collection[str], number: int, attempt: int, size: int) -> list[str]:
     """So many of the clients, each as likely as any other."""
-    return [clients[place] for place in np.argsort(lots(spec, clients, number, attempt).order)[:size]]
+    if spec.population > LISTED:
+        turns = shuffled(f"{spec.seed}/{number}/{attempt}", spec.clients)
+        return list(islice((client for client in turns if client in clients), size))
+    listed = tuple(clients)
+    return [listed[place] for place in np.argsort(lots(spec, listed, number, attempt).order)[:size]]
+
+
+def shuffled(seed: str, clients: Sequence[str]) -> Iterator[str]:
+    """All clients in an order of chance, at a cost by how many are taken.
+
+    The shuffle of Fisher and Yates as Durstenfeld (1964) has it, which keeps no more than the places it has changed. Of
+    a word of 64 bits and n places left it takes the ⌊word · n / 2^64⌋th, a bias of less than n / 2^64.
+    """
+    moved: dict[int, int] = {}  # what lies at a place, where it is not the place itself
+    count = len(clients)
+    words: tuple[int, ...] = ()
+    for place in range(count):
+        if place % 4 == 0:
+            words = struct.unpack(">4Q", hashlib.sha256(f"{seed}/{place // 4}".encode()).digest())
+        other = place + (words[place % 4] * (count - place) >> 64)
+        here = moved.pop(place, place)
+        yield clients[here if other == place else moved.get(other, other)]
+        if other != place:
+            moved[other] = here
 
 
 def weighted(weights: Vector, lots: Lots, size: int) -> Places:

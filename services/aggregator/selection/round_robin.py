@@ -1,20 +1,21 @@
 """One client after the other, in the job's order, each as often as any other."""
 
-from itertools import chain, islice
+from collections.abc import Collection
+from itertools import islice
 
 from shared.catalog.strategies import FedBuff
 from shared.jobs import JobSpec
 
 
-def choose(spec: JobSpec, candidates: tuple[str, ...], number: int, attempt: int, wanted: int) -> list[str]:
+def choose(spec: JobSpec, candidates: Collection[str], number: int, attempt: int, wanted: int) -> list[str]:
     """Those whose turn it is; who cannot be asked is passed over, and has its next turn a cycle later.
 
     A further attempt at a round goes on with the next, since the first did not do.
     """
-    clients, able = spec.clients, set(candidates)
-    start = (asked_before(spec, number) + (attempt - 1) * spec.cohort_size) % len(clients)
-    turns = chain(islice(clients, start, None), islice(clients, start))
-    return list(islice((client for client in turns if client in able), wanted))
+    clients = spec.clients
+    start = asked_before(spec, number) + (attempt - 1) * spec.cohort_size
+    turns = (clients[(start + place) % len(clients)] for place in range(len(clients)))
+    return list(islice((client for client in turns if client in candidates), wanted))
 
 
 def asked_before(spec: JobSpec, number: int) -> int:
