@@ -48,6 +48,7 @@ class Progress:
     round: int = -1  # the one that is open, or was last
     attempt: int = 0
     cohort: set[str] = field(default_factory=set)
+    size: int = 0  # of the whole cohort, which comes in parts
     answered: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     rows: dict[int, Row] = field(default_factory=dict)
@@ -100,30 +101,42 @@ class Progress:
         before = len(self.cohort) if (event.round, event.attempt) == (self.round, self.attempt) else 0
         if event.round <= self.committed:
             return ""
-        self._open(event.round, event.attempt, event.cohort)
+        self._open(event.round, event.attempt, event.cohort, event.cohort_size)
         self._describe("running", "")
         if len(self.cohort) == before:
             return ""  # rung again, for those who have not answered
         again = f", attempt {event.attempt}" if event.attempt > 1 else ""
         if event.round == 0:
             return f"{self._name(0)}: asked {event.cohort[0]} for the initial model{again}"
-        return f"{self._name(event.round)}: {_many(len(self.cohort), 'client')} asked{again}"
+        return f"{self._name(event.round)}: {_many(self.size, 'client')} asked{again}"
 
-    def _open(self, number: int, attempt: int, cohort: tuple[str, ...]) -> None:
+    def _open(self, number: int, attempt: int, cohort: tuple[str, ...], size: int = 0) -> None:
         if (number, attempt) != (self.round, self.attempt):
-            self.round, self.attempt = number, attempt
+            self.round, self.attempt, self.size = number, attempt, 0
             self.cohort, self.answered, self.failed = set(), set(), {}
         self.cohort.update(cohort)
+        self.size = max(self.size, size, len(self.cohort))
 
     def _on_model_update(self, event: ModelUpdate) -> str:
-        if event.round != self.round or event.client in self.answered or event.client in self.failed:
+        """One message tells of a client, or of all those of a batch."""
+        if event.round != self.round:
             return ""
-        if event.error is not None:
-            self.failed[event.client] = event.error
-            return f"{self._name(event.round)}: {event.client} failed: {event.error}"
-        self.answered.add(event.client)
-        of = f" of {len(self.cohort)}" if self.cohort else ""
-        return f"{self._name(event.round)}: {len(self.answered)}{of} updates in, {event.client}"
+        failures = dict(event.failures) or ({event.client: event.error} if event.error is not None else {})
+        failed = {client: error for client, error in failures.items() if self._is_new(client)}
+        self.failed.update(failed)
+        told = [] if event.error is not None else [member.client for member in event.members] or [event.client]
+        delivered = [client for client in told if self._is_new(client)]
+        self.answered.update(delivered)
+        news = []
+        if delivered:
+            of = f" of {self.size}" if self.size else ""
+            news.append(f"{len(self.answered)}{of} updates in, {_first(delivered)}")
+        if failed:
+            news.append(f"{_first(list(failed))} failed: {next(iter(failed.values()))}")
+        return f"{self._name(event.round)}: {'; '.join(news)}" if news else ""
+
+    def _is_new(self, client: str) -> bool:
+        return client not in self.answered and client not in self.failed
 
     def _on_round_end(self, event: RoundEnd) -> str:
         if event.outcome != "committed":
@@ -133,10 +146,11 @@ class Progress:
         row = Row(event.round, event.accepted, event.rejected, event.seconds)
         row.client_loss, row.client_accuracy = event.metrics.get("client_loss"), event.metrics.get("client_accuracy")
         self.rows[event.round] = row
+        asked = self.size if event.round == self.round else 0  # of another round it is not known
         self.round = max(self.round, event.round)
         if event.round == 0:
             return f"{self._name(0)}: the initial model is there, {event.seconds:.1f} s"
-        updates = _many(event.accepted, "update")
+        updates = f"{event.accepted} of {asked} updates" if asked > event.accepted else _many(event.accepted, "update")
         refused = f", {event.rejected} rejected" if event.rejected else ""
         clients = _figures("clients' ", row.client_loss, row.client_accuracy)
         return f"{self._name(event.round)}: committed {updates}{refused}{clients}, {event.seconds:.1f} s"
@@ -150,8 +164,8 @@ class Progress:
         row.parts.add(event.part)
         if event.members:
             row.members += event.members
-            place, found = f"on {_many(len(event.members), 'client')}", _means(event.members)
-            row.held_out = _means(row.members)
+            place, found = f"on {_many(len(row.members), 'client')}", _means(row.members)
+            row.held_out = found
         elif event.metrics.keys() & {"loss", "accuracy"}:
             place, found = "test", event.metrics
             row.tested = found
@@ -183,6 +197,10 @@ def _means(members: Sequence[Member]) -> dict[str, float]:
     names = set.intersection(*(set(member.metrics) for member in members))
     total = sum(member.examples for member in members)
     return {name: sum(member.metrics[name] * member.examples for member in members) / total for name in sorted(names)}
+
+
+def _first(clients: Sequence[str]) -> str:
+    return f"{clients[0]} and {len(clients) - 1} more" if len(clients) > 1 else clients[0]
 
 
 def _many(count: int, thing: str) -> str:

@@ -1,8 +1,9 @@
-"""Three ways to show a watched job: a live table on a terminal, a line per event in a file, JSON for programs."""
+"""Three ways to show a watched job: a live table on a terminal, a few lines a round in a file, JSON for programs."""
 
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Group, RenderableType
@@ -14,8 +15,10 @@ from rich.text import Text
 from services.cli import output
 from services.cli.progress import Progress, Row
 from services.cli.watching import View
-from shared.events import AnyEvent, RoundStart
+from shared.events import AnyEvent, ModelEvaluated, ModelUpdate, RoundStart
 
+PAUSE = 10.0  #: seconds between two lines that only tell how far a round is
+REASONS = 50  #: why clients fail, that get a line at once
 FRAME = 9  #: lines of the picture that are no rounds
 
 
@@ -34,11 +37,40 @@ def view(as_json: bool) -> "Iterator[View]":
 
 
 class Plain:
-    """A line for each event."""
+    """What came of each round, and on the way to it a line now and then: the log of a long job is read as well.
 
-    def show(self, progress: Progress, sentence: str, _event: AnyEvent | None = None, /) -> None:
-        if sentence and progress.end is None:
+    An event that only tells how far a round is gets a line where there was none for `PAUSE` seconds; a reason why
+    clients fail gets one the first time. What clients measure comes in parts: the last of them, which is of them all,
+    is shown before what comes after it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._printed = -math.inf
+        self._measured = ""
+        self._reasons: set[str] = set()
+
+    def show(self, progress: Progress, sentence: str, event: AnyEvent | None = None, /) -> None:
+        if isinstance(event, ModelEvaluated) and event.members and sentence:
+            self._measured = sentence
+            return
+        if self._is_passing(event) and self._clock() - self._printed < PAUSE:
+            return
+        self._print(self._measured)
+        self._measured = ""
+        self._print(sentence if progress.end is None else "")
+
+    def _is_passing(self, event: AnyEvent | None) -> bool:
+        """Whether an event tells how far a round is, and no more: a reason why clients fail is news once."""
+        if isinstance(event, ModelUpdate) and event.error is not None and event.error not in self._reasons:
+            self._reasons.add(event.error)
+            return len(self._reasons) > REASONS
+        return isinstance(event, RoundStart | ModelUpdate)
+
+    def _print(self, sentence: str) -> None:
+        if sentence:
             print(sentence, flush=True)
+            self._printed = self._clock()
 
 
 class Lines:
@@ -95,7 +127,7 @@ class Screen:
         line = Text()
         if progress.cohort and progress.round > progress.committed:
             line.append(f"round {progress.round}: ", "bold")
-            line.append(f"{len(progress.answered)} of {len(progress.cohort)} updates in")
+            line.append(f"{len(progress.answered)} of {progress.size} updates in")
             line.append(f", {time.monotonic() - self._since:.0f} s")
         if progress.failed:
             client, reason = next(iter(progress.failed.items()))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from services.cli.progress import Progress, last_line
+from services.cli.screen import PAUSE, Plain
 from shared import jobs
 from shared.events import (
     BlobRef,
@@ -69,7 +70,7 @@ def test_a_round_is_told_event_by_event() -> None:
         "round 1/3: 2 clients asked",
         "round 1/3: 1 of 2 updates in, a",
         "round 1/3: b failed: no data",
-        "round 1/3: committed 1 update, 1 rejected, clients' loss 0.500, accuracy 0.750, 1.5 s",
+        "round 1/3: committed 1 of 2 updates, 1 rejected, clients' loss 0.500, accuracy 0.750, 1.5 s",
         "round 1/3: test loss 0.250, accuracy 0.875",
     ]
 
@@ -99,7 +100,7 @@ def test_clients_tell_of_what_they_hold_out_part_by_part() -> None:
 
     assert told[1:] == [
         "round 1/3: on 1 client loss 1.000, accuracy 0.500",
-        "round 1/3: on 1 client loss 1.000, accuracy 0.900",
+        "round 1/3: on 2 clients loss 1.000, accuracy 0.800",
         "",
         "",
     ]
@@ -134,6 +135,60 @@ def test_silos_are_asked_one_by_one() -> None:
     told = [progress.apply(started(1, name)) for name in ("a", "b", "b")]
 
     assert told == ["round 1/3: 1 client asked", "round 1/3: 2 clients asked", ""]
+
+
+def test_a_cohort_comes_in_parts_and_is_as_large_as_it_says() -> None:
+    """A round-start names some of it, and says how many there are."""
+    progress = Progress(JOB, 3)
+    whole = started(1, "a", "b").model_copy(update={"cohort_size": 900})
+
+    assert progress.apply(whole) == "round 1/3: 900 clients asked"
+    assert progress.apply(update("a")) == "round 1/3: 1 of 900 updates in, a"
+    assert progress.apply(ended(accepted=800)).startswith("round 1/3: committed 800 of 900 updates")
+
+
+def test_a_message_of_a_batch_tells_of_all_its_clients() -> None:
+    """Those that delivered, and those that failed; clients are counted, not messages."""
+    progress = Progress(JOB, 3)
+    progress.apply(started(1, "a", "b", "c", "d", "e"))
+    members = tuple(Member(client=name, examples=1) for name in ("a", "b", "c"))
+    batch = update("a").model_copy(update={"members": members, "failures": {"d": "no data"}})
+
+    assert progress.apply(batch) == "round 1/3: 3 of 5 updates in, a and 2 more; d failed: no data"
+    assert progress.apply(batch) == ""
+    lost = update("e", error="gone").model_copy(update={"failures": {"d": "no data", "e": "gone"}})
+    assert progress.apply(lost) == "round 1/3: e failed: gone"
+    assert (progress.answered, progress.failed) == ({"a", "b", "c"}, {"d": "no data", "e": "gone"})
+
+
+def test_a_log_has_what_came_of_each_round(capsys: pytest.CaptureFixture[str]) -> None:
+    """And how far it is only where there was no line for a while: twenty silos do not tell twenty times."""
+    now = [100.0]
+    view, progress = Plain(lambda: now[0]), Progress(JOB, 3)
+
+    def hear(*events: Any) -> list[str]:
+        for event in events:
+            if sentence := progress.apply(event):
+                view.show(progress, sentence, event)
+        return capsys.readouterr().out.splitlines()
+
+    silos = [f"silo-{number}" for number in range(20)]
+    asked = [started(1, silo).model_copy(update={"cohort_size": 20}) for silo in silos]
+    assert hear(*asked, *map(update, silos[:5])) == ["round 1/3: 20 clients asked"]
+    now[0] += PAUSE
+    assert hear(update("silo-5"), update("silo-6")) == ["round 1/3: 6 of 20 updates in, silo-5"]
+    assert hear(update("silo-7", error="no data"), update("silo-8", error="no data")) == [
+        "round 1/3: silo-7 failed: no data"
+    ]
+
+    heard = [
+        evaluated(metrics={}, part=number, members=(Member(client=silo, examples=1, metrics={"accuracy": 0.5}),))
+        for number, silo in enumerate(silos, 1)
+    ]
+    committed = "committed 18 of 20 updates, 2 rejected, clients' loss 0.500, accuracy 0.750, 1.5 s"
+    assert hear(ended(accepted=18, rejected=2), *heard) == [f"round 1/3: {committed}"]
+    end = TrainingEnd(job=JOB, outcome="finished", rounds=1)
+    assert hear(end) == ["round 1/3: on 20 clients accuracy 0.500"]
 
 
 def test_another_attempt_asks_anew() -> None:
