@@ -203,7 +203,7 @@ def _silos(spec: "JobSpec") -> Iterator[str]:
         return
     if data.partition != Iid():
         yield "data.partition shares out what all clients have, and each silo has a file of its own: leave it out"
-    shown = "`fedq data FILE` where a silo's data are shows its own"
+    shown = "`fedq data FILE`, run where a silo's data are, shows its own"
     if data.classes is None:
         how = "[LABEL, …], or how many there are" if isinstance(data, Npz) else "[LABEL, …]"
         yield (

@@ -7,9 +7,9 @@ its value and what is allowed. What may be named in it is `shared.catalog`'s.
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, model_validator
 
 from shared import combinations, mistakes
 from shared.catalog.choice import Strict
@@ -24,6 +24,8 @@ from shared.catalog.training import TrainChoice, TrainSpec
 from shared.clients import Listed, Numbered
 from shared.errors import BadInput
 from shared.names import JOB_NAME, ClientName
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 EXTENDED = 3  #: a round that is held up may last this many times its deadline, and no longer
 CLAIMS = 20  #: owners that a job may lose without committing a round between them; then it fails
@@ -87,7 +89,7 @@ class JobSpec(Strict):
     @property
     def has_own_files(self) -> bool:
         """Whether each client trains on all of a file of its own, in place of a share of what all of them have."""
-        return self.silos is not None and isinstance(self.data, InFiles)
+        return _are_own(self.silos, self.data)
 
     @property
     def cohort_size(self) -> int:
@@ -126,17 +128,44 @@ class JobSpec(Strict):
         return self.pool or client
 
 
+class Draft(BaseModel):
+    """What a job file says of its data, whatever is missing before it is a job."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    seed: StrictInt = Field(default=0, ge=0, lt=2**31)
+    data: DataSpec
+    silos: tuple[ClientName, ...] | None = None
+
+    @property
+    def has_own_files(self) -> bool:
+        """As of a job."""
+        return _are_own(self.silos, self.data)
+
+
+def _are_own(silos: tuple[str, ...] | None, data: object) -> bool:
+    return silos is not None and isinstance(data, InFiles)
+
+
 def parse(document: object, texts: Mapping[tuple[str | int, ...], str] = {}) -> JobSpec:
     """The job that a parsed YAML document describes, or `BadInput` with one line per mistake.
 
     `texts` has plain values as a person wrote them, by the path that leads to each.
     """
+    return _parsed(JobSpec, document, texts)
+
+
+def draft(document: object, texts: Mapping[tuple[str | int, ...], str] = {}) -> Draft:
+    """What a parsed YAML document says of its data, or `BadInput` with one line per mistake in that."""
+    return _parsed(Draft, document, texts)
+
+
+def _parsed(kind: type[Kind], document: object, texts: Mapping[tuple[str | int, ...], str]) -> Kind:
     if not isinstance(document, Mapping):
         raise BadInput("a job file is a mapping that starts with name:, model:, data:, rounds:")
     try:
-        return JobSpec.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
-        raise BadInput("\n".join(mistakes.sentences(error, JobSpec, texts))) from error
+        raise BadInput("\n".join(mistakes.sentences(error, kind, texts))) from error
 
 
 def override(document: Mapping[str, Any], assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -86,10 +86,10 @@ def data(
     force: Annotated[bool, typer.Option("--force", help="Overwrites this file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Shows which client would have which examples; reads the data, where the trainer's packages are installed."""
-    from services.cli import jobfile, sharing
+    """Shows which client would have which examples, or what a silo's own file holds; where a trainer is installed."""
+    from services.cli import sharing
 
-    sharing.data(jobfile.load(file, assignments or ()), plot=plot, force=force, as_json=as_json)
+    sharing.data(file, assignments or (), plot=plot, force=force, as_json=as_json)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from services.cli import plain_yaml
 from services.cli.plain_yaml import Unclear, Written
 from shared import jobs
 from shared.errors import BadInput
-from shared.jobs import JobSpec
+from shared.jobs import Draft, JobSpec
 
 LONGEST = 4 << 20  #: bytes of a job file; what is announced of one is shorter still
 
@@ -21,6 +22,13 @@ def load(file: Path, assignments: Sequence[str] = ()) -> JobSpec:
     """The job that `file` describes, with each assignment put in its place."""
     written = _read(file)
     return amended(written.value, assignments, str(file), written.texts)
+
+
+def load_draft(file: Path, assignments: Sequence[str] = ()) -> Draft:
+    """What `file` and each assignment say of the data, whether or not it is a job yet."""
+    written = _read(file)
+    with _told_of(str(file)):
+        return jobs.draft(*_merged(written.value, assignments, written.texts))
 
 
 def start_file(spec: JobSpec, folder: Path) -> Path | None:
@@ -46,14 +54,27 @@ def amended(
 
     `texts` has the values as they were written there.
     """
+    with _told_of(place):
+        return jobs.parse(*_merged(document, assignments, texts))
+
+
+def _merged(
+    document: Any, assignments: Sequence[str], texts: Mapping[plain_yaml.Path, str]
+) -> tuple[Any, Mapping[plain_yaml.Path, str]]:
+    if isinstance(document, Mapping):
+        given = [_assignment(text) for text in assignments]
+        document = jobs.override(document, [(path, written.value) for path, written in given])
+        for path, written in given:
+            keys = tuple(path.split("."))
+            texts = {**texts, **{(*keys, *inner): text for inner, text in written.texts.items()}}
+    return document, texts
+
+
+@contextmanager
+def _told_of(place: str) -> Iterator[None]:
+    """Each line of a `BadInput` begins with the place that it is about."""
     try:
-        if isinstance(document, Mapping):
-            given = [_assignment(text) for text in assignments]
-            document = jobs.override(document, [(path, written.value) for path, written in given])
-            for path, written in given:
-                keys = tuple(path.split("."))
-                texts = {**texts, **{(*keys, *inner): text for inner, text in written.texts.items()}}
-        return jobs.parse(document, texts)
+        yield
     except BadInput as error:
         raise BadInput("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from error
 

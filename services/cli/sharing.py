@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.cli import output, saving
+from services.cli import jobfile, output, own_data, saving
 from shared.errors import BadInput
 from shared.jobs import JobSpec
 
 MODULE = "services.trainer.data.split"
+DESCRIBE = "services.trainer.data.describe"
 PATIENCE = 900.0  #: seconds; a data set may have to be downloaded
 ROWS = 40  #: clients in a table; a terminal is for looking, JSON has all
 PACKAGES = ("celery", "minio", "numpy", "PIL", "sklearn", "torch", "torchvision")  #: what a trainer needs
@@ -37,8 +38,14 @@ class Split:
         return sum(map(sum, self.clients.values()))
 
 
-def data(spec: JobSpec, *, plot: Path | None, force: bool, as_json: bool) -> None:
-    """Prints who has what, and draws it where that is asked for."""
+def data(file: Path, assignments: Sequence[str], *, plot: Path | None, force: bool, as_json: bool) -> None:
+    """Prints who has what, and draws it where that is asked for; of silos with files of their own, what lies here."""
+    draft = jobfile.load_draft(file, assignments)
+    if draft.has_own_files:
+        if plot is not None:
+            raise BadInput("--plot shows how data are shared out, and silos share nothing out: leave it out")
+        return own_data.show(asked(DESCRIBE, draft.model_dump_json(), draft.data.name), as_json)
+    spec = jobfile.load(file, assignments)
     if plot is not None:
         saving.check_target(plot, force)
     answer = counted(spec)
@@ -46,35 +53,43 @@ def data(spec: JobSpec, *, plot: Path | None, force: bool, as_json: bool) -> Non
     if as_json:
         output.emit(answer)
     else:
-        _print(split)
+        _print(split, answer.get("owners", ()))
+        for silo, reason in answer.get("elsewhere", {}).items():
+            print(f"{silo} is not here: {reason}")
     if plot is not None:
         from services.cli.plotting import shares
 
         with saving.replacing(plot) as fresh:
             shares(spec.name, split.classes, split.clients, fresh)
         output.note(f"saved {plot}")
+    return None
 
 
 def counted(spec: JobSpec, patience: float = PATIENCE) -> dict[str, Any]:
     """What the trainer's code says: the names of the classes, and the counts of each client and of the test set."""
+    return asked(MODULE, spec.model_dump_json(), spec.data.name, patience)
+
+
+def asked(module: str, document: str, name: str, patience: float = PATIENCE) -> dict[str, Any]:
+    """What a module of the trainer's answers to a JSON document about the data set `name`."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", MODULE],
-            input=spec.model_dump_json(),
+            [sys.executable, "-m", module],
+            input=document,
             capture_output=True,
             text=True,
             timeout=patience,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise BadInput(f"data {spec.data.name} was not shared out within {output.span(patience)}") from None
+        raise BadInput(f"data {name} was not read within {output.span(patience)}") from None
     if done.returncode:
-        raise BadInput(_reason(spec, done.stderr, done.returncode))
+        raise BadInput(_reason(name, done.stderr, done.returncode))
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
-def _reason(spec: JobSpec, text: str, code: int) -> str:
+def _reason(name: str, text: str, code: int) -> str:
     last = (text.strip().splitlines() or [f"it ended with code {code} and no word"])[-1]
     missing = re.search(r"No module named '(\w+)", last)
     if missing and missing[1] in PACKAGES:
@@ -82,10 +97,10 @@ def _reason(spec: JobSpec, text: str, code: int) -> str:
             f"the data are read by the trainer's code, and {missing[1]} is not installed here: install fedq[trainer], "
             "or run this where a trainer runs"
         )
-    return last.removeprefix("error: ") if last.startswith("error: ") else f"data {spec.data.name}: {last}"
+    return last.removeprefix("error: ") if last.startswith("error: ") else f"data {name}: {last}"
 
 
-def _print(split: Split) -> None:
+def _print(split: Split, owners: Sequence[str]) -> None:
     sizes = [sum(counts) for counts in split.clients.values()]
     shape = "×".join(map(str, split.shape))
     print(
@@ -94,9 +109,13 @@ def _print(split: Split) -> None:
     )
     if split.test is not None:
         print(f"the test set has {sum(split.test)}")
-    made = output.table("client", "examples", "classes", "most of", numbers=("examples", "classes"))
-    for client, counts in list(split.clients.items())[:ROWS]:
-        made.add_row(client, str(sum(counts)), str(sum(map(bool, counts))), _most(split.classes, counts))
+    if unused := owners[len(split.clients) :]:
+        print(f"{len(unused)} of {len(owners)} owners are left out: {', '.join(unused[:5])}{', …' * (len(unused) > 5)}")
+    owned = ["owner"] * bool(owners)
+    made = output.table("client", *owned, "examples", "classes", "most of", numbers=("examples", "classes"))
+    for place, (client, counts) in enumerate(list(split.clients.items())[:ROWS]):
+        whose = owners[place : place + 1]
+        made.add_row(client, *whose, str(sum(counts)), str(sum(map(bool, counts))), _most(split.classes, counts))
     output.Terminal().print(made)
     if len(sizes) > ROWS:
         print(f"and {len(sizes) - ROWS} more clients; --json has all of them, --plot shows them")

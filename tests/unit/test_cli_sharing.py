@@ -124,7 +124,7 @@ def test_what_goes_wrong_there_is_one_sentence_here(trainer: Any, code: str, sen
 def test_a_split_that_does_not_end_is_ended(trainer: Any, tmp_path: Path) -> None:
     """Its process too."""
     trainer(f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
-    with pytest.raises(BadInput, match="data digits was not shared out within 2 s"):
+    with pytest.raises(BadInput, match="data digits was not read within 2 s"):
         sharing.counted(jobfile.load(DIGITS), patience=2)
 
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()

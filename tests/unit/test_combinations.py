@@ -20,7 +20,7 @@ POOL = {
 }
 SILOS = {"pool": None, "silos": ["north", "south"]}
 OWN = {"name": "m:f"}
-SHOWN = "`fedq data FILE` where a silo's data are shows its own"
+SHOWN = "`fedq data FILE`, run where a silo's data are, shows its own"
 
 
 def job(changes: dict[str, Any]) -> dict[str, Any]:

@@ -770,6 +770,8 @@ def test_own_data_is_counted_too_and_may_print(
         "clients": {"client-0": [2, 1, 1]},
         "test": None,
         "shape": [2],
+        "elsewhere": {},
+        "owners": [],
     }
 
 

@@ -140,10 +140,10 @@ def _made(spec: JobSpec, before: SharedOut | None) -> Dataset:
     """The data set of a job: the one `before` where its files are as they were."""
     if not isinstance(spec.data, Shared):
         return _own(spec)
-    source = _source(spec.data)
+    source = read_source(spec.data)
     if len(source.names) < 2:
         raise BadInput(
-            f"{_place(spec.data)}: all examples are of one class, {source.names[0]}, and there is nothing to tell "
+            f"{place_of(spec.data)}: all examples are of one class, {source.names[0]}, and there is nothing to tell "
             "apart; is that the right column, array or folder?"
         )
     if before is not None and before.source is source:
@@ -154,9 +154,9 @@ def _made(spec: JobSpec, before: SharedOut | None) -> Dataset:
     return found
 
 
-def _source(data: Shared) -> Source:
+def read_source(data: Shared) -> Source:
     """What a data set of the catalog holds: the same arrays for all jobs that share it out, each in its way."""
-    place = _place(data)
+    place = place_of(data)
     key = data.partition.key if isinstance(data, Csv | Npz) and isinstance(data.partition, Natural) else None
     how = {"clients", "partition", "local_test", "test_fraction", "fraction", "download"}  # it is used, not what it is
     identity = f"{place} {key!r} {data.model_dump_json(exclude=how)}"
@@ -171,7 +171,7 @@ def _source(data: Shared) -> Source:
     raise BadInput(f"{place} changes while it is read; start the job again when it is complete")
 
 
-def _place(data: Shared) -> Path | None:
+def place_of(data: Shared) -> Path | None:
     """The file or folder of a data set, or None where it comes with a library."""
     if isinstance(data, Digits):
         return None

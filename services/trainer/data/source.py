@@ -69,6 +69,7 @@ class Source:
     prepare: Preparation = as_floats  # of some examples, to float32 (m, *shape)
     owners: npt.NDArray[Any] | None = None  # (n,): whose each example is
     test: tuple[Stored, Labels] | None = None  # a test set of its own
+    features: tuple[str, ...] = ()  # their names, where they have some
 
     def examples(self, places: npt.NDArray[np.int64]) -> tuple[Floats, Labels]:
         """Some of the examples as models see them."""

@@ -1,11 +1,14 @@
 """Who gets what: `python -m services.trainer.data.split < job.json` prints each client's examples by class.
 
 The answer is JSON: `classes` (their names), `clients` (for each the examples of every class, held out ones too), `test`
-(the same of the test set, or null) and `shape` (of one example). An error is one line on stderr and exit code 2.
+(the same of the test set, or null), `shape` (of one example), `elsewhere` (silos whose data are not here, and what was
+said where they were looked for) and `owners` (of a natural partition: whom each client stands for, and after these who
+is left out). An error is one line on stderr and exit code 2.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -15,21 +18,36 @@ import numpy.typing as npt
 from services.trainer.data import dataset
 from services.trainer.data.sharing import SharedOut
 from shared import jobs, settings, user_code
+from shared.catalog.data import Shared
 from shared.errors import BadInput
 from shared.jobs import JobSpec
+
+THERE = "run this there, with FEDQ_DATA_DIR as its trainer has it"
+ELSEWHERE = f"each silo's data are only where it is: {THERE}"
 
 
 def counts(spec: JobSpec) -> dict[str, Any]:
     """What is printed. A catalog's data are counted by their labels; the user's own are asked for, client by client."""
-    found = dataset.load(spec)
+    found = _loaded(spec)
+    elsewhere: dict[str, str] = {}
+    owners: tuple[str, ...] = ()
     if isinstance(found, SharedOut):
-        names = found.names
+        names, owners = found.names, found.owners
         clients = {client: found.labels(dataset.index_of(spec, client)) for client in spec.clients}
         test = found.test_labels()
     else:
         names = tuple(map(str, range(found.classes)))
         whole = spec.model_copy(update={"data": spec.data.model_copy(update={"local_test": 0.0})})
-        clients = {client: dataset.of_client(found, whole, client)[1].numpy() for client in spec.clients}
+        clients = {}
+        for client in spec.clients:
+            try:
+                clients[client] = dataset.of_client(found, whole, client)[1].numpy()
+            except BadInput as error:
+                if spec.silos is None:
+                    raise
+                elsewhere[client] = str(error)
+        if not clients:
+            raise BadInput(f"{next(iter(elsewhere.values()))}; {ELSEWHERE}")
         tested = dataset.of_test(found)
         test = None if tested is None else tested[1].numpy()
 
@@ -41,15 +59,31 @@ def counts(spec: JobSpec) -> dict[str, Any]:
         "clients": {client: by_class(labels) for client, labels in clients.items()},
         "test": None if test is None else by_class(test),
         "shape": list(found.shape),
+        "elsewhere": elsewhere,
+        "owners": list(owners),
     }
+
+
+def _loaded(spec: JobSpec) -> dataset.Dataset:
+    try:
+        return dataset.load(spec)
+    except BadInput as error:
+        if spec.silos is None or isinstance(spec.data, Shared):
+            raise
+        raise BadInput(f"{error}; {ELSEWHERE}") from error
 
 
 def main() -> None:
     """Reads a job from stdin and prints its split."""
+    answering(lambda document: counts(jobs.parse(document)))
+
+
+def answering(answer_to: Callable[[Any], dict[str, Any]]) -> None:
+    """Prints what `answer_to` makes of the document on stdin, as JSON; an error as one line."""
     try:
         user_code.permit(settings.load(settings.Code).allow, "fedq data")
         with redirect_stdout(sys.stderr):  # the user's code may print, and the answer is JSON alone
-            answer = counts(jobs.parse(_document(sys.stdin.read())))
+            answer = answer_to(_document(sys.stdin.read()))
     except Exception as error:  # the user's code may do anything
         kind = "" if isinstance(error, BadInput) else f"{type(error).__name__}: "
         print("error: " + kind + "; ".join(str(error).split("\n")), file=sys.stderr)  # noqa: T201

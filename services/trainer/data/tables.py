@@ -44,6 +44,7 @@ def read(file: Path, spec: Csv, key: str | None) -> Source:
         names=names,
         prepare=prepare,
         owners=None if key is None else np.array(table.text(key)),
+        features=tuple(features),
     )
 
 

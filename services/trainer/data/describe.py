@@ -1,0 +1,75 @@
+"""What one silo has: `python -m services.trainer.data.describe < draft.json`, where its trainer runs.
+
+The answer is JSON: `place` (the file or folder), `examples` and `held_out`, `shape` (of one example), `labels` (how
+many examples of each), `columns` and `statistics` of a table, and `problem`: why it does not fit what the job file
+says, or null. An error is one line on stderr and exit code 2.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from services.trainer.data import dataset, tables
+from services.trainer.data.sharing import held_out
+from services.trainer.data.source import Source
+from services.trainer.data.split import THERE, answering
+from shared import jobs
+from shared.catalog.data import Csv, InFiles
+from shared.errors import BadInput
+
+DIGITS = 6  #: of a mean or a deviation that is published: it need not be exact, only the same everywhere
+
+
+def described(draft: jobs.Draft) -> dict[str, Any]:
+    """What is printed."""
+    data = draft.data
+    if not isinstance(data, InFiles):
+        raise BadInput(f"data.name is {data.name}: a silo has no file of its own for that")
+    place = dataset.place_of(data)
+    if place is None or not place.exists():
+        raise BadInput(f"each silo's data are only where it is, and there is no {place} here: {THERE}")
+    source, problem = _read(data)
+    test, _ = held_out(source.y.size, None, data.test_fraction, draft.seed)
+    labels = np.bincount(source.y, minlength=len(source.names)).tolist()
+    return {
+        "place": str(place),
+        "examples": source.y.size,
+        "held_out": test.size,
+        "shape": list(source.shape),
+        "labels": dict(zip(source.names, labels, strict=True)),
+        "columns": list(source.features) or None,
+        "statistics": _statistics(source) if source.features else None,
+        "problem": problem,
+    }
+
+
+def _read(data: InFiles) -> tuple[Source, str | None]:
+    """The data as they are, and why they are not as the job file says."""
+    as_it_is: dict[str, Any] = {"classes": None}
+    if isinstance(data, Csv):
+        as_it_is |= {"scale": False, "statistics": None}
+    try:
+        source = dataset.read_source(data.model_copy(update=as_it_is))
+    except BadInput as error:
+        if not isinstance(data, Csv) or data.columns is None:
+            raise
+        with suppress(BadInput):  # of a column that holds words
+            return dataset.read_source(data.model_copy(update={**as_it_is, "columns": None})), str(error)
+        raise
+    try:
+        dataset.read_source(data)
+    except BadInput as error:
+        return source, str(error)
+    return source, None
+
+
+def _statistics(source: Source) -> dict[str, list[float]]:
+    mean, deviation = tables.statistics(source.x.astype(np.float64))
+    return {
+        name: [float(f"{value:.{DIGITS}g}") for value in of] for name, of in (("mean", mean), ("deviation", deviation))
+    }
+
+
+if __name__ == "__main__":
+    answering(lambda document: described(jobs.draft(document)))
