@@ -2,6 +2,7 @@
 
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
+from unicodedata import normalize
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,11 @@ Size = Annotated[StrictInt, Field(ge=1)]
 def _text(value: object) -> object:
     """A whole number as a table has it: YAML reads the label 1 as one."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _composed(text: str) -> str:
+    """Letters that look the same are the same, as readers of data have it."""
+    return normalize("NFC", text)
 
 
 def _counted(value: object) -> object:
@@ -52,6 +58,7 @@ Label = Annotated[
     str,
     BeforeValidator(_text),
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+    AfterValidator(_composed),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
 ]
 Labels = Annotated[tuple[Label, ...], AfterValidator(_several)]
@@ -67,7 +74,8 @@ Numbered = Annotated[
         }
     ),
 ]
-Columns = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_different)]
+Column = Annotated[str, AfterValidator(str.strip), AfterValidator(_composed)]
+Columns = Annotated[tuple[Column, ...], Field(min_length=1), AfterValidator(_different)]
 
 
 class Statistics(Strict):

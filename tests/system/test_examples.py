@@ -54,7 +54,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         roles = {f"ROLE {number:02d}": speech(size, number) for number in range(12)}
         write(folder / "femnist" / part, {"a.json": leaf_file(writers)})
         write(folder / "shakespeare" / part, {"a.json": leaf_file(roles)})
-    made_as_told(EXAMPLES["csv"], folder)
+    for example in ("csv", "hospital_csv"):
+        made_as_told(EXAMPLES[example], folder)
     return folder
 
 
@@ -65,11 +66,13 @@ def speech(size: int, seed: int) -> tuple[list[str], list[str]]:
 
 
 def made_as_told(example: Path, folder: Path) -> None:
-    """Runs the command by which the example says how its table is made."""
-    lines = [line.removeprefix("#   ") for line in example.read_text().splitlines() if line.startswith("#   ")]
-    command = "\n".join(lines[: next(place for place, line in enumerate(lines) if "> data/" in line) + 1])
-    (folder / "as-told").mkdir()
-    (folder / "as-told" / "data").symlink_to(folder)
+    """Runs the command by which the example says how its table is made: the first of those in its comment."""
+    lines = example.read_text().splitlines()
+    told = lines[next(place for place, line in enumerate(lines) if line.startswith("#   ")) :]
+    command = "\n".join(line.removeprefix("#   ") for line in told[: told.index("#")])
+    (folder / "as-told").mkdir(exist_ok=True)
+    if not (folder / "as-told" / "data").exists():
+        (folder / "as-told" / "data").symlink_to(folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["sh", "-ec", command], cwd=folder / "as-told", env={**os.environ, "PATH": path}, check=True)
 
@@ -95,7 +98,7 @@ def federation(stack: Stack, data: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def runs(federation: Services, request: pytest.FixtureRequest) -> Iterator[dict[str, "Future[Any]"]]:
+def runs(federation: Services, data: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, "Future[Any]"]]:
     """The examples that were asked for, on their way: several at once, in the order of their tests."""
     asked = [
         item.callspec.params["example"]
@@ -103,7 +106,8 @@ def runs(federation: Services, request: pytest.FixtureRequest) -> Iterator[dict[
         if item.path == Path(__file__) and hasattr(item, "callspec")
     ]
     for silo in (silo for example in asked for silo in document(example).get("silos", ())):
-        federation.start("trainer", "--client", silo, role="trainer")
+        own = {"FEDQ_DATA_DIR": str(data / silo)} if (data / silo).exists() else {}
+        federation.start("trainer", "--client", silo, role="trainer", **own)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {example: pool.submit(run, federation, example) for example in asked}
         pool.shutdown(cancel_futures=True)

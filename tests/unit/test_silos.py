@@ -117,6 +117,14 @@ def test_labels_are_numbered_as_the_job_declares_them_whatever_a_silo_has(folder
     assert (found.classes, dataset.of_client(found, spec(TABLE), "west")[1].tolist()) == (3, [2, 0, 2])
 
 
+def test_letters_that_look_the_same_are_the_same(folder: Path) -> None:
+    """A keyboard composes an umlaut, and a Mac's files may not."""
+    (folder / "t.csv").write_text("a\u0308ge,dose,label\n1,1,ho\u0308her\n")
+    job = spec({**TABLE, "columns": ["\u00e4ge", "dose"], "classes": ["h\u00f6her", "x"]})
+
+    assert dataset.of_client(dataset.load(job), job, "north")[1].tolist() == [0]
+
+
 def test_a_label_that_is_spelled_differently_is_refused_with_what_differs(folder: Path) -> None:
     """In place of shifting the numbers of all others."""
     table(folder, [(1, 1, "ill"), (2, 1, "Well"), (3, 1, "Well"), (4, 1, "sane")])
