@@ -136,6 +136,7 @@ def test_a_pipe_or_a_folder_is_no_table(tmp_path: Path) -> None:
 def test_a_table_of_one_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model would be right in all cases without having learned a thing."""
     monkeypatch.setenv("FEDQ_DATA_DIR", str(tmp_path))
+    dataset._loaded.clear()
     (tmp_path / "t.csv").write_text("a,label\n1,0\n2,0\n")
     data = {"name": "csv", "path": "t.csv", "clients": 1}
     document = {"name": "t", "pool": "cpu", "model": {"name": "softmax"}, "data": data, "rounds": {"count": 1}}

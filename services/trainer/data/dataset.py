@@ -156,16 +156,16 @@ def _made(spec: JobSpec, before: SharedOut | None) -> Dataset:
 
 def read_source(data: Shared) -> Source:
     """What a data set of the catalog holds: the same arrays for all jobs that share it out, each in its way."""
-    place = place_of(data)
+    base, place = _base(), place_of(data)
     key = data.partition.key if isinstance(data, Csv | Npz) and isinstance(data.partition, Natural) else None
     how = {"clients", "partition", "local_test", "test_fraction", "fraction", "download"}  # it is used, not what it is
     identity = f"{place} {key!r} {data.model_dump_json(exclude=how)}"
     for _ in range(TRIES):
-        before = stamp(place) if place is not None else ""
+        before = stamp(place, base) if place is not None else ""
         source = _sources.get(f"{identity} {before}")
         if source is None:
-            source = _read(data, place, key)
-        if place is None or stamp(place) == before:
+            source = _read(data, place, key, base)
+        if place is None or stamp(place, base) == before:
             _sources[f"{identity} {before}"] = source
             return source
     raise BadInput(f"{place} changes while it is read; start the job again when it is complete")
@@ -175,13 +175,16 @@ def place_of(data: Shared) -> Path | None:
     """The file or folder of a data set, or None where it comes with a library."""
     if isinstance(data, Digits):
         return None
-    base = settings.load(settings.Data).data_dir.expanduser()
     if isinstance(data, Csv | Npz | Images):
-        return inside(base, data.path, "data.path")
-    return inside(base, data.folder or data.name, "data.folder")  # type: ignore[attr-defined] # all others have these
+        return inside(_base(), data.path, "data.path")
+    return inside(_base(), data.folder or data.name, "data.folder")  # type: ignore[attr-defined] # all others have these
 
 
-def _read(data: Shared, place: Path | None, key: str | None) -> Source:
+def _base() -> Path:
+    return settings.load(settings.Data).data_dir.expanduser()
+
+
+def _read(data: Shared, place: Path | None, key: str | None, base: Path) -> Source:
     if place is None:
         return digits.read()
     match data:
@@ -196,7 +199,7 @@ def _read(data: Shared, place: Path | None, key: str | None) -> Source:
         case Npz():
             source = arrays.read(place, data, key)
         case Images():
-            source = images.read(place, data)
+            source = images.read(place, data, base)
         case _:
             raise NotImplementedError(type(data).__name__)
     return source

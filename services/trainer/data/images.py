@@ -1,55 +1,68 @@
-"""Images in a folder for each class, as torchvision's ImageFolder has them; read by Pillow alone."""
+"""Images in a folder for each class, as torchvision's ImageFolder has them."""
 
-import importlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from services.trainer.data.source import Source, existing, pixels, refuse_undeclared
+from services.trainer.data import picture
+from services.trainer.data.place import files_in, is_litter
+from services.trainer.data.source import Source, existing, pixels, refuse_undeclared, some
 from shared.catalog.data import Images
 from shared.errors import BadInput
 
-ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+ENDINGS = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
+ENDINGS |= {".webp"}
+#: What holds images too, but is not read: to leave it out in silence would lose examples.
+UNREAD = {".avif", ".cr2", ".dcm", ".dng", ".exr", ".hdr", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".nef", ".npy"}
+UNREAD |= {".npz", ".psd", ".svg", ".tga"}
+SPLITS = {"test", "testing", "train", "training", "val", "valid", "validation"}
 
 
-def read(folder: Path, spec: Images) -> Source:
+def read(folder: Path, spec: Images, base: Path) -> Source:
     """Images (channels, size, size) with values in [0, 1]; classes are `spec.classes`, else the folders by name.
 
     Each image, in its own folder or further below, is scaled to a square of `spec.size` pixels and kept as bytes.
+    Hidden files are left out, and files that are no images by their name.
     """
     existing(folder, "images", "a folder for each class")
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = [
-        (file, place.name)
-        for place in folders
-        for file in sorted(place.rglob("*"))
-        if file.suffix.lower() in ENDINGS and file.is_file()
-    ]
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no folder; it has a folder for each class")
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
+    if folders and {path.name.lower() for path in folders} <= SPLITS:
+        raise BadInput(
+            f"{folder} holds {some([path.name for path in folders])}, and each folder would be a class; let data.path "
+            "name one of them"
+        )
+    files = [(file, file.relative_to(folder).parts[0]) for file in files_in(folder, base) if _is_image(file, folder)]
     found = Counter(label for _, label in files)
     if spec.classes is not None:
         refuse_undeclared(folder, found, spec.classes)
-    elif empty := [place.name for place in folders if place.name not in found]:
-        raise BadInput(f"{folder.absolute()}: there are no images in {', '.join(empty)}, and each folder is a class")
+    elif empty := [path.name for path in folders if path.name not in found]:
+        raise BadInput(f"{folder}: there are no images in {some(empty)}, and each folder is a class")
     if not files:
-        raise BadInput(f"{folder.absolute()} has no folders; each class has one of its name with its images in it")
+        raise BadInput(f"{folder} has no folders; each class has one of its name with its images in it")
     x = np.empty((len(files), 1 if spec.grey else 3, spec.size, spec.size), dtype=np.uint8)
+    highest = 0
     for place, (file, _) in enumerate(files):
-        x[place] = _image(file, spec.size, spec.grey)
-    names = spec.classes or tuple(place.name for place in folders)
+        x[place], most = picture.read(file, spec.size, spec.grey)
+        highest = max(highest, most)
+    if 0 < highest < picture.DARK:
+        raise BadInput(
+            f"{folder}: its images of 16 bits hold no value above {highest}, so that they would be nearly black; "
+            f"multiply them, until white is {picture.WHITE}"
+        )
+    names = spec.classes or tuple(path.name for path in folders)
     places = {name: place for place, name in enumerate(names)}
     y = np.array([places[label] for _, label in files], dtype=np.int64)
     return Source(x=x, y=y, shape=x.shape[1:], names=names, prepare=pixels)
 
 
-def _image(file: Path, size: int, grey: bool) -> npt.NDArray[np.uint8]:
-    """The bytes (channels, size, size) of one image."""
-    pillow = importlib.import_module("PIL.Image")  # only a job with images pays for it
-    try:
-        with pillow.open(file) as image:
-            scaled = image.convert("L" if grey else "RGB").resize((size, size), pillow.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise BadInput(f"{file.absolute()} is no image that can be read: {error}") from error
-    found = np.asarray(scaled, dtype=np.uint8).reshape(size, size, -1)
-    return found.transpose(2, 0, 1)
+def _is_image(file: Path, folder: Path) -> bool:
+    """Whether a file is an example; `BadInput` where it is an image that would be lost."""
+    ending = file.suffix.lower()
+    if ending in UNREAD:
+        raise BadInput(f"{file} is of a kind that is not read; save it as PNG, or move it elsewhere")
+    if ending in ENDINGS and file.parent == folder:
+        raise BadInput(f"{file} lies beside the folders of the classes; move it into one of them, or elsewhere")
+    return ending in ENDINGS

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from shared.errors import BadInput
 
-READ = 1 << 20  #: bytes of a file that are looked at together
-
 
 def inside(base: Path, path: str | Path, setting: str) -> Path:
     """`path` below the folder `base`, all links followed; `BadInput` where that leads out of it.
@@ -28,21 +26,33 @@ def inside(base: Path, path: str | Path, setting: str) -> Path:
     return found
 
 
-def files_in(folder: Path) -> list[Path]:
+def files_in(folder: Path, base: Path) -> list[Path]:
     """All files in a folder and below, sorted, without those that are hidden or in a hidden folder.
 
-    Links to folders are not followed. `BadInput` where a folder may not be read: its files would be missed in silence.
+    Links are followed. `BadInput` where one leads out of `base` or in a circle, and where a folder may not be read: its
+    files would be missed in silence.
     """
-    return sorted(_walk(folder))
+    return sorted(_walk(folder, base))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, base: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise BadInput(f"{error.filename} cannot be read: {error.strerror}")
 
-    for place, folders, names in os.walk(folder, onerror=fail):
+    followed = {folder.resolve()}
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         folders[:] = [name for name in folders if not is_litter(name)]
-        yield from (Path(place, name) for name in names if not is_litter(name))
+        for name in folders:
+            if (link := Path(place, name)).is_symlink():
+                target = inside(base, link, "data")
+                if target in followed:
+                    raise BadInput(f"{link} is a link to a folder that is read already; remove it")
+                followed.add(target)
+        for name in names:
+            if not is_litter(name):
+                if (file := Path(place, name)).is_symlink():
+                    inside(base, file, "data")
+                yield file
 
 
 def is_litter(name: str) -> bool:
@@ -50,9 +60,9 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 
-def stamp(path: Path) -> str:
+def stamp(path: Path, base: Path) -> str:
     """Of what `path` is made: another string once a file of it is changed, added, removed or replaced."""
-    files = files_in(path) if path.is_dir() else [path]
+    files = files_in(path, base) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
         try:
