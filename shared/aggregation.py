@@ -3,6 +3,8 @@
 Pure. One update is in memory at a time; what the strategies that compare single updates need of them, they read in
 slices. Memory, in vectors of P values: 4 bytes of the model, 4 of the update in hand, 8 of the fold, and 4 for each
 vector that the strategy, or the compression of models, keeps from round to round.
+
+The server step is taken with parameters. A model's buffers become the mean of the clients', whatever the strategy is.
 """
 
 from collections.abc import Sequence
@@ -20,12 +22,13 @@ from shared.catalog.training import TrainSpec
 from shared.compression import difference
 from shared.compression.choose import encoding_of
 from shared.compression.encoding import Encoding
-from shared.errors import Refused, Stale
-from shared.fold import Fold, Grid, Measures
+from shared.errors import BadInput, Refused, Stale
+from shared.fold import Buffers, Fold, Grid, Measures
 from shared.jobs import JobSpec
 from shared.strategies.choose import strategy_of
+from shared.strategies.slices import Part
 from shared.strategies.strategy import Counted, Robust, Slices
-from shared.weights import File, Flat, Layout
+from shared.weights import File, Flat, Layout, tiles_of
 
 RESIDUAL = "model.residual"  #: the server state's vector of what compressing the models left out so far
 
@@ -62,8 +65,10 @@ class Aggregation:
         self.strategy = strategy_of(plan.strategy, plan.population, plan.lr)
         self.fold: Fold | None = None
         self._plan = plan
-        self._size = layout.size
-        self._encoding = encoding_of(plan.compress.update, layout.of_updates(self.strategy.channels))
+        self._layout = layout
+        self._updates = layout.of_updates(self.strategy.channels)
+        self._buffers: Buffers | None = None
+        self._encoding = encoding_of(plan.compress.update, self._updates)
         self._down: Encoding | None = None
         if plan.compress.model is not None:
             self._down = encoding_of(plan.compress.model, layout.of_updates())
@@ -73,15 +78,16 @@ class Aggregation:
 
     # --- a round's updates ----------------------------------------------------------------------
 
-    def begin(self, grid: Grid) -> None:
-        """Empties the fold."""
+    def begin(self, grid: Grid, model: Flat) -> None:
+        """Empties the fold, for a round that begins with `model`, shape (P,)."""
+        self._buffers = Buffers.of(model, self._updates, grid.max_abs) if self._layout.buffers else None
         if isinstance(self.strategy, Robust):
             return
         if self.fold is None or self.fold.grid != grid:
             self.fold = None  # its memory goes before the next one's comes
-            self.fold = Fold(len(self.strategy.channels) * self._size, grid)
+            self.fold = Fold(self._updates.size, grid, self._buffers)
         else:
-            self.fold.reset()
+            self.fold.reset(self._buffers)
 
     def layout_of(self, *, partial: bool) -> Layout:
         """What an update's file looks like: of one client, or a partial fold of several."""
@@ -108,9 +114,9 @@ class Aggregation:
                 if not 1 <= value <= grid.max_weight:
                     raise Refused(f"{what} is {value}; allowed: 1 to {grid.max_weight} (limits.max_examples)")
         if not partial:
-            return fold.check(self._encoding.tiles(file), updates[0].examples, grid, max_norm)
+            return fold.check(self._encoding.tiles(file), updates[0].examples, grid, max_norm, buffers=self._buffers)
         weighed = sum(map(self.strategy.weight, updates))
-        return fold.check_partial(self._sums(file), weighed, len(updates), grid)
+        return fold.check_partial(self._sums(file), weighed, len(updates), grid, buffers=self._buffers)
 
     def add(self, file: File, updates: Sequence[Counted], *, partial: bool = False) -> None:
         """Folds a measured update, of one client or of several."""
@@ -126,17 +132,14 @@ class Aggregation:
     # --- the next model -------------------------------------------------------------------------
 
     def advance(self, model: Flat, updates: Sequence[Counted], slices: Slices | None = None) -> Advanced:
-        """Makes the next model in place of `model`, shape (P,), of the frozen updates in client order."""
+        """Makes the next model in place of `model`, shape (P,), of the frozen updates in client order.
+
+        `BadInput` where the step made a value of it, or of what the strategy keeps, that is no float32 number.
+        """
         before = model.copy() if self._down is not None else None
-        kept = {name: vector for name, vector in self._state.items() if name != RESIDUAL}
-        if isinstance(self.strategy, Robust):
-            if slices is None:
-                raise Stale("its updates are not at hand")
-            self.strategy.advance(model, self.strategy.combine(updates, slices))
-        elif self.fold is not None:
-            factor = self.strategy.factor(updates)
-            channels = len(self.strategy.channels)
-            self.fold.apply(model, self.strategy.step, kept, factor=factor, channels=channels)
+        with np.errstate(all="ignore"):  # what they would warn of is found below
+            self._step(model, updates, slices)
+        self._check_numbers(model)
         delta = None
         if before is not None and self._down is not None:
             delta = self._down.layout.empty_file()
@@ -144,6 +147,35 @@ class Aggregation:
         return Advanced(self._server if self._state else None, delta)
 
     # --- inside ---------------------------------------------------------------------------------
+
+    def _step(self, model: Flat, updates: Sequence[Counted], slices: Slices | None) -> None:
+        kept = {name: vector for name, vector in self._state.items() if name != RESIDUAL}
+        parameters = self._layout.parameters
+        if isinstance(self.strategy, Robust):
+            if slices is None:
+                raise Stale("its updates are not at hand")
+            combined = self.strategy.combine(updates, Part(slices, 0, parameters))
+            settled = self.strategy.settle(Part(slices, parameters, model.size)) if self._layout.buffers else None
+            self.strategy.advance(model, combined)
+            if settled is not None:
+                model[parameters:] = settled
+        elif self.fold is not None:
+            factor = self.strategy.factor(updates)
+            channels = len(self.strategy.channels)
+            self.fold.apply(model, self.strategy.step, kept, factor=factor, channels=channels)
+
+    def _check_numbers(self, model: Flat) -> None:
+        for what, vector in {"": model, **self._state}.items():
+            for place, tile in tiles_of(vector):
+                # NaN passes through max and min.
+                if not (np.isfinite(tile.max()) and np.isfinite(tile.min())):
+                    first = place.start + int(np.flatnonzero(~np.isfinite(tile))[0])
+                    tensor = self._layout.tensor_at(first).name
+                    raise BadInput(
+                        f"strategy {self._plan.strategy.name} made {tile[first - place.start]} of a value of "
+                        f"{f'{what}, which it keeps of ' if what else ''}{tensor}: a lower strategy.lr or "
+                        "train.optimizer.lr may help"
+                    )
 
     def _sums(self, file: File) -> npt.NDArray[np.int64]:
         sums: npt.NDArray[np.int64] = self.partial_layout.views(file)["sums"]
@@ -155,7 +187,8 @@ class Aggregation:
         down = self._plan.compress.model
         if down is not None and down.error_feedback:
             starts[RESIDUAL] = 0.0
-        layout = weights.layout_of(dict.fromkeys(starts, ("F32", (self._size,))))
+        sizes = {name: self._layout.size if name == RESIDUAL else self._layout.parameters for name in starts}
+        layout = weights.layout_of({name: ("F32", (size,)) for name, size in sizes.items()})
         if server is not None and server[: len(layout.header)].tobytes() == layout.header:
             return server, layout.views(server)
         file = layout.empty_file()

@@ -4,6 +4,9 @@ Pure. `acc += rint(u · w · 2^s)` in int64, so the sum has no order: arrival or
 sums or a restart in the middle cannot change one bit of it. The mean, `acc / (2^s · Σw)`, is taken once, when
 the set of updates is fixed. The idea of a (weighted sum, weight) pair is that of pfl-research's
 `WeightedStatistics`; integers on a grid are what secure aggregation sums as well (Bonawitz et al. 2017).
+
+The last values of an update may be buffers, such as batch norm's running statistics. Of them it holds the values and
+not what changed, and the next model's are their plain weighted mean, whatever the server step does with parameters.
 """
 
 import math
@@ -16,7 +19,7 @@ import numpy.typing as npt
 
 from shared.errors import Refused
 from shared.jobs import JobSpec
-from shared.weights import TILE, Flat, Tiles, tiles_of
+from shared.weights import TILE, Flat, Layout, Place, Tiles, tiles_of
 
 Tile = npt.NDArray[np.float64]
 Sums = npt.NDArray[np.int64]
@@ -44,34 +47,66 @@ def grid_of(spec: JobSpec, cohort: int) -> Grid:
 
 
 @dataclass(frozen=True)
+class Buffers:
+    """Where the buffers of an update begin, and what the grid holds them as their distances from.
+
+    That is 0, but for those beyond half of `max_abs` in the round's model it is what they are there. Folded as they
+    are, values of one sign have a mean of that sign: a variance is never rounded to below 0. And a constant such as
+    the −10⁹ of a mask breaks no limit that is meant for what training changes.
+    """
+
+    start: int
+    origin: Tile  # shape (buffers,)
+
+    @classmethod
+    def of(cls, model: Flat, updates: Layout, max_abs: float) -> "Buffers":
+        """Those of updates of such a layout to a model, shape (P,)."""
+        values = model[model.size - (updates.size - updates.parameters) :].astype(np.float64)
+        return cls(updates.parameters, np.where(np.abs(values) > max_abs / 2, values, 0.0))
+
+    def distances(self, place: Place, values: Flat) -> Tile | None:
+        """A tile of buffers as the grid holds it; None for one of parameters."""
+        if not isinstance(place, slice) or place.start < self.start:
+            return None
+        distances: Tile = values - self.origin[place.start - self.start : place.stop - self.start]
+        return distances
+
+
+@dataclass(frozen=True)
 class Measures:
     """What checking an update found."""
 
-    max_abs: float
-    norm: float  # L2
+    max_abs: float  # of the parameters' differences and the buffers' distances
+    norm: float  # L2, of the parameters alone
 
 
-def check(update: Flat | Tiles, weight: int, grid: Grid, max_norm: float | None = None) -> Measures:
+def check(
+    update: Flat | Tiles, weight: int, grid: Grid, max_norm: float | None = None, *, buffers: Buffers | None = None
+) -> Measures:
     """Measures an update, shape (P,) or its tiles as they are decoded; `Refused` where it must not be folded."""
     if not 1 <= weight <= grid.max_weight:
         raise Refused(f"examples is {weight}; allowed: 1 to {grid.max_weight} (limits.max_examples)")
     largest, squares = 0.0, 0.0
-    for _, tile in _tiles(update):
+    for place, tile in _tiles(update, buffers):
+        distances = None if buffers is None else buffers.distances(place, tile)
+        held = tile if distances is None else distances
         # NaN passes through max and min, so one pass over the tile serves both checks.
-        high, low = float(tile.max()), float(tile.min())
+        high, low = float(held.max()), float(held.min())
         if not (math.isfinite(high) and math.isfinite(low)):
             raise Refused("holds NaN or Inf")
         largest = max(largest, high, -low)
         if largest > grid.max_abs:
-            raise Refused(f"a value of {largest:.4g} exceeds limits.max_abs, {grid.max_abs:g}")
-        squares += float(np.dot(tile, tile))
+            what = "a value" if distances is None else "a buffer, such as batch norm's statistics, with a value"
+            raise Refused(f"{what} of {largest:.4g} exceeds limits.max_abs, {grid.max_abs:g}")
+        if distances is None:
+            squares += float(np.dot(tile, tile))
     norm = math.sqrt(squares)
     if max_norm is not None and norm > max_norm:
         raise Refused(f"its norm, {norm:.4g}, exceeds limits.max_norm, {max_norm:g}")
     return Measures(max_abs=largest, norm=norm)
 
 
-def check_partial(sums: Sums, weight: int, count: int, grid: Grid) -> Measures:
+def check_partial(sums: Sums, weight: int, count: int, grid: Grid, *, buffers: Buffers | None = None) -> Measures:
     """Measures the sum of `count` updates that were folded elsewhere, shape (P,), or raises `Refused`.
 
     It is what `Fold.add` could have made of as many allowed updates: |sum| ≤ max_abs · weight · 2^s, and half a unit
@@ -86,10 +121,11 @@ def check_partial(sums: Sums, weight: int, count: int, grid: Grid) -> Measures:
         )
     unit = Fraction(2) ** grid.shift * weight  # what a mean of 1 adds up to
     largest, squares = 0, 0.0
+    parameters = sums.size if buffers is None else buffers.start
     for start in range(0, sums.size, TILE):
         tile = sums[start : start + TILE]
         largest = max(largest, int(tile.max()), -int(tile.min()))  # Python's integers: int64 has no |-2^63|
-        mean = np.multiply(tile, float(1 / unit), dtype=np.float64)
+        mean = np.multiply(tile[: max(parameters - start, 0)], float(1 / unit), dtype=np.float64)
         squares += float(np.dot(mean, mean))
     if largest > Fraction(grid.max_abs) * unit + Fraction(count, 2):
         raise Refused(f"a mean value of {float(largest / unit):.4g} exceeds limits.max_abs, {grid.max_abs:g}")
@@ -97,25 +133,31 @@ def check_partial(sums: Sums, weight: int, count: int, grid: Grid) -> Measures:
 
 
 class Fold:
-    """The running (weighted sum, weight) of a round; 8 bytes a parameter, however many updates."""
+    """The running (weighted sum, weight) of a round; 8 bytes a value, however many updates."""
 
-    def __init__(self, size: int, grid: Grid) -> None:
+    def __init__(self, size: int, grid: Grid, buffers: Buffers | None = None) -> None:
+        """Of updates of `size` values, the last of which may be buffers."""
         self.grid = grid
         self.sums = np.zeros(size, np.int64)
         self.weight = 0
         self.count = 0
+        self._buffers = buffers
         self._products = np.empty(min(size, TILE), np.float64)
         self._rounded = np.empty(min(size, TILE), np.int64)
 
     def add(self, update: Flat | Tiles, weight: int, scale: float = 1.0) -> None:
-        """Adds a checked update, times `scale` in (0, 1], exactly as it is rounded to the grid.
+        """Adds a checked update, its parameters times `scale` in (0, 1], exactly as it is rounded to the grid.
 
         Its shape is (P,), or it comes in tiles, as an encoding gives them; what these leave out is 0.
         """
-        unit = math.ldexp(weight, self.grid.shift) * scale  # exact in float64 for a scale of 1: a weight has 29 bits
-        for place, tile in _tiles(update):
+        whole = math.ldexp(weight, self.grid.shift)  # exact in float64: a weight has 29 bits
+        for place, tile in _tiles(update, self._buffers):
             products, rounded = self._products[: tile.size], self._rounded[: tile.size]
-            np.multiply(tile, unit, out=products, dtype=np.float64)
+            distances = None if self._buffers is None else self._buffers.distances(place, tile)
+            if distances is None:
+                np.multiply(tile, whole * scale, out=products, dtype=np.float64)
+            else:
+                np.multiply(distances, whole, out=products)
             np.rint(products, out=products)
             np.copyto(rounded, products, casting="unsafe")
             self.sums[place] += rounded
@@ -140,10 +182,11 @@ class Fold:
         self.weight += other.weight
         self.count += other.count
 
-    def reset(self) -> None:
-        """Forgets everything and keeps the memory."""
+    def reset(self, buffers: Buffers | None = None) -> None:
+        """Forgets everything and keeps the memory; another round's buffers are distances from another model."""
         self.sums.fill(0)
         self.weight = self.count = 0
+        self._buffers = buffers
 
     def apply(
         self,
@@ -156,23 +199,28 @@ class Fold:
     ) -> None:
         """Takes the server step in place: `model = step(model, mean · factor, state)`, tile by tile in float64.
 
-        `model` and each vector of `state` have shape (P,), the fold has `channels` · P values; `factor` may be one
-        for each channel.
+        That is of the parameters, of which `model` and each vector of `state` have the same number and the fold
+        `channels` times as many; `factor` may be one for each channel. The buffers become their mean.
         """
         if self.weight == 0:
             raise ValueError("nothing was folded")
+        unit = math.ldexp(1.0, -self.grid.shift) / self.weight
         # One for each channel, or one for all: shape (channels, 1) or (1, 1).
-        units = math.ldexp(1.0, -self.grid.shift) / self.weight * np.reshape(np.asarray(factor, np.float64), (-1, 1))
-        sums = self.sums.reshape(channels, model.size)
-        for start in range(0, model.size, TILE):
-            tile = slice(start, start + TILE)
+        units = unit * np.reshape(np.asarray(factor, np.float64), (-1, 1))
+        end = self.sums.size if self._buffers is None else self._buffers.start
+        parameters = end // channels
+        sums = self.sums[:end].reshape(channels, parameters)
+        for start in range(0, parameters, TILE):
+            tile = slice(start, min(start + TILE, parameters))
             means: Tile = np.multiply(sums[:, tile], units, dtype=np.float64)
             mean = means[0] if channels == 1 else means
             kept: dict[str, Tile] = {name: vector[tile].astype(np.float64) for name, vector in (state or {}).items()}
             model[tile] = step(model[tile].astype(np.float64), mean, kept)
             for name, vector in kept.items():
                 state[name][tile] = vector  # type: ignore[index]
+        if self._buffers is not None:
+            model[parameters:] = self._buffers.origin + self.sums[end:] * unit
 
 
-def _tiles(update: Flat | Tiles) -> Tiles:
-    return tiles_of(update) if isinstance(update, np.ndarray) else update
+def _tiles(update: Flat | Tiles, buffers: Buffers | None) -> Tiles:
+    return tiles_of(update, buffers.start if buffers else None) if isinstance(update, np.ndarray) else update

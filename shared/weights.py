@@ -1,16 +1,19 @@
 """Models and updates as one flat buffer with a safetensors header, wrapped and never copied.
 
-Pure. A model file holds named tensors; the float32 ones are what federated learning trains and lie side by
-side, so that they are one flat array of shape (P,). An update file holds one float32 delta for each of
-them, in the same order. Anything else (integer counters, say) is carried along as the initial model has it.
-The format is safetensors' own (https://github.com/huggingface/safetensors#format), which any tool reads.
+Pure. A model file holds named tensors; the float32 ones are what federated learning moves and lie side by
+side, so that they are one flat array of shape (P,): the parameters, and after them the buffers, such as batch norm's
+running statistics, which no gradient reaches. An update file holds a float32 difference for each parameter and the
+value itself of each buffer, in the same order. Anything else (integer counters, say) is carried along as the initial
+model has it. A file that has buffers names them in its `__metadata__`, and so does one of a model in which a tensor has
+several names: the tensor is there once. The format is safetensors' own
+(https://github.com/huggingface/safetensors#format), which any tool reads.
 """
 
 import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +36,9 @@ MAX_RANK = 32  #: sides of a tensor's shape; NumPy has no more
 MAX_NAME = 512  #: characters of a tensor's name
 MAX_DIGITS = 19  #: of a number in a header: what 63 bits hold
 _TOO_MANY = f"its header names more tensors than a model may have, {MAX_TENSORS}"
+METADATA = "__metadata__"  #: what safetensors has for strings about a file, by key
+BUFFERS = "fedq.buffers"  #: its key for the names of the buffers, as a JSON list
+TIED = "fedq.tied"  #: its key for the other names of tensors, as a JSON object: each with the one that is there
 _ALIGN = 64  #: bytes; the data begins on a cache line
 _SIZES = {"F32": 4, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "BF16": 2}
 _COMPRESSED = "BF16"  #: lies in compressed files only: a model's parameters are float32
@@ -54,21 +60,31 @@ class Layout:
     """What a file holds and where, the same for every model of a job."""
 
     tensors: tuple[Tensor, ...]
+    buffers: frozenset[str] = frozenset()  # the float32 tensors that no gradient reaches; the last ones of these
+    tied: tuple[tuple[str, str], ...] = ()  # (another name, the tensor that it is a name of), in alphabetical order
 
     @cached_property
     def trained(self) -> tuple[Tensor, ...]:
-        """The float32 tensors: contiguous, in file order."""
+        """The float32 tensors, contiguous, in file order: parameters first, then buffers."""
         return tuple(tensor for tensor in self.tensors if tensor.dtype == "F32")
 
     @cached_property
     def size(self) -> int:
-        """P, the number of float32 parameters."""
+        """P, the number of float32 values."""
         return sum(math.prod(tensor.shape) for tensor in self.trained)
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many of the P values are parameters: all but the buffers', which come after them."""
+        return sum(math.prod(tensor.shape) for tensor in self.trained if tensor.name not in self.buffers)
 
     @cached_property
     def header(self) -> bytes:
         """The bytes before the data."""
-        entries = {
+        about = {BUFFERS: sorted(self.buffers), TIED: dict(self.tied)}
+        metadata = {key: _json(value) for key, value in about.items() if value}
+        entries: dict[str, Any] = {METADATA: metadata} if metadata else {}
+        entries |= {
             tensor.name: {
                 "dtype": tensor.dtype,
                 "shape": list(tensor.shape),
@@ -76,7 +92,7 @@ class Layout:
             }
             for tensor in self.tensors
         }
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text = _json(entries).encode()
         text += b" " * (-(8 + len(text)) % _ALIGN)
         return struct.pack("<Q", len(text)) + text
 
@@ -90,22 +106,31 @@ class Layout:
         return len(self.header) + self.data_size
 
     def of_updates(self, channels: Sequence[str] = ("delta",)) -> "Layout":
-        """The layout of this model's updates: its float32 tensors alone, for each channel under its name.
+        """The layout of this model's updates: its float32 tensors alone.
 
-        Of several channels, which are in alphabetical order, each lies in one piece: (channels, P) values in all.
+        Of several channels, which are in alphabetical order, each has all parameters under its name, in one piece, and
+        the buffers come once: channels · parameters + buffers values in all.
         """
         if len(channels) == 1:
-            return layout_of({tensor.name: ("F32", tensor.shape) for tensor in self.trained})
-        return layout_of(
-            {f"{channel}.{tensor.name}": ("F32", tensor.shape) for channel in channels for tensor in self.trained}
-        )
+            return layout_of({tensor.name: ("F32", tensor.shape) for tensor in self.trained}, self.buffers)
+        shapes = {tensor.name: ("F32", tensor.shape) for tensor in self.trained}
+        parameters = shapes.keys() - self.buffers
+        tensors = {f"{channel}.{name}": shapes[name] for channel in channels for name in parameters}
+        buffers = {f"buffer.{name}": shapes[name] for name in self.buffers}
+        return layout_of(tensors | buffers, buffers)
 
     def flat(self, file: File) -> Flat:
-        """The float32 parameters inside a whole file, shape (P,), as a view."""
+        """The float32 values inside a whole file, shape (P,), as a view: the parameters, then the buffers."""
         if not self.trained:
             return np.empty(0, np.float32)
         start = len(self.header) + self.trained[0].start
         return file[start : start + 4 * self.size].view(np.float32)
+
+    def tensor_at(self, place: int) -> Tensor:
+        """The tensor that one of the P float32 values lies in."""
+        return next(
+            tensor for tensor in self.trained if place < (tensor.end - self.trained[0].start) // _SIZES[tensor.dtype]
+        )
 
     def views(self, file: File) -> dict[str, npt.NDArray[Any]]:
         """Each tensor inside a whole file, as a view of its shape."""
@@ -124,32 +149,39 @@ class Layout:
         return file
 
 
-def tiles_of(flat: Flat) -> Iterator[tuple[slice, Flat]]:
-    """The tiles of a whole vector, shape (P,), as views."""
-    for start in range(0, flat.size, TILE):
-        yield slice(start, start + TILE), flat[start : start + TILE]
+def tiles_of(flat: Flat, parameters: int | None = None) -> Iterator[tuple[slice, Flat]]:
+    """The tiles of a whole vector, shape (P,), as views; none holds parameters and buffers."""
+    edge = flat.size if parameters is None else parameters
+    for begin, end in ((0, edge), (edge, flat.size)):
+        for start in range(begin, end, TILE):
+            stop = min(start + TILE, end)
+            yield slice(start, stop), flat[start:stop]
 
 
-def layout_of(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Layout:
-    """The layout for tensors given by name as (dtype, shape).
+def layout_of(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    buffers: Collection[str] = (),
+    tied: Mapping[str, str] | None = None,
+) -> Layout:
+    """The layout for tensors given by name as (dtype, shape); `buffers` are among them, `tied` other names of some.
 
-    Wide dtypes come first, so that all are aligned, and the float32 ones lie together.
+    Wide dtypes come first, so that all are aligned, and the float32 ones lie together, with the buffers at their end.
     """
-    order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name][0]], tensors[name][0], name))
+    order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name][0]], tensors[name][0], name in buffers, name))
     placed, offset = [], 0
     for name in order:
         dtype, shape = tensors[name]
         end = offset + _SIZES[dtype] * math.prod(shape)
         placed.append(Tensor(name, dtype, shape, offset, end))
         offset = end
-    return Layout(tuple(placed))
+    return Layout(tuple(placed), frozenset(buffers), tuple(sorted((tied or {}).items())))
 
 
 def read_layout(file: File) -> Layout:
     """The layout of a model file that fedq itself would have written, or `Refused`, whatever the bytes are."""
     try:
         header = _header(file)
-        layout = layout_of(_entries(header))
+        layout = layout_of(*_entries(header))
         if header != layout.header or file.nbytes != layout.file_size:
             raise Refused("tensors are not laid out as fedq lays them out (by width, dtype and name)")
     except Refused:
@@ -168,20 +200,18 @@ def _header(file: File) -> bytes:
         raise Refused(f"not a safetensors file: its header would have {length} bytes")
     header = file[: 8 + length].tobytes()
     # Counted before it is parsed, which takes a hundred times as long.
-    if header.count(b"{") > MAX_TENSORS + 2 or header.count(b",") > (MAX_RANK + 4) * MAX_TENSORS:
+    if header.count(b"{") > MAX_TENSORS + 3 or header.count(b",") > (MAX_RANK + 4) * MAX_TENSORS:
         raise Refused(_TOO_MANY)
     return header
 
 
-def _entries(header: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The dtype and shape of each tensor that a header names, all within their bounds."""
-    found = json.loads(header[8:], parse_int=_integer, parse_float=_no_number, parse_constant=_no_number)
+def _entries(header: bytes) -> tuple[dict[str, tuple[str, tuple[int, ...]]], frozenset[str], dict[str, str]]:
+    """The dtype and shape of each tensor that a header names, its buffers and its other names, within their bounds."""
+    found = _parsed(header[8:])
+    about = found.pop(METADATA, {})
     entries = {}
     for name, entry in found.items():
-        if name == "__metadata__":
-            continue
-        if not (0 < len(name) <= MAX_NAME and name.isprintable()):
-            raise Refused(f"a tensor is named {name[:40]!a}; a name has 1 to {MAX_NAME} printable characters")
+        _check_name(name)
         dtype, shape = entry["dtype"], entry["shape"]
         if dtype not in DTYPES.values():
             raise Refused(f"tensor {name} is {ascii(dtype)[:20]}; a model has {', '.join(DTYPES.values())}")
@@ -190,7 +220,28 @@ def _entries(header: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
         entries[name] = dtype, tuple(shape)
     if len(entries) > MAX_TENSORS:
         raise Refused(_TOO_MANY)
-    return entries
+    buffers, tied = (_parsed(about[key]) if key in about else () for key in (BUFFERS, TIED))
+    for name in buffers:
+        if name not in entries or entries[name][0] != "F32":
+            raise Refused(f"its header names a buffer {ascii(name)[:40]}, and it has no such float32 tensor")
+    for name, target in dict(tied).items():
+        _check_name(name)
+        if name in entries or target not in entries:
+            raise Refused(f"its header ties {ascii(name)[:40]} to {ascii(target)[:40]}, and it has no such two names")
+    return entries, frozenset(buffers), dict(tied)
+
+
+def _check_name(name: str) -> None:
+    if not (0 < len(name) <= MAX_NAME and name.isprintable()):
+        raise Refused(f"a tensor is named {name[:40]!a}; a name has 1 to {MAX_NAME} printable characters")
+
+
+def _parsed(text: bytes | str) -> Any:
+    return json.loads(text, parse_int=_integer, parse_float=_no_number, parse_constant=_no_number)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _integer(text: str) -> int:

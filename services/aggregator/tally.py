@@ -13,7 +13,7 @@ from services.aggregator.intake import Intake, located, receive_initial
 from shared import names, weights
 from shared.aggregation import Advanced, Aggregation, Plan
 from shared.blobs import Blobs
-from shared.errors import Stale
+from shared.errors import BadInput, Stale
 from shared.events import BlobRef, ModelUpdate
 from shared.fold import Grid, grid_of
 from shared.jobs import JobSpec
@@ -52,6 +52,7 @@ class Tally:
         self._grid: Grid | None = None
         self._in_hand: InHand | Model | None = None
         self._advanced: BlobRef | None = None  # the new model's place, once the server step is taken
+        self._mistake: BadInput | None = None  # why there is none
 
     def adopt(self, model: Model, server: File | None = None) -> None:
         """Takes a committed model, or the initial one, as what updates refer to."""
@@ -77,7 +78,7 @@ class Tally:
         for old in [known for known in self.bases if known < number - self._spec.max_staleness]:
             del self.bases[old]
         self._grid = grid_of(self._spec, cohort)
-        self._aggregation.begin(self._grid)
+        self._aggregation.begin(self._grid, self.model.flat)
 
     def receive(self, update: ModelUpdate, number: int) -> dict[str, dict[str, Any]]:
         """Checks an update to round `number` and holds it for `count`; what the ledger is to keep of it, by client."""
@@ -118,7 +119,10 @@ class Tally:
         self.seconds += self._clock() - began
 
     def advance(self, number: int, cohort: int, accepted: Mapping[str, Any]) -> BlobRef:
-        """Takes the server step with the frozen updates; once, however often it is asked. Returns the model's place."""
+        """Takes the server step with the frozen updates; once, however often it is asked. Returns the model's place.
+
+        `BadInput` where the strategy makes no model of them; the one in memory is then the round's base again.
+        """
         if self._advanced is not None:
             return self._advanced
         if self.counted != {client: entry["blob"]["digest"] for client, entry in accepted.items()}:
@@ -129,18 +133,25 @@ class Tally:
                 self.count_again(group)
         if self.model is None or self._aggregation is None:
             raise Stale(f"round {number} of {self._job} has no base model")
-        digest = self.model.blob.digest
-        self.extra = Advanced()
-        if number > 0:
-            slices = None
-            if isinstance(self._aggregation.strategy, Robust):
-                refs = [BlobRef.model_validate(accepted[client]["blob"]) for client in sorted(accepted)]
-                slices = Stored(self._blobs, refs, self._aggregation.update_layout)
-            self.extra = self._aggregation.advance(self.model.flat, all_counted(accepted), slices)
-            digest = weights.digest_of(self.model.file)
+        if self._mistake is None and number > 0:
+            try:
+                self.extra = self._stepped(self._aggregation, self.model, accepted)
+            except BadInput as error:
+                self._mistake = BadInput(f"round {number}: {error}")
+        if self._mistake is not None:
+            self.model.file = self._blobs.get(self.model.blob)  # a step may fail half-way through it
+            raise self._mistake
+        digest = weights.digest_of(self.model.file) if number > 0 else self.model.blob.digest
         key = names.model_blob(self._job, number, digest)
         self._advanced = BlobRef(key=key, size=self.model.file.nbytes, digest=digest)
         return self._advanced
+
+    def _stepped(self, aggregation: Aggregation, model: Model, accepted: Mapping[str, Any]) -> Advanced:
+        slices = None
+        if isinstance(aggregation.strategy, Robust):
+            refs = [BlobRef.model_validate(accepted[client]["blob"]) for client in sorted(accepted)]
+            slices = Stored(self._blobs, refs, aggregation.update_layout)
+        return aggregation.advance(model.flat, all_counted(accepted), slices)
 
     @property
     def grid(self) -> Grid | None:

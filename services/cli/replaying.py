@@ -59,7 +59,7 @@ class Replay:
         self._grid = manifest.grid.rebuilt()
         self._layout = weights.read_layout(base)
         self._aggregation = Aggregation(manifest.plan, self._layout, blobs.get(server) if server is not None else None)
-        self._aggregation.begin(self._grid)
+        self._aggregation.begin(self._grid, self._layout.flat(base))
         self._buffer = np.empty(0, np.uint8)  # one for all: memory does not grow with the cohort
 
     def add(self, group: Sequence[Counted]) -> None:

@@ -19,7 +19,7 @@ from services.trainer.stopwatch import Stopwatch
 from shared import fold, weights
 from shared.errors import Stale, Unavailable
 from shared.events import BlobRef, Member
-from shared.fold import Fold
+from shared.fold import Buffers, Fold
 from shared.strategies.choose import strategy_of
 from shared.strategies.strategy import Counted
 from shared.weights import File
@@ -59,14 +59,15 @@ def train(bench: Bench, order: Order, base: BlobRef, watch: Stopwatch) -> Folded
     spec = order.spec
     clients = Clients(bench, order, base, watch)
     strategy = strategy_of(spec.strategy, spec.population)
-    folded = Fold(clients.layout.size, fold.grid_of(spec, order.cohort_size))
+    layout, grid = clients.layout.of_updates(), fold.grid_of(spec, order.cohort_size)
+    folded = Fold(layout.size, grid, Buffers.of(clients.base, layout, grid.max_abs))
     members, failures = [], {}
     for client in order.members:
         hindrance = Hindrance(bench, order, client)
         try:
             hindrance.appear()
             trained = clients.train(client, hindrance)
-            norm = parcel.measured(trained.delta, trained.examples, spec).norm
+            norm = parcel.measured(trained.delta, trained.examples, clients.base, layout, spec).norm
             hindrance.upload(trained.file.nbytes)
         except Absent as absent:
             log.info("says nothing", job=order.job, round=order.round, client=client, reason=str(absent))

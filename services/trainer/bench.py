@@ -76,7 +76,7 @@ class Bench:
                 file.write(self.patiently(lambda: self._given(job)).data)
                 file.flush()
                 start.begin_with(model, Path(file.name))
-        return FlatModel(model.to(self.device), spec.train)
+        return FlatModel(model, spec.train, self.device)
 
     def forget_model(self) -> None:
         """For when the user's code failed: who knows what it left behind."""

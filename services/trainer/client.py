@@ -29,8 +29,8 @@ class Trained:
 
     examples: int
     file: File  # the update as it would travel uncompressed, and by itself
-    delta: Flat  # in it: what training changed, shape (P,)
-    change: Flat | None = None  # of its control variate, shape (P,)
+    delta: Flat  # in it: what training changed of the parameters, and the buffers; shape (P,)
+    change: Flat | None = None  # of its control variate, shape (parameters,)
     metrics: dict[str, float] = field(default_factory=dict)
     state: State = field(default_factory=State)  # what it keeps; of the residual, what there was before
 
@@ -45,6 +45,7 @@ class Clients:
         self.layout = self._model.layout
         before = bench.cache.received
         self._base = bench.patiently(lambda: bench.base(order, base), order)
+        self.base = self.layout.flat(self._base)
         self._drift = Drift.of(order.spec, order.round, self._server(), self._model)
         self.downloaded = bench.cache.received - before
 
@@ -69,9 +70,11 @@ class Clients:
         watch.lap("train")
         file = self._model.update(self._base)
         delta = self.layout.of_updates().flat(file)
-        control, change = self._drift.renewed(delta, state.control, metrics) if self._drift else (None, None)
-        hindrance.attack(delta)
-        wishes.shape(delta, spec, order.round, metrics)
+        edge = self.layout.parameters
+        parameters, buffers = delta[:edge], delta[edge:]
+        control, change = self._drift.renewed(parameters, state.control, metrics) if self._drift else (None, None)
+        hindrance.attack(parameters, buffers, self.base[edge:])
+        wishes.shape(parameters, spec, order.round, metrics)
         kept = State(control, state.residual, self._model.personal())
         return Trained(len(y), file, delta, change, metrics, kept)
 

@@ -66,11 +66,15 @@ class Hindrance:
         flipped: torch.Tensor = simulation.flipped(y, classes)
         return flipped
 
-    def attack(self, delta: Flat) -> None:
-        """Makes of what training changed what the client says it did, in place."""
+    def attack(self, parameters: Flat, buffers: Flat, before: Flat) -> None:
+        """Makes of what training changed what the client says it did, in place.
+
+        That is how parameters differ, and which values buffers have that had those of `before`.
+        """
         attack = self._attack(ScaledUpdate)
         if attack is not None:
-            delta *= np.float32(attack.factor)
+            parameters *= np.float32(attack.factor)
+            buffers[:] = before + np.float32(attack.factor) * (buffers - before)
 
     def _attack(self, kind: type[Attack]) -> Attack | None:
         attack = self._spec.simulate.attack if self._spec.simulate else None

@@ -10,33 +10,38 @@ from shared import fold, initial
 from shared.compression.choose import encoding_of
 from shared.compression.feedback import encode_with_feedback
 from shared.errors import BadInput, Refused
-from shared.fold import Measures
+from shared.fold import Buffers, Measures
 from shared.jobs import JobSpec
 from shared.strategies.strategy import CONTROL, DELTA
 from shared.weights import File, Flat, Layout, Tiles
 
 
-def pack(trained: Trained, model: Layout, spec: JobSpec) -> tuple[File, State]:
-    """The update's file, and the state that counts if the update does; `BadInput` where training diverged."""
+def pack(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> tuple[File, State]:
+    """The update's file, and the state that counts if the update does; `BadInput` where training diverged.
+
+    `base` is the model that was trained on, shape (P,).
+    """
     if spec.compress.update is not None:
-        return _compressed(trained, model, spec)
-    file = trained.file
+        return _compressed(trained, base, model, spec)
+    file, layout, values = trained.file, model.of_updates(), trained.delta
     if trained.change is not None:
         layout = model.of_updates((CONTROL, DELTA))
         file = layout.empty_file()
-        flat = layout.flat(file)
-        flat[: model.size], flat[model.size :] = trained.change, trained.delta
-        measured(flat, trained.examples, spec)
-    else:
-        measured(trained.delta, trained.examples, spec)
+        values = layout.flat(file)
+        values[:] = np.concatenate((trained.change, trained.delta))
+    measured(values, trained.examples, base, layout, spec)
     return file, trained.state
 
 
-def measured(values: Flat | Tiles, examples: int, spec: JobSpec) -> Measures:
-    """Holds an update to the job's limits before it travels: the round then knows at once that none will come."""
+def measured(values: Flat | Tiles, examples: int, base: Flat, layout: Layout, spec: JobSpec) -> Measures:
+    """Holds an update to the job's limits before it travels: the round then knows at once that none will come.
+
+    `layout` is what such an update would have uncompressed.
+    """
     grid = fold.grid_of(spec, 1)
+    buffers = Buffers.of(base, layout, grid.max_abs)
     try:
-        return fold.check(values, examples, grid, spec.limits.max_norm)
+        return fold.check(values, examples, grid, spec.limits.max_norm, buffers=buffers)
     except Refused as refused:
         raise _diverged(refused) from refused
 
@@ -51,8 +56,9 @@ def check_initial(file: File, layout: Layout, spec: JobSpec) -> None:
         raise BadInput(f"{place}: {refused}") from refused
 
 
-def _compressed(trained: Trained, model: Layout, spec: JobSpec) -> tuple[File, State]:
-    encoding = encoding_of(spec.compress.update, model.of_updates())
+def _compressed(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> tuple[File, State]:
+    layout = model.of_updates()
+    encoding = encoding_of(spec.compress.update, layout)
     file, residual = encoding.layout.empty_file(), None
     if spec.compress.update is not None and spec.compress.update.error_feedback:
         residual = trained.state.residual
@@ -61,7 +67,7 @@ def _compressed(trained: Trained, model: Layout, spec: JobSpec) -> tuple[File, S
         encode_with_feedback(encoding, trained.delta, residual, file)
     except Refused as refused:
         raise _diverged(refused) from refused
-    measured(encoding.tiles(file), trained.examples, spec)
+    measured(encoding.tiles(file), trained.examples, base, layout, spec)
     return file, dataclasses.replace(trained.state, residual=residual)
 
 

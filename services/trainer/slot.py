@@ -157,7 +157,7 @@ class Slot:
         hindrance.appear()
         clients = Clients(bench, order, base, watch)
         trained = clients.train(client, hindrance)
-        file, state = parcel.pack(trained, clients.layout, order.spec)
+        file, state = parcel.pack(trained, clients.base, clients.layout, order.spec)
         hindrance.upload(file.nbytes)
         update = answers.update(
             order,

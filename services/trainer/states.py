@@ -33,7 +33,7 @@ PERSONAL = "personal."  #: before the name of a tensor of the model
 class State:
     """What a client keeps, as far as its job asks for it; nothing before its first round."""
 
-    control: Flat | None = None  # its control variate, shape (P,)
+    control: Flat | None = None  # its control variate, shape (parameters,)
     residual: Flat | None = None  # what compression has left out so far, shape (P,)
     personal: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # tensors that never leave it
 
@@ -55,8 +55,8 @@ class State:
         """The state in a file, or `Refused` where it is not of this model."""
         layout = weights.read_layout(file)
         views = layout.views(file)
-        for name in (CONTROL, RESIDUAL):
-            if name in views and (views[name].dtype != np.float32 or views[name].shape != (model.size,)):
+        for name, size in ((CONTROL, model.parameters), (RESIDUAL, model.size)):
+            if name in views and (views[name].dtype != np.float32 or views[name].shape != (size,)):
                 raise Refused(f"the client's state is of another model: its {name} has shape {list(views[name].shape)}")
         personal = {name.removeprefix(PERSONAL): part for name, part in views.items() if name.startswith(PERSONAL)}
         return cls(views.get(CONTROL), views.get(RESIDUAL), personal)

@@ -20,7 +20,7 @@ from shared.weights import File, Flat, Layout
 
 
 def shape(delta: Flat, spec: JobSpec, number: int, metrics: dict[str, float]) -> None:
-    """Makes of what training changed, shape (P,), what the strategy folds; in place, as `metrics` tells of it.
+    """Makes of what training changed of the parameters what the strategy folds; in place, as `metrics` tells of it.
 
     FedNova's is divided by how many gradients it is worth, q-FedAvg's times the q-th power of the client's loss.
     """
@@ -38,7 +38,7 @@ class Drift:
 
     spec: JobSpec
     number: int
-    server: Flat  # shape (P,)
+    server: Flat  # shape (parameters,)
     model: FlatModel
 
     @classmethod
@@ -54,20 +54,19 @@ class Drift:
 
     def renewed(self, delta: Flat, own: Flat | None, metrics: Mapping[str, float]) -> tuple[Flat, Flat]:
         """The client's next control variate, and what changed of it, after training gave this difference."""
-        mask = control.trained(self.model.model, self.model.layout)
         lr, steps = _rate(self.spec, self.number), _worth(self.spec, self.number, metrics)
-        return control.renewed(self.server, self._known(own), delta, mask, lr=lr, steps=steps)
+        return control.renewed(self.server, self._known(own), delta, lr=lr, steps=steps)
 
     def _known(self, own: Flat | None) -> Flat:
-        return np.zeros(self.model.layout.size, np.float32) if own is None else own
+        return np.zeros(self.model.layout.parameters, np.float32) if own is None else own
 
 
 def _vector(file: File | None, layout: Layout) -> Flat:
     """The server's control variate, zeros before it has one."""
     if file is None:
-        return np.zeros(layout.size, np.float32)
+        return np.zeros(layout.parameters, np.float32)
     found: Flat | None = weights.read_layout(file).views(file).get(CONTROL)
-    if found is None or found.dtype != np.float32 or found.shape != (layout.size,):
+    if found is None or found.dtype != np.float32 or found.shape != (layout.parameters,):
         raise Refused(f"the server state holds no {CONTROL} for this model")
     return found
 

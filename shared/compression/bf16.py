@@ -1,25 +1,26 @@
 """bfloat16: the upper half of each float32, rounded to nearest; ties go to the even one, as IEEE 754 has it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from shared.compression.encoding import Encoding, check_encodable
-from shared.weights import TILE, File, Flat, Place, layout_of, tiles_of
+from shared.compression.encoding import Lossy, check_encodable
+from shared.weights import TILE, Flat, Layout, Place, tiles_of
 
 LARGEST = float(np.array(0x7F7F0000, np.uint32).view(np.float32))  #: above it, bfloat16 has only Inf
 
 
-class Bfloat16(Encoding):
+class Bfloat16(Lossy):
     """Half the bytes; each value within 2^-8 of itself."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.layout = layout_of({"values": ("BF16", (size,))})
+    def __init__(self, plain: Layout) -> None:
+        super().__init__(plain, {"values": ("BF16", (plain.parameters,))})
 
-    def encode(self, values: Flat, file: File) -> None:
+    def _encode(self, values: Flat, views: Mapping[str, npt.NDArray[Any]]) -> None:
         check_encodable(values, LARGEST)
-        codes = self.layout.views(file)["values"]
+        codes = views["values"]
         for place, tile in tiles_of(values):
             bits = tile.view(np.uint32)
             rounded = bits >> 16
@@ -29,10 +30,10 @@ class Bfloat16(Encoding):
             rounded >>= 16
             codes[place] = rounded
 
-    def tiles(self, file: File) -> Iterator[tuple[Place, Flat]]:
-        codes = self.layout.views(file)["values"]
-        bits = np.empty(min(self.size, TILE), np.uint32)
-        for start in range(0, self.size, TILE):
+    def _tiles(self, views: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[Place, Flat]]:
+        codes = views["values"]
+        bits = np.empty(min(self.parameters, TILE), np.uint32)
+        for start in range(0, self.parameters, TILE):
             tile = codes[start : start + TILE]
             widened = bits[: tile.size]
             np.left_shift(tile, 16, out=widened, dtype=np.uint32)

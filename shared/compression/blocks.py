@@ -4,15 +4,15 @@ Symmetric, rounded to nearest with ties to even, scale = max|v| / n: the quantiz
 (Dettmers et al. 2022), with evenly spaced levels. A value is off by half a scale at most.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from shared.compression.encoding import LARGEST, Encoding
+from shared.compression.encoding import LARGEST, Lossy
 from shared.errors import Refused
-from shared.weights import TILE, File, Flat, Place, layout_of
+from shared.weights import TILE, Flat, Layout, Place
 
 #: A block with a smaller scale becomes zeros: below it float32 has too few digits left to divide by.
 SMALLEST = np.finfo(np.float32).tiny
@@ -20,25 +20,22 @@ SMALLEST = np.finfo(np.float32).tiny
 Integers = npt.NDArray[np.int8]
 
 
-class Blocks(Encoding):
+class Blocks(Lossy):
     """What int8 and int4 share: all but how their integers are stored."""
 
     top: ClassVar[int]  #: n, the largest integer; the smallest is −n
     packed: ClassVar[int]  #: integers in a byte
     dtype: ClassVar[str]  #: of these bytes
 
-    def __init__(self, size: int, block: int) -> None:
-        self.size = size
+    def __init__(self, plain: Layout, block: int) -> None:
         self.block = block
-        self.layout = layout_of(
-            {
-                "codes": (self.dtype, (-(-size // self.packed),)),
-                "scales": ("F32", (-(-size // block),)),
-            }
-        )
+        tensors = {
+            "codes": (self.dtype, (-(-plain.parameters // self.packed),)),
+            "scales": ("F32", (-(-plain.parameters // block),)),
+        }
+        super().__init__(plain, tensors)
 
-    def encode(self, values: Flat, file: File) -> None:
-        views = self.layout.views(file)
+    def _encode(self, values: Flat, views: Mapping[str, npt.NDArray[Any]]) -> None:
         codes, scales = views["codes"], views["scales"]
         for start, stop, width in self._runs():
             rows = values[start:stop].reshape(-1, width)
@@ -48,12 +45,11 @@ class Blocks(Encoding):
             np.rint(quotients, out=quotients)
             self._store(quotients.reshape(-1).astype(np.int8), codes[self._bytes(start, stop)])
 
-    def tiles(self, file: File) -> Iterator[tuple[Place, Flat]]:
-        views = self.layout.views(file)
+    def _tiles(self, views: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[Place, Flat]]:
         codes, scales = views["codes"], views["scales"]
         if not (scales.min() >= 0 and scales.max() <= LARGEST / 128):  # False for NaN; below, no product is Inf
             raise Refused(f"a scale is negative, NaN, Inf or above {LARGEST / 128:.4g}")
-        buffer = np.empty(min(self.size, TILE) + 1, np.float32)  # of an odd number, the last byte holds one more
+        buffer = np.empty(min(self.parameters, TILE) + 1, np.float32)  # of an odd number, the last byte holds one more
         for start, stop, width in self._runs():
             tile = self._load(codes[self._bytes(start, stop)], buffer)[: stop - start]
             rows = tile.reshape(-1, width)
@@ -62,12 +58,12 @@ class Blocks(Encoding):
 
     def _runs(self) -> Iterator[tuple[int, int, int]]:
         """Whole blocks, as many as a tile holds, and the rest as a block of its own: start, stop, values in a block."""
-        whole = self.size - self.size % self.block
+        whole = self.parameters - self.parameters % self.block
         step = TILE // self.block * self.block
         for start in range(0, whole, step):
             yield start, min(start + step, whole), self.block
-        if whole < self.size:
-            yield whole, self.size, self.size - whole
+        if whole < self.parameters:
+            yield whole, self.parameters, self.parameters - whole
 
     def _scales_of(self, rows: Flat) -> Flat:
         peaks: Flat = np.maximum(rows.max(axis=1), -rows.min(axis=1))

@@ -14,10 +14,10 @@ def encoding_of(spec: EncodingSpec | None, plain: Layout) -> Encoding:
         case None:
             return Plain(plain)
         case Bf16():
-            return Bfloat16(plain.size)
+            return Bfloat16(plain)
         case Int8():
-            return EightBits(plain.size, spec.block)
+            return EightBits(plain, spec.block)
         case Int4():
-            return FourBits(plain.size, spec.block)
+            return FourBits(plain, spec.block)
         case TopK():
-            return Largest(plain.size, spec.ratio)
+            return Largest(plain, spec.ratio)

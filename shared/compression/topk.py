@@ -1,34 +1,35 @@
 """The largest values alone, with their places (Aji and Heafield 2017); what is left out waits in the residual."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from shared.compression.encoding import Encoding, check_encodable
+from shared.compression.encoding import Lossy, check_encodable
 from shared.errors import BadInput, Refused
-from shared.weights import TILE, File, Flat, Place, layout_of, tiles_of
+from shared.weights import TILE, Flat, Layout, Place, tiles_of
 
 
-class Largest(Encoding):
-    """k = max(1, ⌈ratio · P⌉) of P values, as they are; of equally large ones those that come first."""
+class Largest(Lossy):
+    """k = max(1, ⌈ratio · n⌉) of n parameters, as they are; of equally large ones those that come first."""
 
-    def __init__(self, size: int, ratio: float) -> None:
+    def __init__(self, plain: Layout, ratio: float) -> None:
+        size = plain.parameters
         if size >= 2**31:
             raise BadInput(f"compress: topk counts places in 31 bits, and the model has {size} parameters")
-        self.size = size
         self.count = min(size, max(1, math.ceil(ratio * size)))
-        self.layout = layout_of({"places": ("I32", (self.count,)), "values": ("F32", (self.count,))})
+        super().__init__(plain, {"places": ("I32", (self.count,)), "values": ("F32", (self.count,))})
 
-    def encode(self, values: Flat, file: File) -> None:
+    def _encode(self, values: Flat, views: Mapping[str, npt.NDArray[Any]]) -> None:
         check_encodable(values)
-        views = self.layout.views(file)
         # The k-th largest magnitude is one number, however it is found; places by argpartition would be the sort's own
         # choice among equals.
         magnitudes = np.abs(values)
-        magnitudes.partition(self.size - self.count)
-        threshold = magnitudes[self.size - self.count]
-        equals = self.count - int(np.count_nonzero(magnitudes[self.size - self.count :] > threshold))
+        magnitudes.partition(self.parameters - self.count)
+        threshold = magnitudes[self.parameters - self.count]
+        equals = self.count - int(np.count_nonzero(magnitudes[self.parameters - self.count :] > threshold))
         found = 0
         for place, tile in tiles_of(values):
             sizes = np.abs(tile)
@@ -42,11 +43,10 @@ class Largest(Encoding):
             views["places"][found : found + here.size] = here + place.start
             found += here.size
 
-    def tiles(self, file: File) -> Iterator[tuple[Place, Flat]]:
-        views = self.layout.views(file)
+    def _tiles(self, views: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[Place, Flat]]:
         places, values = views["places"], views["values"]
-        if places[0] < 0 or places[-1] >= self.size or not (places[1:] > places[:-1]).all():
-            raise Refused(f"its places are not ascending from 0 to {self.size - 1}, each once")
+        if places[0] < 0 or places[-1] >= self.parameters or not (places[1:] > places[:-1]).all():
+            raise Refused(f"its places are not ascending from 0 to {self.parameters - 1}, each once")
         for start in range(0, self.count, TILE):
             stop = start + TILE
             yield places[start:stop].astype(np.intp), values[start:stop]

@@ -9,12 +9,12 @@ import numpy.typing as npt
 from shared.catalog import strategies as catalog
 from shared.strategies.distances import squared_distances
 from shared.strategies.krum import enough
-from shared.strategies.robust import middle
+from shared.strategies.robust import Settled, middle
 from shared.strategies.sorting import Rows, by_coordinate
-from shared.strategies.strategy import Counted, Robust, Slices, Tile
+from shared.strategies.strategy import Counted, Slices, Tile
 
 
-class Bulyan(Robust):
+class Bulyan(Settled):
     """θ = K − 2f updates by Krum, one after the other, then the mean of the θ − 2f values nearest to their median."""
 
     def __init__(self, spec: catalog.Bulyan) -> None:

@@ -9,11 +9,11 @@ from shared.catalog import strategies as catalog
 from shared.errors import Refused
 from shared.strategies import robust
 from shared.strategies.distances import squared_distances
-from shared.strategies.strategy import Counted, Robust, Slices
+from shared.strategies.strategy import Counted, Slices
 from shared.weights import TILE
 
 
-class Krum(Robust):
+class Krum(robust.Settled):
     """The one update with the least score (Blanchard et al. 2017, section 4)."""
 
     def __init__(self, spec: catalog.Krum) -> None:
@@ -25,7 +25,7 @@ class Krum(Robust):
         return mean_of(slices, ranked(squared_distances(updates, slices), self._byzantine)[:1])
 
 
-class MultiKrum(Robust):
+class MultiKrum(robust.Settled):
     """The mean of the `keep` updates with the least scores (Blanchard et al. 2017, section 6); K − f where left out."""
 
     def __init__(self, spec: catalog.MultiKrum) -> None:

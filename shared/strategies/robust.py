@@ -11,7 +11,14 @@ from shared.strategies.sorting import Rows, by_coordinate
 from shared.strategies.strategy import Counted, Robust, Slices, Tile
 
 
-class Median(Robust):
+class Settled(Robust):
+    """Takes the median of each buffer, of all clients: it lies among the honest, whoever else is chosen or not."""
+
+    def settle(self, slices: Slices) -> npt.NDArray[np.float32]:
+        return by_coordinate(slices, middle)
+
+
+class Median(Settled):
     """The median of each coordinate (Yin et al. 2018, algorithm 1, option I); of an even number, of the two midmost."""
 
     def combine(self, updates: Sequence[Counted], slices: Slices) -> npt.NDArray[np.float32]:
@@ -26,6 +33,9 @@ class TrimmedMean(Robust):
         self._beta = spec.beta
 
     def combine(self, updates: Sequence[Counted], slices: Slices) -> npt.NDArray[np.float32]:
+        return self.settle(slices)
+
+    def settle(self, slices: Slices) -> npt.NDArray[np.float32]:
         # A little more than beta·K, or 0.29 of 100 would be 28; and one or two values are always left.
         ends = min(math.floor(self._beta * slices.count + 1e-9), (slices.count - 1) // 2)
         return by_coordinate(slices, lambda rows: mean(rows[ends : len(rows) - ends]))

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from shared.strategies.strategy import Slices
+
 SLICE = 64 * 1024 * 1024  #: bytes; of 16 updates, 4 MiB each: large enough for a ranged read to be worth its request
 
 _LINE = 16  # values: a cache line
@@ -29,3 +31,19 @@ class Stacked:
 
     def spans(self) -> Sequence[tuple[int, int]]:
         return cut(self.count, self.size, self._memory_bytes)
+
+
+class Part:
+    """Values `start` to `stop` of updates, as `Slices` of their own."""
+
+    def __init__(self, whole: Slices, start: int, stop: int) -> None:
+        self.count, self.size = whole.count, stop - start
+        self._whole, self._start, self._stop = whole, start, stop
+
+    def read(self, start: int, stop: int, rows: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+        return self._whole.read(self._start + start, self._start + stop, rows)
+
+    def spans(self) -> Sequence[tuple[int, int]]:
+        begin, end = self._start, self._stop
+        cuts = ((max(start, begin) - begin, min(stop, end) - begin) for start, stop in self._whole.spans())
+        return [(start, stop) for start, stop in cuts if start < stop]

@@ -1,4 +1,8 @@
-"""What a strategy is: how updates are weighed, what is made of their mean, and what is kept from round to round."""
+"""What a strategy is: how updates are weighed, what is made of their mean, and what is kept from round to round.
+
+All of it is about parameters. Buffers, such as batch norm's running statistics, have no gradient that a server step
+could take them along: the next model's are the plain mean of the clients', weighted as the strategy weighs updates.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +29,7 @@ class Counted:
 
     client: str
     examples: int
-    norm: float = 0.0  # L2, as it was received
+    norm: float = 0.0  # L2 of what changed of the parameters, as it was received
     staleness: int = 0  # rounds between the model it began with and the one that it is folded into
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -36,9 +40,10 @@ class Strategy:
     A subclass overrides what differs. All of it is a pure function of its arguments, in float64.
     """
 
-    #: What an update holds, in the order in which it lies there; each channel has the model's P values.
+    #: What an update holds, in the order in which it lies there; each channel has a value for each parameter.
     channels: tuple[str, ...] = (DELTA,)
-    #: Vectors (P,) that are kept from round to round, float32 in the store, and what each is filled with at first.
+    #: Vectors with a value for each parameter that are kept from round to round, float32 in the store, and what each is
+    #: filled with at first.
     state: Mapping[str, float] = _NONE
     #: Whether clients need the state to train; it is one vector then.
     broadcast: bool = False
@@ -85,7 +90,8 @@ class Slices(Protocol):
 class Robust(Strategy):
     """A strategy that compares single updates: they are not folded on arrival, but read from the store in slices.
 
-    What it gives does not depend on how they are cut, to the bit, so that another process may do it again.
+    What it gives does not depend on how they are cut, to the bit, so that another process may do it again. It compares
+    parameters alone: buffers have another scale, and would hide an attack on the parameters, or drown the honest.
     """
 
     def __init__(self, lr: float) -> None:
@@ -95,14 +101,25 @@ class Robust(Strategy):
         return 1
 
     def combine(self, updates: Sequence[Counted], slices: Slices) -> npt.NDArray[np.float32]:
-        """What stands for the mean, shape (P,). `Refused` where there are too few updates."""
+        """What stands for the mean of the parameters, shape (P,). `Refused` where there are too few updates."""
+        raise NotImplementedError
+
+    def settle(self, slices: Slices) -> npt.NDArray[np.float32]:
+        """What stands for the mean of the buffers, shape (buffers,), of the values that clients have.
+
+        No client's are trusted as a whole, however near its parameters are to the others': there an
+        attacker would hide.
+        """
         raise NotImplementedError
 
     def step(self, model: Tile, mean: Tile, state: State) -> Tile:
         return model + self._lr * mean
 
     def advance(self, model: Flat, combined: Flat) -> None:
-        """Takes the server step in place with what `combine` gave, both (P,), as `Fold.apply` does with a mean."""
-        for start in range(0, model.size, TILE):
-            tile = slice(start, start + TILE)
+        """Takes the server step in place with what `combine` gave, both (P,), as `Fold.apply` does with a mean.
+
+        Of the parameters alone.
+        """
+        for start in range(0, combined.size, TILE):
+            tile = slice(start, min(start + TILE, combined.size))
             model[tile] = self.step(model[tile].astype(np.float64), combined[tile].astype(np.float64), {})

@@ -5,7 +5,7 @@ some of them to an encoding, is made once more by `shared.aggregation`, of the f
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -27,11 +27,12 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Meant:
-    """What an accepted client meant to say: (channels, P) values."""
+    """What an accepted client meant to say: (channels, parameters) values, and the buffers."""
 
     examples: int
     staleness: int
     values: Vector
+    buffers: Vector
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ def is_a_sum(manifest: Manifest) -> bool:
 
 def stepped(manifest: Manifest, base: Vector, server: Mapping[str, Vector], updates: Sequence[Meant]) -> Result:
     """What the strategy of a manifest makes of its base, the server state before and its updates."""
-    return STEPS[manifest["strategy"]["name"]](manifest, base, server, updates)
+    edge = updates[0].values.shape[1]
+    result = STEPS[manifest["strategy"]["name"]](manifest, base[:edge], server, updates)
+    buffers = [replace(update, values=update.buffers[None]) for update in updates]
+    return Result(np.concatenate([result.model, mean(buffers, _weights(manifest, updates))]), result.server)
 
 
 def _averaged(manifest: Manifest, base: Vector, _: Mapping[str, Vector], updates: Sequence[Meant]) -> Result:
@@ -103,7 +107,7 @@ def mean(updates: Sequence[Meant], by: Sequence[float], channel: int = 0) -> Vec
 
 
 def _weights(manifest: Manifest, updates: Sequence[Meant]) -> list[float]:
-    equal = manifest["strategy"]["weights"] == "equal"
+    equal = manifest["strategy"].get("weights", "equal") == "equal"
     return [1 if equal else update.examples for update in updates]
 
 
@@ -117,7 +121,9 @@ def again(blobs: FakeBlobs, manifest: Manifest, before: Manifest) -> tuple[str, 
     plan = Plan.model_validate({name: manifest[name] for name in Plan.model_fields})
     layout = weights.read_layout(file)
     aggregation = Aggregation(plan, layout, server)
-    aggregation.begin(Grid(**{name: manifest["grid"][name] for name in ("max_abs", "max_weight", "updates")}))
+    aggregation.begin(
+        Grid(**{name: manifest["grid"][name] for name in ("max_abs", "max_weight", "updates")}), layout.flat(file)
+    )
     accepted = {update["client"]: update for update in manifest["updates"]}
     for group in by_blob(accepted):
         update = _file(blobs, next(iter(group.values()))["blob"])

@@ -107,7 +107,7 @@ def is_made_of_its_updates(world: "World", manifests: Chain, manifest: Manifest)
     hold(manifest["weight"] == total, f"P3: the weight of round {number} is not its updates'")
     if arithmetic.is_a_sum(manifest):
         updates = [
-            Meant(update["examples"], update.get("staleness", 0), part.values)
+            Meant(update["examples"], update.get("staleness", 0), part.values, part.buffers)
             for update in manifest["updates"]
             for part in made[update["blob"]["digest"]].parts
             if part.client == update["client"]

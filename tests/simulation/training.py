@@ -24,7 +24,9 @@ from shared.strategies.strategy import CONTROL, DELTA, Counted
 from shared.weights import File, Flat
 from tests.simulation.fakes import FakeBlobs
 
-LAYOUT = weights.layout_of({"weight": ("F32", (5,)), "bias": ("F32", (3,)), "seen": ("I64", (1,))})
+LAYOUT = weights.layout_of(
+    {"weight": ("F32", (5,)), "bias": ("F32", (3,)), "average": ("F32", (2,)), "seen": ("I64", (1,))}, {"average"}
+)
 UNLIKE = weights.layout_of({"weight": ("F32", (7,))})
 HUGE = 2**62  #: more than a sum on any grid can be
 TESTED = 9  #: examples of the server's test set
@@ -33,11 +35,12 @@ INPUTS = Inputs(shape=(2,), classes=2, labels=("a", "b"))  #: what every trainer
 
 @dataclass(frozen=True)
 class Part:
-    """One client's share of an update, as it was meant: (channels, P) values."""
+    """One client's share of an update, as it was meant: (channels, parameters) values, and the buffers."""
 
     client: str
     examples: int
     values: npt.NDArray[np.float64]
+    buffers: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Training:
         base, server = (ref.digest if ref else "" for ref in (order.base, order.server))
         seed = f"{order.spec.seed}/{order.round}/{client}/{base}/{server}/{state}/{salt}"
         number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
-        values = np.random.default_rng(number).normal(0, 0.1, len(self._channels) * LAYOUT.size)
+        values = np.random.default_rng(number).normal(0, 0.1, self._layout.size)
         return values.astype(np.float32), 1 + number % 20
 
     def _initial(self, order: Order, salt: str) -> tuple[File, Part]:
@@ -126,33 +129,43 @@ class Training:
         file[len(LAYOUT.header) :] = 0
         drawn, _ = self._draw(order, "everybody", "", salt)
         LAYOUT.flat(file)[:] = drawn[: LAYOUT.size]
-        return file, Part(order.client, 1, drawn[None, : LAYOUT.size].astype(np.float64))
+        return file, self._part(order.client, 1, drawn)
 
     def _learn(self, order: Order, client: str, state: str, salt: str) -> Part:
         drawn, examples = self._draw(order, client, state, salt)
-        return Part(client, examples, drawn.astype(np.float64).reshape(len(self._channels), -1))
+        return self._part(client, examples, drawn)
+
+    def _part(self, client: str, examples: int, values: Flat) -> Part:
+        exact, edge = values.astype(np.float64), self._layout.parameters
+        return Part(client, examples, exact[:edge].reshape(len(self._channels), -1), exact[edge:])
 
     def _packed(self, order: Order, part: Part) -> tuple[File, tuple[Part, ...], StateRef | None]:
         """The update's file, what it says, and the client's next state, which is in its place."""
         state = self._state(order)
-        flat, file = part.values.ravel().astype(np.float32), self._encoding.layout.empty_file()
+        flat, file = flat_of(part), self._encoding.layout.empty_file()
         residual, control = None, None
         if self._spec.compress.update is not None and self._spec.compress.update.error_feedback:
             residual = np.zeros(flat.size, np.float32) if state.residual is None else state.residual.copy()
         encode_with_feedback(self._encoding, flat, residual, file)
         if self._channels != (DELTA,):
-            change = flat[: LAYOUT.size]
+            change = flat[: LAYOUT.parameters]
             control = change.copy() if state.control is None else state.control + change
         decoded = np.empty(flat.size, np.float32)
         self._encoding.decode_into(file, decoded)
-        told = Part(part.client, part.examples, decoded.astype(np.float64).reshape(part.values.shape))
-        return file, (told,), self._save(order, State(control, residual).pack())
+        return (
+            file,
+            (self._part(part.client, part.examples, decoded),),
+            self._save(order, State(control, residual).pack()),
+        )
 
     def _folded(self, order: Order, parts: Sequence[Part]) -> File:
-        summed = fold.Fold(LAYOUT.size, fold.grid_of(order.spec, order.cohort_size))
+        assert order.base is not None
+        grid, base = fold.grid_of(order.spec, order.cohort_size), self._blobs.get(order.base)
+        buffers = fold.Buffers.of(LAYOUT.flat(base), LAYOUT.of_updates(), grid.max_abs)
+        summed = fold.Fold(LAYOUT.size, grid, buffers)
         for part in parts:
             counted = Counted(part.client, part.examples)
-            summed.add(part.values[0].astype(np.float32), self._strategy.weight(counted))
+            summed.add(flat_of(part), self._strategy.weight(counted))
         layout = weights.layout_of({"sums": ("I64", summed.sums.shape)})
         file = layout.empty_file()
         layout.views(file)["sums"][:] = summed.sums
@@ -176,6 +189,11 @@ class Training:
         else:
             self._blobs.put(names.state_blob(order.job, order.client, ref.digest), file, digest=ref.digest)
         return ref
+
+
+def flat_of(part: Part) -> Flat:
+    """A part as it lies in an update."""
+    return np.concatenate([part.values.ravel(), part.buffers]).astype(np.float32)
 
 
 def spoil(file: File, single: weights.Layout) -> None:

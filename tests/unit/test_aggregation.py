@@ -41,7 +41,7 @@ def model(seed: int = 9) -> Flat:
 
 
 def advanced(aggregation: Aggregation, files: list[File], base: Flat, order: list[int] | None = None) -> Flat:
-    aggregation.begin(GRID)
+    aggregation.begin(GRID, model())
     for index in order or range(len(files)):
         aggregation.measure(files[index], [CLIENTS[index]], GRID)
         aggregation.add(files[index], [CLIENTS[index]])
@@ -69,7 +69,7 @@ def test_a_partial_fold_is_worth_its_updates_bit_by_bit(weights_of: str) -> None
     values = deltas()
     alone = advanced(aggregation, [plain(aggregation, one) for one in values], model())
 
-    aggregation.begin(GRID)
+    aggregation.begin(GRID, model())
     for part in (slice(0, 2), slice(2, 5)):
         fold = Fold(P, GRID)
         for one, client in zip(values[part], CLIENTS[part], strict=True):
@@ -139,7 +139,7 @@ def test_strategies_that_compare_updates_read_them_again() -> None:
     """They are checked as they come in, folded not at all, and read in slices."""
     aggregation = Aggregation(plan({"name": "median"}), LAYOUT)
     values = deltas()
-    aggregation.begin(GRID)
+    aggregation.begin(GRID, model())
     for one, client in zip(values, CLIENTS, strict=True):
         aggregation.add(plain(aggregation, one), [client])
     result = model()
@@ -155,7 +155,7 @@ def test_a_compressed_model_is_what_a_trainer_builds() -> None:
     exact, kept, mine = model(), model(), model()
     for number in range(20):
         values = deltas(seed=number)
-        aggregation.begin(GRID)
+        aggregation.begin(GRID, model())
         for one, client in zip(values, CLIENTS, strict=True):
             aggregation.add(plain(aggregation, one), [client])
         extra = aggregation.advance(kept, CLIENTS)

@@ -31,7 +31,7 @@ def federated(spec: TrainSpec, rounds: int, *, corrected: bool = True) -> tuple[
     """The weights after so many rounds of all clients with a server learning rate of 1, and the clients' controls."""
     model = FlatModel(_zeros())
     layout = model.layout
-    base, mask = model.save(), control.trained(model.model, layout)
+    base = model.save()
     server, own = np.zeros(layout.size, np.float32), [np.zeros(layout.size, np.float32) for _ in CLIENTS]
     for number in range(1, rounds + 1):
         deltas, changes = [], []
@@ -43,7 +43,7 @@ def federated(spec: TrainSpec, rounds: int, *, corrected: bool = True) -> tuple[
             )
             delta = layout.of_updates().flat(model.update(base)).copy()
             steps = normaliser(spec, LR, int(found["steps"]))
-            own[index], change = control.renewed(server, own[index], delta, mask, lr=LR, steps=steps)
+            own[index], change = control.renewed(server, own[index], delta, lr=LR, steps=steps)
             deltas.append(delta)
             changes.append(change)
         base = base.copy()
@@ -135,22 +135,19 @@ class Shared(nn.Module):
 
 
 def test_what_is_not_trained_has_no_control() -> None:
-    """Its part stays zero though training changed it, and a shared weight has the same under both names."""
+    """Nor has a second name of a shared weight: it is corrected once."""
     model = FlatModel(Shared())
     base, layout = model.save(), model.layout
-    zeros = np.zeros(layout.size, np.float32)
+    zeros = np.zeros(layout.parameters, np.float32)
     spec = TrainSpec(steps=3, batch_size=10, optimizer=Sgd(lr=0.1))
     x, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) + 1, torch.zeros(20, dtype=torch.int64)
     learning.train(model.model, x, y, spec, seed=1, client="a", number=1)
-    update = layout.of_updates().flat(model.update(base))
-    own, change = control.renewed(zeros, zeros, update, control.trained(model.model, layout), lr=0.1, steps=3)
+    update = layout.of_updates().flat(model.update(base))[: layout.parameters]
+    own, change = control.renewed(zeros, zeros, update, lr=0.1, steps=3)
 
-    parts, moved = control.correction(own, zeros, layout), control.correction(update, zeros, layout)
-    assert {name for name, part in parts.items() if not part.any()} == {
-        "norm.running_mean", "norm.running_var", "frozen.weight", "frozen.bias",
-    }  # fmt: skip
-    assert moved["norm.running_mean"].any()
-    assert torch.equal(parts["first.weight"], parts["last.weight"])
+    parts = control.correction(own, zeros, layout)
+    assert parts.keys() == {"first.weight", "norm.weight", "norm.bias", "last.bias"}
+    assert all(part.any() for part in parts.values())
     assert np.array_equal(own, change)
 
 
@@ -169,7 +166,7 @@ def test_corrections_lie_where_the_tensors_of_the_model_file_do() -> None:
 def test_a_learning_rate_of_zero_teaches_nothing_about_the_gradient() -> None:
     """The last round of a cosine has one: the control stays."""
     own = np.array([1.0, -2.0], np.float32)
-    found, change = control.renewed(own + 1, own, np.zeros(2, np.float32), np.ones(2, np.bool_), lr=0.0, steps=5)
+    found, change = control.renewed(own + 1, own, np.zeros(2, np.float32), lr=0.0, steps=5)
 
     assert np.array_equal(found, own)
     assert not change.any()

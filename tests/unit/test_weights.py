@@ -126,3 +126,73 @@ def test_a_vectors_tiles_are_views_of_all_of_it() -> None:
         np.add(tile, 1, out=tile)
 
     assert (flat == 1).all()
+
+
+# --- buffers and other names ----------------------------------------------------------------
+
+NAMED = layout_of(
+    {"a.mean": ("F32", (2,)), "b": ("F32", (3,)), "c": ("F32", (1,)), "seen": ("I64", ())}, {"a.mean"}, {"d": "b"}
+)
+
+
+def test_buffers_lie_behind_the_parameters() -> None:
+    """Both are one flat view, and updates have them in the same places."""
+    file = NAMED.empty_file()
+    NAMED.flat(file)[:] = np.arange(6)
+
+    assert {name: view.tolist() for name, view in NAMED.views(file).items() if name != "seen"} == {
+        "b": [0, 1, 2], "c": [3], "a.mean": [4, 5],
+    }  # fmt: skip
+    assert (NAMED.size, NAMED.parameters) == (6, 4)
+    assert [tensor.name for tensor in NAMED.of_updates().tensors] == ["b", "c", "a.mean"]
+    both = NAMED.of_updates(("control", "delta"))
+    assert [tensor.name for tensor in both.tensors] == ["control.b", "control.c", "delta.b", "delta.c", "buffer.a.mean"]
+    assert (both.size, both.parameters) == (10, 8)
+
+
+def test_a_file_names_its_buffers_and_other_names() -> None:
+    """In metadata that safetensors itself reads; a file that has neither has none."""
+    for layout in (NAMED, NAMED.of_updates(), NAMED.of_updates(("control", "delta")), LAYOUT):
+        assert weights.read_layout(layout.empty_file()) == layout
+    header = json.loads(NAMED.header[8:])
+    assert header["__metadata__"] == {"fedq.buffers": '["a.mean"]', "fedq.tied": '{"d":"b"}'}
+    assert "__metadata__" not in json.loads(LAYOUT.header[8:])
+    file = NAMED.empty_file()
+    file[len(NAMED.header) :] = 0
+    assert load(file.tobytes()).keys() == {"a.mean", "b", "c", "seen"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"fedq.buffers": '["x"]'}, "names a buffer 'x'"),
+        ({"fedq.buffers": '["n"]'}, "names a buffer 'n'"),
+        ({"fedq.buffers": '{"a": 1}'}, "laid out"),
+        ({"fedq.buffers": "[[]]"}, "unhashable"),
+        ({"fedq.buffers": '["a", "a"]'}, "laid out"),
+        ({"fedq.buffers": "[" * 100_000}, "not a safetensors file"),
+        ({"fedq.buffers": 7}, "not a safetensors file"),
+        ({"fedq.tied": '{"a": "a"}'}, "ties 'a' to 'a'"),
+        ({"fedq.tied": '{"z": "x"}'}, "ties 'z' to 'x'"),
+        ({"fedq.tied": '{"\\u001b[2J": "a"}'}, "printable"),
+        ({"fedq.tied": '["a"]'}, "not a safetensors file"),
+        ({"fedq.more": "a"}, "laid out"),
+        ([], "laid out"),
+        ("x", "not a safetensors file|laid out"),
+    ],
+)
+def test_false_metadata_is_refused(metadata: object, reason: str) -> None:
+    """Whatever it says of a file that has a float32 tensor a and an integer n."""
+    tensors = {
+        "n": {"dtype": "I64", "shape": [], "data_offsets": [0, 8]},
+        "a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]},
+    }
+    with pytest.raises(Refused, match=reason):
+        weights.read_layout(crafted({"__metadata__": metadata, **tensors}, bytes(16)))
+
+
+def test_an_update_that_calls_a_parameter_a_buffer_is_refused() -> None:
+    """It would be folded as something else than it is."""
+    other = layout_of({"a.mean": ("F32", (2,)), "b": ("F32", (3,)), "c": ("F32", (1,))}, {"c"})
+    with pytest.raises(Refused, match="its header is not the model's"):
+        weights.check_header(other.empty_file(), NAMED.of_updates())

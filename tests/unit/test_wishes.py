@@ -50,5 +50,5 @@ def test_what_diverged_does_not_travel(compress: dict[str, Any], values: tuple[f
     spec = digits(compress=compress, limits={"max_norm": 4.0 if values[0] == 3 else 1000})
     layout = weights.layout_of({"w": ("F32", (2,))})
     with pytest.raises(BadInput, match=f"training diverged: the update .*{reason}"):
-        parcel.pack(trained(*values), layout, spec)
-    assert parcel.pack(trained(1.0, 2.0), layout, spec)[0].nbytes
+        parcel.pack(trained(*values), np.zeros(2, np.float32), layout, spec)
+    assert parcel.pack(trained(1.0, 2.0), np.zeros(2, np.float32), layout, spec)[0].nbytes

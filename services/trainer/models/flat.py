@@ -1,7 +1,10 @@
 """What is shared of a model, in a flat file and back: every floating tensor as float32, the others as they are.
 
 Not all of a model is: a client may keep layers and batch norm's statistics, and what adapters freeze is the same
-everywhere. Names are those of the model's state.
+everywhere. Names are those of the model's state; a tensor that has several is shared once.
+
+Parameters that training has a gradient for are shared as what changed of them. All other floats, such as batch norm's
+statistics, are buffers: their values are shared, which the aggregator averages and takes no further step with.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from services.trainer.models.tied import is_one, refuse_overlaps, tie, tied
 from shared import weights
 from shared.catalog.training import Kept
 from shared.errors import BadInput, Refused
@@ -41,8 +45,11 @@ class FlatModel:
     is not in the base is the client's own, or what the model had when this was made.
     """
 
-    def __init__(self, model: nn.Module, kept: Kept | None = None) -> None:
-        """`kept` is what stays with a client; `BadInput` where a pattern fits no tensor, or none would travel."""
+    def __init__(self, model: nn.Module, kept: Kept | None = None, device: torch.device | None = None) -> None:
+        """`kept` is what stays with a client; `BadInput` where a pattern fits no tensor, or none would travel.
+
+        The model is moved to the device, where one is given.
+        """
         self.model = model
         kept = kept or Kept()
         state = model.state_dict()
@@ -56,6 +63,9 @@ class FlatModel:
                 f"train.personal: {', '.join(kept.personal)} is all that is trained; nothing would be shared"
             )
         _refuse_tied(state, personal, state.keys() - apart - frozen)
+        if device is not None:
+            tie(model.to(device), self.layout.tied)
+            state = model.state_dict()
         self._own = apart if kept.buffers == "local" else personal
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
         # What is not in the base must not pass from one client to the next: it begins as it was.
@@ -95,7 +105,7 @@ class FlatModel:
         return file
 
     def update(self, base: File) -> File:
-        """An update file: the float32 difference between this model and the base file it was loaded from.
+        """An update file: how this model's parameters differ from the base file it was loaded from, and its buffers.
 
         It is valid until the next call, which fills the same buffer.
         """
@@ -106,8 +116,11 @@ class FlatModel:
         for name, identity in self._frozen.items():
             if _identity(state[name]) != identity:
                 raise BadInput(f"training changed {name}, which adapters freeze: it would not be sent")
-        for name, difference in new.items():
-            np.subtract(_array(state[name]), old[name], out=difference, casting="same_kind")
+        for name, place in new.items():
+            if name in self.layout.buffers:
+                np.copyto(place, _array(state[name]), casting="same_kind")
+            else:
+                np.subtract(_array(state[name]), old[name], out=place, casting="same_kind")
         return self._update
 
     def personal(self) -> dict[str, Array]:
@@ -133,6 +146,9 @@ class FlatModel:
         state = self.model.state_dict()
         if {name: tensor.shape for name, tensor in state.items()} != self._shapes:
             raise BadInput("training changed the names or shapes of the model's tensors")
+        for name, first in self.layout.tied:
+            if not is_one(state[name], state[first]):
+                raise BadInput(f"training made two tensors of {name} and {first}, which were one")
         return state
 
 
@@ -148,7 +164,13 @@ def layout_of(model: nn.Module, apart: Collection[str] = ()) -> Layout:
         tensors[name] = (dtype, tuple(tensor.shape))
     if not any(dtype == "F32" for dtype, _ in tensors.values()):
         raise BadInput("model: it has no floating point tensors to train")
-    return weights.layout_of({name: what for name, what in tensors.items() if name not in apart})
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in apart}
+    named = model.named_parameters(remove_duplicate=False)
+    trained = {name for name, parameter in named if parameter.requires_grad}
+    others = tied(state, trained)
+    floats = {name for name in state if name not in others and tensors[name][0] == "F32"}
+    refuse_overlaps({name: state[name] for name in floats})
+    return weights.layout_of({name: tensors[name] for name in state if name not in others}, floats - trained, others)
 
 
 def _frozen(model: nn.Module) -> set[str]:

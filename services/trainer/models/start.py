@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from services.trainer.models.tied import tied
 from shared.errors import BadInput
 
 
@@ -14,7 +15,8 @@ def begin_with(model: nn.Module, path: Path) -> None:
     """Gives a model that was just built the tensors of the file, by name and shape; `BadInput` where they do not fit.
 
     All of its tensors or, so that a trained model may begin with other classes, all but those of its last layer, which
-    stays as it was drawn. Where the model has adapters, the file is of the model without them. Floats may be of any
+    stays as it was drawn. A tensor that has several names may be there under any of them, and where it is under more,
+    they must be the same. Where the model has adapters, the file is of the model without them. Floats may be of any
     width.
     """
     try:
@@ -23,7 +25,11 @@ def begin_with(model: nn.Module, path: Path) -> None:
         raise BadInput(f"model.start: the file cannot be read as safetensors: {error}") from error
     wanted = {_plain(name): tensor for name, tensor in model.state_dict().items() if not _adapter(name)}
     last = {name for name in wanted if name.rpartition(".")[0] == _last_layer(wanted)}
-    missing = [name for name in wanted if name not in found and not (name in last and last.isdisjoint(found))]
+    others = tied(wanted)
+    given = {others.get(name, name): name for name in found}  # what each tensor is called in the file
+    missing = [
+        name for name in wanted if others.get(name, name) not in given and not (name in last and last.isdisjoint(found))
+    ]
     if missing:
         raise BadInput(
             f"model.start: the file has no tensor {missing[0]} {_shape(wanted[missing[0]])}, and the model has"
@@ -32,6 +38,12 @@ def begin_with(model: nn.Module, path: Path) -> None:
         raise BadInput(f"model.start: the file has a tensor {extra[0]}, and the model has none of that name")
     for name, tensor in found.items():
         _check(name, tensor, wanted[name], name in last)
+        other = given[others.get(name, name)]
+        if other != name and not torch.equal(tensor, found[other]):
+            raise BadInput(
+                f"model.start: {name} and {other} are one tensor in the model, and the file has two that differ; leave "
+                "one of them out"
+            )
     with torch.no_grad():
         for name, tensor in found.items():
             wanted[name].copy_(tensor)
