@@ -439,9 +439,9 @@ def test_shakespeare_is_characters_and_the_one_that_follows(folder: Path) -> Non
     [
         ("femnist", b"not json", "is no file of LEAF's: JSONDecodeError"),
         ("femnist", b"[]", "is no file of LEAF's: TypeError"),
-        ("femnist", b'{"users": ["a"], "user_data": {}}', "is no file of LEAF's: KeyError: 'a'"),
-        ("femnist", leaf_file({"a": ([[0.5] * 783], [1])}), "is no file of LEAF's: ValueError: cannot reshape"),
-        ("femnist", leaf_file({"a": ([[0.5] * 784], [1, 2])}), "user a has 1 x and 2 y"),
+        ("femnist", b'{"users": ["a"], "user_data": {}}', "is no file of LEAF's: KeyError$"),
+        ("femnist", leaf_file({"a": ([[0.5] * 783], [1])}), "is no file of LEAF's: x are images of 784 numbers each"),
+        ("femnist", leaf_file({"a": ([[0.5] * 784], [1, 2])}), "user 1 has 1 x and 2 y"),
         ("femnist", leaf_file({"a": ([[2.0] * 784], [1])}), "pixels are numbers from 0 to 1"),
         ("femnist", leaf_file({"a": ([[0.5] * 784], [1.5])}), "y are whole numbers"),
         ("femnist", leaf_file({"a": ([[0.5] * 784], [62])}), "labels from 62 to 62; there are 62 classes"),
@@ -559,14 +559,17 @@ def test_an_archive_may_be_shared_out_by_an_array(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
-        ({"x": np.zeros((4, 2))}, "has no array y; it has x"),
+        ({"x": np.zeros((4, 2))}, "has no array y among its 1"),
         ({"x": np.zeros(4), "y": np.zeros(4, int)}, r"x has shape \[4\] and float64; it is numbers"),
         ({"x": np.array([["a"]] * 4), "y": np.zeros(4, int)}, r"x has shape \[4, 1\] and <U1; it is numbers"),
-        ({"x": np.zeros((4, 2)), "y": np.zeros(3, int)}, r"y has shape \[3\] and int64; it is a class, from 0, for"),
-        ({"x": np.zeros((4, 2)), "y": np.zeros(4)}, r"y has shape \[4\] and float64"),
-        ({"x": np.zeros((4, 2)), "y": np.array([0, -1, 0, 0])}, "it is a class, from 0"),
-        ({"x": np.zeros((0, 2)), "y": np.zeros(0, int)}, "for each of 0 examples"),
-        ({"x": np.array([[{}]] * 4), "y": np.zeros(4, int)}, "no NumPy archive of plain arrays: Object arrays cannot"),
+        (
+            {"x": np.zeros((4, 2)), "y": np.zeros(3, int)},
+            r"y is an array of shape \[3\] and int64; it is one integer for",
+        ),
+        ({"x": np.zeros((4, 2)), "y": np.zeros(4)}, r"y is an array of shape \[4\] and float64; .* y.astype\(int\)"),
+        ({"x": np.zeros((4, 2)), "y": np.array([0, -1, 0, 0])}, "labels from -1 to 0; they are counted from 0"),
+        ({"x": np.zeros((0, 2)), "y": np.zeros(0, int)}, r"x has shape \[0, 2\] and float64; it is numbers"),
+        ({"x": np.array([[{}]] * 4), "y": np.zeros(4, int)}, "no NumPy archive of plain arrays: x holds objects"),
     ],
 )
 def test_an_archive_that_cannot_be_used_is_refused(folder: Path, arrays: dict[str, Any], sentence: str) -> None:

@@ -20,7 +20,13 @@ def floats(x: Array, what: str) -> Floats:
     """
     with np.errstate(over="ignore"):
         found = np.array(x, dtype=np.float32, order="C")
-    finite = np.isfinite(found)
+    refuse_unfit(found, what)
+    return found
+
+
+def refuse_unfit(x: Array, what: str) -> None:
+    """`BadInput` with the place of the first value of x (n, …) that is NaN or infinite, and how many there are."""
+    finite = np.isfinite(x)
     if not finite.all():
         places = np.argwhere(~finite)
         first = ", ".join(map(str, places[0]))
@@ -28,7 +34,6 @@ def floats(x: Array, what: str) -> Floats:
             f"{what} with {len(places)} values that are NaN, infinite or beyond float32 (3.4e38), the first of them "
             f"at [{first}]: mend them, or leave these examples out"
         )
-    return found
 
 
 def labels(y: Array, examples: int, classes: int | None, what: str) -> Labels:
@@ -43,7 +48,7 @@ def labels(y: Array, examples: int, classes: int | None, what: str) -> Labels:
     least, most = (int(y.min()), int(y.max())) if examples else (0, 0)
     if least < 0 or most >= (HIGHEST if classes is None else classes):
         counted = "they are counted from 0" if classes is None else f"there are {classes} classes, counted from 0"
-        raise BadInput(f"{what}: it has labels from {least} to {most}; {counted}")
+        raise BadInput(f"{what} with labels from {least} to {most}; {counted}")
     return y.astype(np.int64)
 
 

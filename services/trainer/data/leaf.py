@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from services.trainer.data.place import is_litter
 from services.trainer.data.source import Labels, Preparation, Source, Stored, as_floats, existing, pixels
 from shared.errors import BadInput
 
@@ -44,14 +45,13 @@ def shakespeare(folder: Path) -> Source:
 
 def _source(folder: Path, name: str, read: Reader, shape: tuple[int, ...], names: str, prepare: Preparation) -> Source:
     existing(folder, name, "LEAF's JSON files")
-    training = sorted(folder.glob("train/*.json")) or sorted(folder.glob("all_data*.json"))
-    training = training or sorted(folder.glob("all_data/*.json"))
+    training = _found(folder, "train/*.json") or _found(folder, "all_data*.json") or _found(folder, "all_data/*.json")
     if not training:
         raise BadInput(
             f"data.name is {name}: {folder.absolute()} holds none of LEAF's files: train/*.json, or all_data*.json"
         )
     x, y, owners = _examples(training, read)
-    tested = sorted(folder.glob("test/*.json")) if training[0].parent.name == "train" else []
+    tested = _found(folder, "test/*.json") if training[0].parent.name == "train" else []
     test = _examples(tested, read)[:2] if tested else None
     for labels in (y, y if test is None else test[1]):
         if labels.min() < 0 or labels.max() >= len(names):
@@ -62,41 +62,52 @@ def _source(folder: Path, name: str, read: Reader, shape: tuple[int, ...], names
     return Source(x, y, shape, tuple(names), prepare, owners, test)
 
 
+def _found(folder: Path, pattern: str) -> list[Path]:
+    return sorted(file for file in folder.glob(pattern) if not is_litter(file.name) and file.is_file())
+
+
+class _Wrong(ValueError):
+    """What is wrong in a file, in words that quote nothing of it."""
+
+
 def _examples(files: list[Path], read: Reader) -> tuple[Stored, Labels, npt.NDArray[np.str_]]:
     """The examples of some files, one file after the other: a whole one, as Python's floats, may take gigabytes."""
     xs, ys, owners, sizes = [], [], [], []
     for file in files:
         try:
             content = json.loads(file.read_bytes())
-            for user in content["users"]:
+            for number, user in enumerate(content["users"], 1):
                 data = content["user_data"][user]
                 x, y = read(data["x"], data["y"])
                 if len(x) != len(y):
-                    raise ValueError(f"user {user} has {len(x)} x and {len(y)} y")
+                    raise _Wrong(f"user {number} has {len(x)} x and {len(y)} y")
                 xs.append(x)
                 ys.append(y)
                 owners.append(str(user))
                 sizes.append(len(y))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise BadInput(f"{file.absolute()} is no file of LEAF's: {type(error).__name__}: {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError, OverflowError) as error:
+            words = error if isinstance(error, _Wrong) else type(error).__name__
+            raise BadInput(f"{file} is no file of LEAF's: {words}") from error
     if not sum(sizes):
         raise BadInput(f"{files[0].parent.absolute()}: LEAF's files have no examples in them")
     return np.concatenate(xs), np.concatenate(ys), np.repeat(np.array(owners), sizes)
 
 
 def _images(x: Any, y: Any) -> tuple[Stored, Labels]:
+    if any(len(image) != SIDE * SIDE for image in x):
+        raise _Wrong(f"x are images of {SIDE * SIDE} numbers each")
     values = np.asarray(x, dtype=np.float32).reshape(-1, 1, SIDE, SIDE)
     if len(values) and not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError("pixels are numbers from 0 to 1")
+        raise _Wrong("pixels are numbers from 0 to 1")
     labels = np.asarray(y)
     if len(labels) and labels.dtype.kind not in "iu":
-        raise ValueError("y are whole numbers")
+        raise _Wrong("y are whole numbers")
     return np.rint(values * 255).astype(np.uint8), labels.astype(np.int64)
 
 
 def _lines(x: Any, y: Any) -> tuple[Stored, Labels]:
     if any(len(line) != CHARACTERS for line in x) or any(len(following) != 1 for following in y):
-        raise ValueError(f"x are strings of {CHARACTERS} characters and y of one")
+        raise _Wrong(f"x are strings of {CHARACTERS} characters and y of one")
     return _tokens(x).reshape(-1, CHARACTERS), _tokens(y).astype(np.int64)
 
 

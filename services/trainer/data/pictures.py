@@ -84,7 +84,7 @@ def _files(kind: Any, folder: Path) -> tuple[Examples, Examples, tuple[str, ...]
     if missing := [file for file in wanted if not file.is_file()]:
         raise Absent(f"this trainer has no {missing[0]}")
     try:
-        return _pickled(kind, folder) if is_cifar else _plain(kind, wanted)
+        return _fitting(*(_pickled(kind, folder) if is_cifar else _plain(kind, wanted)))
     except (RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:
         words = " ".join(str(error).split()) or type(error).__name__  # an assertion of torchvision's has none
         raise Absent(f"{place} is damaged ({words}), delete it") from error
@@ -106,7 +106,17 @@ def _pickled(kind: Any, folder: Path) -> tuple[Examples, Examples, tuple[str, ..
     return found, tested, tuple(training.classes)
 
 
+def _fitting(training: Examples, test: Examples, names: tuple[str, ...]) -> tuple[Examples, Examples, tuple[str, ...]]:
+    """What was read, or `ValueError` where its parts are not of one data set."""
+    (x, y), (test_x, test_y) = training, test
+    if x.shape[1:] != test_x.shape[1:]:
+        raise ValueError(f"images of {list(x.shape[1:])} to train on and of {list(test_x.shape[1:])} to test on")
+    if (most := max(int(y.max()), int(test_y.max()))) >= len(names):
+        raise ValueError(f"a label {most} of {len(names)} classes")
+    return training, test, names
+
+
 def _paired(x: Stored, y: Stored) -> Examples:
-    if len(x) != len(y):
+    if len(x) != len(y) or not len(x):
         raise ValueError(f"{len(x)} images and {len(y)} labels")
     return np.ascontiguousarray(x), y.astype(np.int64)
