@@ -137,6 +137,18 @@ class Ledger:
         self._redis.delete(names.job_key(job))
         self._redis.zrem(names.JOBS, job)
 
+    def remove(self, job: str) -> str:
+        """Forgets all of a job that has ended, or was never known; answers ok, or the status of one that is live."""
+        answer = str(self._redis.run(steps.REMOVE, [names.job_key(job), names.JOBS], [job]))
+        cursor = 0
+        while answer == "ok":
+            cursor, found = self._redis.scan(cursor, match=f"{names.job_key(job)}:*", count=1000)
+            if found:
+                self._redis.delete(*found)
+            if not cursor:
+                break
+        return answer
+
     def claim(self, job: str, owner: str, lease: float) -> int:
         """Takes the job's lease and returns its fence; `Stale` where it has ended, is paused or another holds it."""
         answer = self._redis.run(steps.CLAIM, [names.job_key(job)], [owner, _ms(lease)])
@@ -221,6 +233,10 @@ class Ledger:
         """Every job, the newest first."""
         found = (self.job(job) for job in self._redis.zrevrange(names.JOBS, 0, -1))
         return [record for record in found if record is not None]
+
+    def newest(self) -> str | None:
+        """The id of the job that was started last; None where Redis knows none."""
+        return next(iter(self._redis.zrevrange(names.JOBS, 0, 0)), None)
 
     def job(self, job: str) -> JobRecord | None:
         row = self._redis.hgetall(names.job_key(job))

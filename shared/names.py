@@ -93,8 +93,12 @@ def log_key(job: str) -> str:
 # --- object store ---------------------------------------------------------------------------
 
 
+def job_prefix(job: str) -> str:
+    return f"jobs/{job}/"
+
+
 def job_blob(job: str) -> str:
-    return f"jobs/{job}/job.json"
+    return f"{job_prefix(job)}job.json"
 
 
 def start_blob(job: str) -> str:

@@ -40,6 +40,17 @@ return 'ok'
 """
 )
 
+REMOVE = Script(
+    _IS_LIVE
+    + """
+local status = redis.call('HGET', KEYS[1], 'status')
+if status and live(status) then return status end
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+return 'ok'
+"""
+)
+
 #: The fence is Redis's time in ms, or one more than the last: it grows even where Redis has forgotten the last one.
 CLAIM = Script(
     _NOW

@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The job file, YAML.")]
-Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id; `fedq jobs` lists them.")]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or last; `fedq jobs` lists them.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: rounds.count=3.")]
 Reason = Annotated[str, typer.Option(help="Why; the record keeps it.")]
 Json = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
@@ -33,10 +33,12 @@ Begin = Annotated[
 ]
 Id = Annotated[str | None, typer.Option("--id", metavar="JOB", help="The job's id, instead of a new one.")]
 Resumed = Annotated[
-    str | None, typer.Option("--resume", metavar="JOB", help="Continues a job that has ended or is paused.")
+    str | None, typer.Option("--resume", metavar="JOB", help="Continues a job (or last) that has ended or is paused.")
 ]
 Follow = Annotated[bool, typer.Option("--watch", help="Follows the job to its end.")]
 Orchestrator = Annotated[On | None, typer.Option("--on", help="Where fedq runs, if it runs in several ways here.")]
+Status = Annotated[list[str] | None, typer.Option(metavar="STATUS", help="Those alone: queued, running, failed, ….")]
+Yes = Annotated[bool, typer.Option("--yes", help="Does not ask before it removes.")]
 Namespace = Annotated[
     str | None,
     typer.Option("--namespace", "-n", metavar="NAME", help="In Kubernetes; if left out, the context's."),
@@ -134,7 +136,7 @@ def watch(job: Job, as_json: Json = False) -> None:
 
     with _servers() as servers:
         with screen.view(as_json) as view:
-            end = Watch(servers, job, view).follow()
+            end = Watch(servers, servers.named(job), view).follow()
         _conclude(end, as_json)
 
 
@@ -156,7 +158,7 @@ def track(
     places = tracking.Places(tensorboard, mlflow)
     with _servers() as servers:
         with screen.view(as_json) as view:
-            end = tracking.track(servers, job, view, places, clients)
+            end = tracking.track(servers, servers.named(job), view, places, clients)
         _conclude(end, as_json)
 
 
@@ -166,7 +168,7 @@ def stop(job: Job, reason: Reason = "stopped by an operator") -> None:
     from services.cli import wishes
 
     with _servers() as servers:
-        print(wishes.stop(servers, job, reason))
+        print(wishes.stop(servers, servers.named(job), reason))
 
 
 @app.command()
@@ -175,7 +177,7 @@ def pause(job: Job, reason: Reason = "paused by an operator") -> None:
     from services.cli import wishes
 
     with _servers() as servers:
-        print(wishes.pause(servers, job, reason))
+        print(wishes.pause(servers, servers.named(job), reason))
 
 
 @app.command()
@@ -184,18 +186,35 @@ def resume(job: Job) -> None:
     from services.cli import output, wishes
 
     with _servers() as servers:
-        print(wishes.resume(servers, job))
+        print(wishes.resume(servers, servers.named(job)))
         if not servers.aggregators():
             output.note(servers.why_queued())
 
 
 @app.command()
-def jobs(as_json: Json = False) -> None:
-    """Lists every job, the newest first."""
+def jobs(
+    status: Status = None,
+    last: Annotated[int | None, typer.Option(min=1, metavar="N", help="The newest N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Lists the jobs, the newest first."""
     from services.cli import tables
 
     with _servers() as servers:
-        tables.jobs(servers, as_json)
+        tables.jobs(servers, status or (), last, as_json)
+
+
+@app.command()
+def rm(
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Their ids, or last.")] = None,
+    status: Status = None,
+    yes: Yes = False,
+) -> None:
+    """Removes jobs that have ended: their record, models and kept updates."""
+    from services.cli import removing
+
+    with _servers() as servers:
+        removing.remove(servers, [servers.named(job) for job in jobs or ()], status or (), yes=yes)
 
 
 @app.command()
@@ -204,16 +223,25 @@ def show(job: Job, as_json: Json = False) -> None:
     from services.cli import tables
 
     with _servers() as servers:
-        tables.show(servers, job, as_json)
+        tables.show(servers, servers.named(job), as_json)
 
 
 @app.command()
-def nodes(as_json: Json = False) -> None:
+def nodes(
+    forget: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Removes the queues of a silo or pool that does not come back.")
+    ] = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
     """Lists the trainers that are alive."""
-    from services.cli import tables
+    from services.cli import removing, tables
 
     with _servers() as servers:
-        tables.nodes(servers, as_json)
+        if forget is not None:
+            removing.forget(servers, forget, yes=yes)
+        else:
+            tables.nodes(servers, as_json)
 
 
 @app.command()
@@ -231,7 +259,7 @@ def results(
     from services.cli import results as found
 
     with _servers() as servers:
-        found.results(servers, job, export=export, plot=plot, table=table, force=force, as_json=as_json)
+        found.results(servers, servers.named(job), export=export, plot=plot, table=table, force=force, as_json=as_json)
 
 
 @app.command()
@@ -245,7 +273,7 @@ def replay(
     from services.cli.replaying import replay
 
     with _servers() as servers:
-        verdict = replay(servers, job, number)
+        verdict = replay(servers, servers.named(job), number)
     if as_json:
         output.emit(verdict.document())
     else:
@@ -260,7 +288,7 @@ def verify(job: Job, as_json: Json = False) -> None:
     from services.cli import verifying
 
     with _servers() as servers:
-        raise typer.Exit(verifying.verify(servers, job, as_json))
+        raise typer.Exit(verifying.verify(servers, servers.named(job), as_json))
 
 
 @app.command()
@@ -298,7 +326,11 @@ def logs(
 ) -> None:
     """Shows what all services wrote about a job, in the order of time."""
     from services.cli import service_logs
+    from services.cli.servers import LAST
 
+    if job == LAST:  # who knows the id needs no server for this
+        with _servers() as servers:
+            job = servers.named(job)
     service_logs.logs(job, on, namespace, follow=follow, as_json=as_json)
 
 
@@ -352,7 +384,8 @@ def _start(
     spec = jobfile.load(file, assignments or ()) if file else None
     with _servers() as servers:
         if resumed is not None:
-            job, going_on = resumed, operating.plan(servers, resumed, spec, assignments or ())
+            job = servers.named(resumed)
+            going_on = operating.plan(servers, job, spec, assignments or ())
             begin = partial(operating.resume, servers, going_on)
         elif spec is not None:
             job = operating.check_id(job_id) if job_id else new_job_id(spec.name)

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from shared import logs, names, settings, user_code
+from shared.errors import BadInput
 from shared.settings import Cli
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from shared.redis_client import Redis
     from shared.roster import Roster
 
+LAST = "last"  #: stands for the id of the job that was started last; no id is so short
 PATIENCE = 5.0  #: seconds until a person hears that RabbitMQ or the object store does not answer
 
 
@@ -65,6 +67,15 @@ class Servers:
         from shared.blobs import Blobs
 
         return Blobs(self.settings, patience=PATIENCE)
+
+    def named(self, job: str) -> str:
+        """The id that a person means by `job`: itself, or that of the newest job for `last`."""
+        if job != LAST:
+            return job
+        newest = self.ledger.newest()
+        if newest is None:
+            raise BadInput("there is no job that could be the last; `fedq start FILE` starts one")
+        return newest
 
     def aggregators(self) -> int:
         """How many aggregators would take a job now."""

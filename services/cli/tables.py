@@ -1,13 +1,13 @@
 """The record as tables: jobs, one job's rounds, and the trainers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from services.cli import history, output, participation
+from services.cli import history, output, participation, removing
 from services.cli.servers import Servers
 from shared.ledger import ENDED, JobRecord, RoundRecord
 from shared.roster import Member
@@ -16,9 +16,10 @@ LINES = 20  #: of a job's log, for a terminal
 MAX_SKEW = 5.0  #: seconds; beyond it the times in the record tell a wrong story
 
 
-def jobs(servers: Servers, as_json: bool) -> None:
-    """Every job, the newest first."""
-    found = servers.ledger.jobs()
+def jobs(servers: Servers, statuses: Sequence[str], most: int | None, as_json: bool) -> None:
+    """The jobs of these statuses, or all, the newest first; `most` of them."""
+    removing.check_statuses(statuses)
+    found = [record for record in servers.ledger.jobs() if not statuses or record.status in statuses][:most]
     if as_json:
         return output.emit([asdict(record) for record in found])
     now = servers.ledger.now()
@@ -32,7 +33,8 @@ def jobs(servers: Servers, as_json: bool) -> None:
             output.span(now - record.created),
             record.detail,
         )
-    return output.Terminal().print(made if found else "no jobs; `fedq start FILE` starts one")
+    none = f"no job is {' or '.join(statuses)}" if statuses else "no jobs; `fedq start FILE` starts one"
+    return output.Terminal().print(made if found else none)
 
 
 def nodes(servers: Servers, as_json: bool) -> None:
