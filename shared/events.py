@@ -96,7 +96,7 @@ class Inputs(Value):
 
     A value that is v in the file is (v − offset) / scale to the model, by feature or channel, or one for all of them;
     none is 0 and 1. Labels are those of the classes 0, 1, …; none where they have no names. Lists of more than
-    `LISTED` are left out, so that an event holds the rest.
+    `LISTED` are left out, so that an event holds the rest. The digest is of the files, where all clients have the same.
     """
 
     shape: tuple[Count, ...]  # of one example
@@ -104,6 +104,7 @@ class Inputs(Value):
     labels: Annotated[tuple[Class, ...], Field(max_length=LISTED)] | None = None
     offset: Annotated[tuple[float, ...], Field(max_length=LISTED)] | None = None
     scale: Annotated[tuple[float, ...], Field(max_length=LISTED)] | None = None
+    digest: Digest | None = None
 
 
 class Event(Value):

@@ -113,7 +113,7 @@ class Bench:
         """`BadInput` where the data are not like those that the job began with, as far as its record says."""
         with suppress(NotFound), reading(names.manifest_blob(job, 0)):
             if (inputs := self._first(job).get("inputs")) is not None:
-                refuse_others(data, Inputs.model_validate(inputs))
+                refuse_others(data, Inputs.model_validate(inputs), self.trainer)
 
     def patiently(self, call: Callable[[], Result], order: Order | None = None) -> Result:
         """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from services.trainer.data import dataset, place
+from services.trainer.data.inputs import inputs_of, refuse_others
 from services.trainer.data.sharing import SharedOut
 from shared import jobs
 from shared.errors import BadInput
@@ -127,6 +128,41 @@ def test_files_that_change_while_they_are_read_are_refused(folder: Path, monkeyp
     monkeypatch.setattr(dataset, "_read", slow)
     with pytest.raises(BadInput, match=r"t\.csv changes while it is read; start the job again when"):
         of_job({"name": "csv", "path": "t.csv"}, "one")
+
+
+@pytest.mark.parametrize(("data", "make"), KINDS)
+def test_a_trainer_with_other_files_than_the_job_began_with_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], make: Any
+) -> None:
+    """Shares of other files would overlap, or leave examples out; the same files in another place are the same."""
+    found = []
+    for number, rows in enumerate((4, 4, 6)):
+        place = tmp_path / f"trainer-{number}"
+        place.mkdir()
+        make(place, rows)
+        (place / "notes.txt").write_text(f"{number}")
+        monkeypatch.setenv("FEDQ_DATA_DIR", str(place))
+        dataset._loaded.clear()
+        found.append(of_job(data, "one"))
+    first, same, other = found
+
+    refuse_others(same, inputs_of(first), "cpu-2")
+    with pytest.raises(
+        BadInput, match=r"^the data of trainer cpu-3 are not like .* files of digest \w{10}.* in place of"
+    ):
+        refuse_others(other, inputs_of(first), "cpu-3")
+
+
+def test_silos_have_files_of_their_own_to_begin_with(folder: Path) -> None:
+    """There is nothing to compare."""
+    table(folder, 4)
+    document = spec({"name": "csv", "path": "t.csv"}).model_dump()
+    declared = {"classes": ["0", "1"], "columns": ["a"], "scale": False, "clients": None}
+    silos = jobs.parse({**document, "pool": None, "silos": ["n", "s"], "data": {**document["data"], **declared}})
+    first = dataset.load(silos, "one")
+    table(folder, 6)
+
+    refuse_others(dataset.load(silos, "two"), inputs_of(first), "s-1")
 
 
 def test_what_programs_leave_behind_changes_nothing(folder: Path) -> None:

@@ -297,9 +297,9 @@ def test_data_that_are_not_like_the_first_are_refused(folder: Path, first: dict[
     table(folder, [(1, 1, "ill")])
     data = dataset.load(spec(TABLE))
 
-    refuse_others(data, inputs_of(data))
-    with pytest.raises(BadInput, match=f"the data here are not like those that the job began with: {difference}"):
-        refuse_others(data, inputs_of(data).model_copy(update=first))
+    refuse_others(data, inputs_of(data), "north-1")
+    with pytest.raises(BadInput, match=f"trainer north-1 are not like those that the job began with: {difference}"):
+        refuse_others(data, inputs_of(data).model_copy(update=first), "north-1")
 
 
 class Own:

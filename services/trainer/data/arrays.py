@@ -36,6 +36,7 @@ def read(file: Path, spec: Npz, key: str | None) -> Source:
         shape=x.shape[1:],
         names=spec.classes or numbered(int(y.max()) + 1),
         prepare=pixels if x.dtype == np.uint8 else as_floats,
+        files=(file,),
         owners=_names(owners[0], len(x), f"{file}: {key}") if owners else None,
     )
 

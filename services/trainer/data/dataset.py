@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict, deque
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from services.trainer.data import arrays, digits, images, leaf, pictures, tables
 from services.trainer.data.own import OwnData
-from services.trainer.data.place import inside, stamp
+from services.trainer.data.place import contents, inside, stamp
 from services.trainer.data.sharing import SharedOut
 from services.trainer.data.source import Floats, Labels, Source
 from shared import settings, user_code
@@ -165,6 +166,9 @@ def read_source(data: Shared) -> Source:
         source = _sources.get(f"{identity} {before}")
         if source is None:
             source = _read(data, place, key, base)
+            if place is not None:
+                folder = place if place.is_dir() else place.parent
+                source = replace(source, digest=contents(source.files, folder))
         if place is None or stamp(place, base) == before:
             _sources[f"{identity} {before}"] = source
             return source

@@ -55,7 +55,7 @@ def read(folder: Path, spec: Images, base: Path) -> Source:
     names = spec.classes or tuple(path.name for path in folders)
     places = {name: place for place, name in enumerate(names)}
     y = np.array([places[label] for _, label in files], dtype=np.int64)
-    return Source(x=x, y=y, shape=x.shape[1:], names=names, prepare=pixels)
+    return Source(x=x, y=y, shape=x.shape[1:], names=names, prepare=pixels, files=tuple(file for file, _ in files))
 
 
 def _is_image(file: Path, folder: Path) -> bool:

@@ -10,6 +10,7 @@ from shared.events import LISTED, Inputs
 MOST = 16 * 1024  #: bytes of labels that are listed
 LONGEST = 200  #: characters of one of them
 SHOWN = 60  #: characters of a value in a sentence
+NAMES = {"digest": "files of digest"}  #: in a sentence
 
 
 def inputs_of(data: Dataset) -> Inputs:
@@ -24,20 +25,24 @@ def inputs_of(data: Dataset) -> Inputs:
             "labels": _listed(labels) if is_short else None,
             "offset": _listed(prepared.offset),
             "scale": _listed(prepared.scale),
+            "digest": data.source.digest if data.is_common else None,
         }
     )
 
 
-def refuse_others(data: Dataset, first: Inputs) -> None:
-    """`BadInput` that says in what the data differ from those that the job's initial model was made for."""
+def refuse_others(data: Dataset, first: Inputs, trainer: str) -> None:
+    """`BadInput` that says in what a trainer's data differ from those that the job's initial model was made for."""
     own = inputs_of(data)
     found = [
-        f"{name} {_shown(mine)} in place of {_shown(theirs)}"
+        f"{NAMES.get(name, name)} {_shown(mine)} in place of {_shown(theirs)}"
         for name in Inputs.model_fields
         if (mine := getattr(own, name)) != (theirs := getattr(first, name))
     ]
     if found:
-        raise BadInput(f"the data here are not like those that the job began with: {'; '.join(found)}")
+        raise BadInput(
+            f"the data of trainer {trainer} are not like those that the job began with: {'; '.join(found)}; give all "
+            "trainers the same data, then start the job again"
+        )
 
 
 def _listed(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:

@@ -59,7 +59,7 @@ def _source(folder: Path, name: str, read: Reader, shape: tuple[int, ...], names
                 f"data.name is {name}: {folder.absolute()} has labels from {labels.min()} to {labels.max()}; there are "
                 f"{len(names)} classes"
             )
-    return Source(x, y, shape, tuple(names), prepare, owners, test)
+    return Source(x, y, shape, tuple(names), prepare, owners, test, files=(*training, *tested))
 
 
 def _found(folder: Path, pattern: str) -> list[Path]:

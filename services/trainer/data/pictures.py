@@ -69,18 +69,15 @@ def read(name: str, folder: Path, may_download: bool, fetch: Callable[[str, Path
         names=names,
         prepare=normalised(known.mean, known.deviation),
         test=test,
+        files=tuple(_wanted(kind, folder)),
     )
 
 
 def _files(kind: Any, folder: Path) -> tuple[Examples, Examples, tuple[str, ...]]:
     """The training examples, the test examples and the names of the classes, or `Absent`."""
     is_cifar = hasattr(kind, "base_folder")
-    if is_cifar:
-        place = folder.absolute() / kind.base_folder
-        wanted = [place / name for name, _ in [*kind.train_list, *kind.test_list]]
-    else:
-        place = folder.absolute() / kind.__name__ / "raw"
-        wanted = [place / Path(name).stem for name, _ in kind.resources]
+    wanted = _wanted(kind, folder)
+    place = wanted[0].parent
     if missing := [file for file in wanted if not file.is_file()]:
         raise Absent(f"this trainer has no {missing[0]}")
     try:
@@ -88,6 +85,13 @@ def _files(kind: Any, folder: Path) -> tuple[Examples, Examples, tuple[str, ...]
     except (RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:
         words = " ".join(str(error).split()) or type(error).__name__  # an assertion of torchvision's has none
         raise Absent(f"{place} is damaged ({words}), delete it") from error
+
+
+def _wanted(kind: Any, folder: Path) -> list[Path]:
+    """The files of a data set."""
+    if hasattr(kind, "base_folder"):
+        return [folder.absolute() / kind.base_folder / name for name, _ in [*kind.train_list, *kind.test_list]]
+    return [folder.absolute() / kind.__name__ / "raw" / Path(name).stem for name, _ in kind.resources]
 
 
 def _plain(kind: Any, files: list[Path]) -> tuple[Examples, Examples, tuple[str, ...]]:

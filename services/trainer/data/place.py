@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shared.errors import BadInput
@@ -58,6 +58,16 @@ def _walk(folder: Path, base: Path) -> Iterator[Path]:
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is what programs leave behind, and nobody's data."""
     return name.startswith(".") or name.lower() in {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+
+
+def contents(files: Sequence[Path], folder: Path) -> str:
+    """The SHA-256 digest of files and of their names below `folder`: the same on all machines that have the same."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(f"{file.relative_to(folder).as_posix()}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def stamp(path: Path, base: Path) -> str:

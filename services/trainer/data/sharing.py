@@ -21,6 +21,7 @@ class SharedOut:
 
     def __init__(self, spec: Shared, clients: int, seed: int, source: Source, *, whole: bool = False) -> None:
         self.source = source
+        self.is_common = not whole  # to all clients, which have the same files
         self.shape = source.shape
         self.names = source.names
         self.classes = len(source.names)

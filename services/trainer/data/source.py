@@ -70,6 +70,8 @@ class Source:
     owners: npt.NDArray[Any] | None = None  # (n,): whose each example is
     test: tuple[Stored, Labels] | None = None  # a test set of its own
     features: tuple[str, ...] = ()  # their names, where they have some
+    files: tuple[Path, ...] = ()  # that all this was read from
+    digest: str | None = None  # of these files; see `place.contents`
 
     def examples(self, places: npt.NDArray[np.int64]) -> tuple[Floats, Labels]:
         """Some of the examples as models see them."""

@@ -45,6 +45,7 @@ def read(file: Path, spec: Csv, key: str | None) -> Source:
         prepare=prepare,
         owners=None if key is None else np.array(table.text(key)),
         features=tuple(features),
+        files=(file,),
     )
 
 
