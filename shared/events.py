@@ -33,6 +33,7 @@ MAX_BODY = 64 * 1024  #: bytes; what is longer belongs in the object store
 LISTED = 1024  #: labels or numbers that `Inputs` lists; twice as many numbers and 16 KB of labels stay under 64 KiB
 COHORT_SLICE = 500  #: clients in one round-start: 500 names of 63 characters stay under 64 KiB
 STATEFUL_SLICE = 200  #: where their states are named beside them
+NAMED = 10  #: clients that are named where there may be any number of them
 MAX_SLOTS = 256  #: of one trainer
 
 JobId = Annotated[str, Field(pattern=JOB_ID)]
@@ -248,6 +249,15 @@ class RoundEnd(Event):
     lag: Count = 0  # rounds before this one whose updates are still wanted
 
 
+class Missing(Value):
+    """What is not in a job's models: `clients` that were asked and never accepted, the first of them by name."""
+
+    clients: Count = 0
+    first: Annotated[tuple[Name, ...], Field(max_length=NAMED)] = ()
+    refused: Count = 0  # updates, by the aggregator
+    failed: Count = 0  # times that a client said that it cannot train
+
+
 class TrainingEnd(Event):
     """A job is over."""
 
@@ -257,6 +267,7 @@ class TrainingEnd(Event):
     rounds: Annotated[int, Field(ge=-1, le=1_000_000)]
     metrics: Figures = {}
     model: BlobRef | None = None
+    missing: Missing = Missing()
     seconds: float = 0.0
     fence: Fence = 0  # work that was asked for under this one or an earlier one is over
 

@@ -18,6 +18,7 @@ from shared.events import (
     AnyEvent,
     BlobRef,
     JobStatus,
+    Missing,
     ModelEvaluated,
     ModelUpdate,
     PauseTraining,
@@ -177,14 +178,21 @@ class Scripted:
         return file
 
     def end(
-        self, outcome: str = "finished", reason: str = "", *, rounds: int = 0, announced: bool = True, **metrics: float
+        self,
+        outcome: str = "finished",
+        reason: str = "",
+        *,
+        rounds: int = 0,
+        announced: bool = True,
+        missing: Missing = Missing(),  # noqa: B008 - it is frozen
+        **metrics: float,
     ) -> None:
         blobs, model = self.servers.blobs(), None
         if self.blob is not None:
             model = blobs.put(names.final_model_blob(self.job), self.file, digest=self.blob.digest)
         event = TrainingEnd.model_validate({
             "job": self.job, "outcome": outcome, "reason": reason, "rounds": rounds, "metrics": metrics,
-            "model": model, "seconds": 12.34, "fence": self.fence,
+            "model": model, "missing": missing, "seconds": 12.34, "fence": self.fence,
         })  # fmt: skip
         blobs.put_json(names.result_blob(self.job), {**event.model_dump(), "started": 1.0, "ended": 2.0})
         self.servers.ledger().end(self.job, self.fence, outcome, reason)

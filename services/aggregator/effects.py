@@ -207,6 +207,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
     ]
     replaced += [seat.remembered.key] if seat.remembered else []
     _move_on(seat, number, model, left, memory)
+    seat.turnout.tell(number, record.cohort, accepted, record.rejected)
     seat.metrics = {**seat.metrics, **commit["metrics"]}
     seat.log.info(
         "committed",
@@ -397,6 +398,7 @@ def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
     if tally.model is not None:
         final = tally.model.blob.model_copy(update={"key": names.final_model_blob(seat.job)})
         model = blobs.put(final.key, tally.file, digest=final.digest, metadata={"job": seat.job})
+    recovery.recall(seat.edges.blobs, seat.job, seat.committed, seat.turnout)
     now = ledger.now()
     result = {
         "job": seat.job,
@@ -405,6 +407,7 @@ def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
         "rounds": max(0, seat.committed),
         "metrics": seat.metrics,
         "model": model.model_dump() if model else None,
+        "missing": seat.turnout.missing().model_dump(mode="json"),
         "seconds": round(now - seat.first_opened, 3) if seat.first_opened else 0.0,
         "started": seat.first_opened,
         "ended": now,

@@ -1,11 +1,13 @@
 """Reading the record again: what the object store knows of a job that Redis, or its owner, no longer does."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import structlog
 
+from services.aggregator.turnout import Turnout
 from shared import names, receipts
 from shared.blobs import Blobs, NotFound
 from shared.errors import Refused
@@ -59,6 +61,34 @@ def spec(blobs: Blobs, job: str) -> JobSpec | None:
     found = optional(blobs, key)
     with reading(key):
         return JobSpec.model_validate(found["spec"]) if found is not None else None
+
+
+def recall(blobs: Blobs, job: str, committed: int, turnout: Turnout) -> None:
+    """Tells of the rounds that earlier owners committed, and of the attempts at the one that nobody did.
+
+    What cannot be read is left out: it keeps no job from its end.
+    """
+    for number in range(1, committed + 1):
+        if not turnout.knows(number):
+            _tell(blobs, names.manifest_blob(job, number), number, 0, turnout)
+    for attempt in itertools.count(1):
+        if not _tell(blobs, names.abandoned_blob(job, committed + 1, attempt), committed + 1, attempt, turnout):
+            break
+
+
+def _tell(blobs: Blobs, key: str, number: int, abandoned: int, turnout: Turnout) -> bool:
+    """Whether there is such a record."""
+    try:
+        with reading(key):
+            found = blobs.get_json(key)
+            told = found["accepted"] if abandoned else (update["client"] for update in found["updates"])
+            cohort, accepted = (list(map(str, clients)) for clients in (found["cohort"], told))
+            turnout.tell(number, cohort, accepted, dict(found["rejected"]), abandoned=abandoned)
+    except NotFound:
+        return False
+    except Refused as refused:
+        log.warning("not told of", round=number, reason=str(refused))
+    return True
 
 
 def optional(blobs: Blobs, key: str) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from services.aggregator.evaluation import Evaluation
 from services.aggregator.memory import Memory
 from services.aggregator.soundness import Unsound
 from services.aggregator.tally import Tally
+from services.aggregator.turnout import Turnout
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.errors import Unavailable
@@ -80,6 +81,7 @@ class Seat:
     server: BlobRef | None = None  # what the strategy keeps
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # that are asked for and not complete
     evaluated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # clients' figures since the last commit
+    turnout: Turnout = field(default_factory=Turnout)  # of the rounds that this owner committed, and at the end of all
     judged: int = -1  # the last round whose evaluation this owner has heard
     unsound: Unsound = field(default_factory=Unsound)  # what is not finite in the last evaluation
     progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job

@@ -421,11 +421,12 @@ def _announce(job: str, as_json: bool) -> None:
 
 def _conclude(end: "TrainingEnd", as_json: bool) -> None:
     """The last line of a job that finished; an error for one that did not."""
-    from services.cli.progress import last_line
+    from services.cli.progress import last_line, missing
     from shared.errors import JobFailed
 
     if end.outcome != "finished":
-        raise JobFailed(f"job {end.job} {end.outcome}: {end.reason or 'no reason given'}")
+        reason = "; ".join(part for part in (end.reason or "no reason given", missing(end.missing)) if part)
+        raise JobFailed(f"job {end.job} {end.outcome}: {reason}")
     if not as_json:
         print(last_line(end))
 

@@ -6,7 +6,17 @@ Pure. An event may come twice, from the bus and from the record: the second time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from shared.events import AnyEvent, JobStatus, Member, ModelEvaluated, ModelUpdate, RoundEnd, RoundStart, TrainingEnd
+from shared.events import (
+    AnyEvent,
+    JobStatus,
+    Member,
+    Missing,
+    ModelEvaluated,
+    ModelUpdate,
+    RoundEnd,
+    RoundStart,
+    TrainingEnd,
+)
 from shared.ledger import JobRecord, RoundRecord
 
 
@@ -188,8 +198,21 @@ def last_line(end: TrainingEnd) -> str:
     if accuracy is None:
         accuracy, place = end.metrics.get("local_accuracy"), " on the clients"
     begin = "finished" if accuracy is None else f"accuracy {accuracy:.3f}{place}"
-    said = f"; {end.reason}" if end.reason else ""
+    said = "".join(f"; {part}" for part in (end.reason, missing(end.missing)) if part)
     return f"{begin} after {_many(end.rounds, 'round')} ({end.seconds:.1f} s){said}"
+
+
+def missing(found: Missing) -> str:
+    """Who and what is not in a job's models, in one line; empty where all are."""
+    parts = []
+    if found.clients:
+        more = f" and {found.clients - len(found.first)} more" if found.clients > len(found.first) else ""
+        parts.append(f"never heard: {', '.join(found.first)}{more}")
+    if found.refused:
+        parts.append(f"{_many(found.refused, 'update')} refused")
+    if found.failed:
+        parts.append(f"clients failed {_many(found.failed, 'time')}")
+    return ", ".join(parts)
 
 
 def _means(members: Sequence[Member]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from services.cli import history, output, rows, saving
 from services.cli.history import PastRound
-from services.cli.progress import last_line
+from services.cli.progress import last_line, missing
 from services.cli.servers import Servers
 from shared.errors import BadInput
 from shared.events import BlobRef, TrainingEnd
@@ -75,7 +75,8 @@ def _ending(job: str, end: TrainingEnd | None, done: int, count: int) -> str:
         return f"job {job} has not ended: {max(0, done)} of {count} rounds so far"
     if end.outcome == "finished":
         return last_line(end)
-    return f"job {job} {end.outcome} after {end.rounds} rounds: {end.reason}"
+    reason = "; ".join(part for part in (end.reason, missing(end.missing)) if part)
+    return f"job {job} {end.outcome} after {end.rounds} rounds: {reason}"
 
 
 def _print(rounds: list[PastRound]) -> None:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli import history, output, participation, removing
+from services.cli.progress import missing
 from services.cli.servers import Servers
 from shared.ledger import ENDED, JobRecord, RoundRecord
 from shared.roster import Member
@@ -80,6 +81,7 @@ def show(servers: Servers, job: str, as_json: bool) -> None:
     if open_round is not None and open_round.number == len(rounds):
         rounds.append(_open(open_round))
     log = servers.ledger.log(job)
+    end = history.end(servers.blobs, job)
     if as_json:
         return output.emit(
             {
@@ -87,12 +89,14 @@ def show(servers: Servers, job: str, as_json: bool) -> None:
                 "spec": spec,
                 "by_round": rounds,
                 "participation": participation.document(parts),
+                "missing": end.missing.model_dump(mode="json") if end else None,
                 "log": log,
             }
         )
     terminal = output.Terminal()
     terminal.print(Text(job, "bold"), record.status)
-    for name, value in {**_facts(record), **(spec or {})}.items():
+    facts = {**_facts(record), "missing": missing(end.missing) if end else None}
+    for name, value in {**facts, **(spec or {})}.items():
         if told := in_short(value):
             terminal.print(f"  {name:<12} {told}", soft_wrap=not terminal.is_terminal)
     terminal.print()

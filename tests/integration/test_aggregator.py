@@ -24,6 +24,7 @@ from shared.events import (
     EvaluateModel,
     Heartbeat,
     JobStatus,
+    Missing,
     ModelEvaluated,
     ModelUpdate,
     PauseTraining,
@@ -765,6 +766,44 @@ def test_a_metric_of_ones_own_that_is_no_number_is_said_at_the_end(servers, aggr
     start(trainers, spec(rounds={"count": 1, "deadline": "20s"}))
     end = trainers.until(TrainingEnd, answer)
     assert (end.outcome, end.reason) == ("finished", "not a finite number at the end: mine")
+
+
+def test_the_end_says_who_was_never_heard(servers, aggregators, trainers) -> None:
+    """And how many updates were refused, over all rounds, whoever owned the job; the result keeps it."""
+    first = aggregators("first", lease=1.0)
+
+    def answer(event: RoundStart, client: str) -> None:
+        file = trainers.file(event, client)
+        if event.round and client == "client-1":
+            UPDATES.flat(file)[0] = np.nan
+        if event.round and client == "client-2":
+            trainers.send(event, client, file, update=None, examples=0, error="no data")
+        elif event.round != 2 or client != "client-3":
+            trainers.send(event, client, file)
+
+    job = start(trainers, spec(rounds={"count": 2, "minimum": 1, "deadline": "4s"}))
+    while not servers.blobs().exists(names.manifest_blob(job, 1)):
+        trainers.until(RoundEnd, answer)
+    first.stop(10)
+    aggregators("second", lease=1.0)
+    end = trainers.until(TrainingEnd, answer)
+
+    assert end.outcome == "finished"
+    assert end.missing == Missing(clients=2, first=("client-1", "client-2"), refused=2, failed=2)
+    assert servers.blobs().get_json(names.result_blob(job))["missing"] == end.missing.model_dump(mode="json")
+
+
+def test_a_job_that_failed_says_who_was_never_heard(servers, aggregators, trainers) -> None:
+    """In the round that it failed in, too."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round == 0 or client != "client-3":
+            trainers.answer(event, client)
+
+    start(trainers, spec(rounds={"count": 1, "minimum": 4, "deadline": "1s"}))
+    end = trainers.until(TrainingEnd, answer)
+    assert (end.outcome, end.missing) == ("failed", Missing(clients=1, first=("client-3",)))
 
 
 def test_metrics_may_have_any_name(servers, aggregators, trainers) -> None:

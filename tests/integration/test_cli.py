@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from shared import names, topology
-from shared.events import Heartbeat, PauseTraining, StopTraining, TrainingEnd
+from shared.events import Heartbeat, Missing, PauseTraining, StopTraining, TrainingEnd
 from shared.ledger import Wanted
 from tests.conftest import Servers
 from tests.scripted import COHORT, DIGITS, Aggregator, Fedq, Scripted
@@ -512,6 +512,29 @@ def test_results_export_the_model_and_draw_the_curve(fedq: Fedq, finished: Scrip
     assert fedq("results", "digits-aaaaaa", "--export", str(model), "--force").code == 0
     nowhere = fedq("results", "digits-aaaaaa", "--export", str(tmp_path / "none/model"))
     assert (nowhere.code, "there is no directory" in nowhere.err) == (2, True)
+
+
+def test_the_end_says_what_is_missing(fedq: Fedq, aggregator: Aggregator) -> None:
+    """In watch's last line, in results, in show, and for programs; of a job that failed too."""
+    aggregator.listen()
+    said = "never heard: silo-7, 2 updates refused"
+    for job_id, outcome in (("digits-aaaaaa", "finished"), ("digits-bbbbbb", "failed")):
+        fedq("start", DIGITS, "--id", job_id)
+        job = aggregator.take()
+        job.ask(0, COHORT[:1])
+        job.commit(0)
+        missing = Missing(clients=1, first=("silo-7",), refused=2)
+        job.end(outcome, "" if outcome == "finished" else "too few", rounds=0, missing=missing)
+        watched = fedq("watch", job_id)
+
+        assert (watched.code, (watched.out + watched.err).rstrip().endswith(f"; {said}")) == (
+            outcome != "finished",
+            True,
+        )
+        assert fedq("results", job_id).lines[-1].endswith(f"; {said}")
+        assert fedq("results", job_id, "--json").document["result"]["missing"] == missing.model_dump(mode="json")
+        assert f"missing      {said}" in fedq("show", job_id).out
+        assert fedq("show", job_id, "--json").document["missing"] == missing.model_dump(mode="json")
 
 
 def test_a_changed_model_is_not_exported(fedq: Fedq, finished: Scripted, servers: Servers, tmp_path: Path) -> None:

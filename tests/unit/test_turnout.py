@@ -1,0 +1,56 @@
+"""Who never counted in a job, and how many updates were refused."""
+
+from collections.abc import Mapping
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.aggregator.turnout import Turnout
+from services.cli.progress import missing
+from shared.events import NAMED, Missing
+
+CLIENTS = [f"client-{number}" for number in range(6)]
+ROUND = st.tuples(
+    st.lists(st.sampled_from(CLIENTS), unique=True),
+    st.dictionaries(
+        st.sampled_from(CLIENTS), st.sampled_from(["could not train: no data", "its update is refused: NaN"])
+    ),
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.integers(0, 5), ROUND), st.randoms(use_true_random=False))
+def test_rounds_come_in_any_order_and_count_once(rounds: Mapping[int, tuple[list[str], dict[str, str]]], order) -> None:
+    """Who is asked in some round and counts in none; the initial model is nobody's part."""
+    turnout, numbers = Turnout(), [*rounds, *rounds]
+    order.shuffle(numbers)
+    for number in numbers:
+        accepted, rejected = rounds[number]
+        turnout.tell(number, CLIENTS[: number + 1], accepted, rejected)
+
+    told = {number: found for number, found in rounds.items() if number}
+    asked = {client for number in told for client in CLIENTS[: number + 1]}
+    counted = {client for accepted, _ in told.values() for client in accepted}
+    reasons = [reason for _, rejected in told.values() for reason in rejected.values()]
+    failed = sum("could not" in reason for reason in reasons)
+    unheard = sorted(asked - counted)
+    assert turnout.missing() == Missing(
+        clients=len(unheard), first=tuple(unheard), refused=len(reasons) - failed, failed=failed
+    )
+
+
+def test_of_many_some_are_named() -> None:
+    """And the number of the others is said."""
+    turnout = Turnout()
+    turnout.tell(1, [f"c-{number:04d}" for number in range(2000)], ["c-0000"], {"c-0001": "holds NaN"})
+    found = turnout.missing()
+
+    assert (found.clients, len(found.first)) == (1999, NAMED)
+    assert missing(found).startswith("never heard: c-0001, c-0002, ")
+    assert missing(found).endswith("c-0010 and 1989 more, 1 update refused")
+
+
+def test_nothing_is_said_where_nothing_is_missing() -> None:
+    """All that is, in one line."""
+    assert missing(Missing()) == ""
+    assert missing(Missing(refused=2, failed=1)) == "2 updates refused, clients failed 1 time"
