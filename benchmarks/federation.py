@@ -11,7 +11,7 @@ from typing import Any
 
 from deploy.native import services
 from deploy.native.stack import Stack
-from shared import jobs, names, settings, topology
+from shared import jobs, names, parts, settings, topology
 from shared.blobs import Blobs, NotFound
 from shared.bus import Bus
 from shared.events import StartTraining, TrainingEnd
@@ -93,7 +93,7 @@ def run(stack: Stack, spec: JobSpec, *, may_fail: bool = False) -> Outcome:
     if event.outcome != "finished" and not may_fail:
         raise SystemExit(f"error: {job} {event.outcome}: {event.reason}")
     numbers = range(event.rounds + 1)
-    manifests = tuple(blobs.get_json(names.manifest_blob(job, number)) for number in numbers[1:])
+    manifests = tuple(parts.whole(blobs, names.manifest_blob(job, number)) for number in numbers[1:])
     return Outcome(event, manifests, dict(_figures(blobs, job, numbers)))
 
 

@@ -35,7 +35,7 @@ from minio.signer import sign_v4_s3
 from minio.time import to_amz_date, utcnow
 
 from shared import records
-from shared.errors import Denied, FedqError, Refused, Unavailable, tls_trouble
+from shared.errors import BadInput, Denied, FedqError, Refused, Unavailable, tls_trouble
 from shared.events import BlobRef
 from shared.settings import Store
 
@@ -124,7 +124,10 @@ class Blobs:
 
     def put_json(self, key: str, record: Mapping[str, Any]) -> BlobRef:
         """Stores a record as indented JSON, to be read by people too; what is no finite number is null."""
-        return self.put(key, records.dumps(record, indent=2).encode() + b"\n")
+        text = records.dumps(record, indent=2).encode() + b"\n"
+        if len(text) > MAX_RECORD:
+            raise BadInput(f"{key}: a record of {len(text)} bytes could not be read again; {MAX_RECORD} are the most")
+        return self.put(key, text)
 
     def get_into(self, ref: BlobRef, buffer: npt.NDArray[np.uint8]) -> None:
         """Receives a blob into `buffer`, hashing as it comes; `Refused` unless it is what `ref` says."""

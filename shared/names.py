@@ -160,8 +160,18 @@ def history_blob(job: str, number: int, digest: str) -> str:
     return f"{round_prefix(job, number)}history-{digest[:12]}.json"
 
 
+def histories(job: str, number: int) -> str:
+    """Where what selection knows lies, and its parts: what their keys begin with."""
+    return f"{round_prefix(job, number)}history"
+
+
 def manifest_blob(job: str, number: int) -> str:
     return f"{round_prefix(job, number)}manifest.json"
+
+
+def part_blob(record: str, place: int, digest: str) -> str:
+    """A part of a record that tells of too many clients for one: beside it, under its own digest."""
+    return f"{record.removesuffix('.json')}-{place:04d}-{digest[:12]}.json"
 
 
 def abandoned_blob(job: str, number: int, attempt: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shared import fold, names, topology, weights
+from shared import fold, names, parts, topology, weights
 from shared.bus import Bus
 from shared.catalog.strategies import FedAvg
 from shared.events import (
@@ -151,7 +151,8 @@ class Scripted:
             "metrics": metrics, "opened": self.opened, "deadline": self.deadline, "committed": ledger.now(),
             "seconds": 1.0,
         }  # fmt: skip
-        blobs.put_json(names.manifest_blob(self.job, number), record)
+        key = names.manifest_blob(self.job, number)
+        blobs.put_json(key, parts.split(blobs, key, record, ("cohort", "updates", "rejected", "unanswered")))
         ledger.close_round(self.job, self.fence, number)
         ledger.commit_round(self.job, self.fence, number)
         if not keep:

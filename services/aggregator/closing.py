@@ -1,11 +1,10 @@
 """Closing a round: from a frozen set of updates to a committed model, the same whoever does it and however often."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.aggregator.entries import by_blob
 from shared.aggregation import Plan
 from shared.events import BlobRef
 from shared.fold import Grid
@@ -14,6 +13,9 @@ from shared.weights import File, Flat, Layout
 
 #: The parts of the work on an update that its trainer times, and what all of them are counted as.
 PARTS = {"wait": "wait", "fetch": "download", "evaluate": "evaluate", "train": "train", "upload": "upload"}
+#: The fields of a manifest that tell of clients; see `shared.parts`.
+OF_CLIENTS = ("cohort", "carried", "updates", "rejected", "unanswered")
+
 LONGEST = 86_400.0  #: seconds that a part may have taken, by the clock of a trainer
 
 
@@ -100,20 +102,29 @@ def _line(client: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"client": client, **{name: value for name, value in entry.items() if name != "inputs"}}
 
 
-def came_to(manifest: Mapping[str, Any]) -> Totals:
-    """What a committed round adds to the totals: the same whoever counts it, because the manifest says it all."""
-    files = list(by_blob({update["client"]: update for update in manifest["updates"]}))
-    timings = [next(iter(group.values()))["timings"] for group in files]  # of a batch they are one for all its clients
-    parts = {}
-    for name, part in PARTS.items():
-        spent = [_plausible(timing[name]) for timing in timings if name in timing]
-        parts[part] = Sum(len(spent), sum(spent))
+def came_to(manifest: Mapping[str, Any], pieces: Iterable[Mapping[str, Any]]) -> Totals:
+    """What a committed round adds to the totals: the same whoever counts it, because the manifest says it all.
+
+    `pieces` are what it tells of its clients, in the order of their names.
+    """
+    files: set[str] = set()
+    spent: dict[str, list[float]] = {name: [] for name in PARTS}
+    accepted = rejected = 0
+    for piece in pieces:
+        accepted, rejected = accepted + len(piece["updates"]), rejected + len(piece["rejected"])
+        for update in piece["updates"]:
+            if update["blob"]["key"] in files:
+                continue  # of a batch, timings are one for all its clients
+            files.add(update["blob"]["key"])
+            for name in PARTS.keys() & update["timings"].keys():
+                spent[name].append(_plausible(update["timings"][name]))
+    parts = {PARTS[name]: Sum(len(seconds), sum(seconds)) for name, seconds in spent.items()}
     own = manifest.get("timings", {})
     parts |= {name: Sum(times, own[name]) for name, times in (("fold", len(files)), ("step", 1)) if name in own}
     return Totals(
         rounds={"committed": Sum(1, manifest["seconds"])},
         parts=parts,
-        updates={"accepted": len(manifest["updates"]), "rejected": len(manifest["rejected"])},
+        updates={"accepted": accepted, "rejected": rejected},
     )
 
 

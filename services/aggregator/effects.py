@@ -11,7 +11,7 @@ from services.aggregator.entries import gave_up, traffic
 from services.aggregator.evaluation import Evaluation, evaluators, part_of
 from services.aggregator.memory import Memory
 from services.aggregator.seat import Seat
-from shared import names, records, simulation, topology, weights
+from shared import names, parts, records, simulation, topology, weights
 from shared.errors import RecordLost, Unavailable
 from shared.events import BlobRef, EvaluateModel, JobStatus, RoundEnd, RoundStart, slices
 from shared.failpoints import failpoint
@@ -103,8 +103,8 @@ def _ring(
     for group, members in by_group(spec, cohort).items():
         seat.edges.bus.declare_once(topology.rounds(group))
         batch = spec.rounds.clients_per_task
-        parts = slices(members, stateful=bool(states), batch=batch)
-        for part in batches_again(members, whole, batch) if again and batch > 1 else parts:
+        cut = slices(members, stateful=bool(states), batch=batch)
+        for part in batches_again(members, whole, batch) if again and batch > 1 else cut:
             seat.edges.bus.publish(
                 RoundStart(
                     job=seat.job,
@@ -190,14 +190,15 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         faults=[line for line in ledger.log(seat.job) if line["round"] == number],
         committed=ledger.now(),
     )
-    written = _written(seat, number)
+    key, written = names.manifest_blob(seat.job, number), _written(seat, number)
     if record.state == "committed" and written is not None:
         commit = written  # counted as it says, though the answer was lost
     else:
+        commit = parts.split(blobs, key, commit, closing.OF_CLIENTS)
         ledger.check_owned(seat.job, seat.fence)  # one that slept through its lease must not write over a manifest
-        blobs.put_json(names.manifest_blob(seat.job, number), commit)
+        blobs.put_json(key, commit)
     failpoint("aggregator.recorded")
-    ledger.commit_round(seat.job, seat.fence, number, closing.came_to(commit))
+    ledger.commit_round(seat.job, seat.fence, number, closing.came_to(commit, parts.pieces(blobs, key, commit)))
     failpoint("aggregator.committed")
     tell_round_end(seat, commit)
     failpoint("aggregator.told")
@@ -205,7 +206,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
     replaced = [
         names.state_blob(seat.job, client, ref.digest) for client, ref in memories.superseded(seat.memory, memory)
     ]
-    replaced += [seat.remembered.key] if seat.remembered else []
+    outdated = seat.remembered.key.rpartition("-")[0] if seat.remembered else ""
     _move_on(seat, number, model, left, memory)
     seat.turnout.tell(number, record.cohort, accepted, record.rejected)
     seat.metrics = {**seat.metrics, **commit["metrics"]}
@@ -218,7 +219,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         tail=round(clock() - began, 4),
         seconds=commit["seconds"],
     )
-    clear_away(seat, number, replaced)
+    clear_away(seat, number, replaced, outdated)
     return rounds.Committed(frozenset(accepted) | gave_up(record.rejected))
 
 
@@ -234,7 +235,9 @@ def _put_beside(seat: Seat, number: int, memory: Memory) -> dict[str, BlobRef | 
             digest = weights.digest_of(file)
             left[name] = blobs.put(key_of(job, number, digest), file, digest=digest, metadata=about)
     if memories.is_kept(seat.spec):
-        text = records.dumps(memory.document(), separators=(",", ":")).encode()
+        document = memory.document()
+        head = parts.split(blobs, names.histories(job, number), memories.flat(document), memories.OF_CLIENTS)
+        text = records.dumps(head if "parts" in head else document, separators=(",", ":")).encode()
         key = names.history_blob(job, number, hashlib.sha256(text).hexdigest())
         left["memory"] = blobs.put(key, text, metadata=about)
     return left
@@ -267,8 +270,8 @@ def tell_round_end(seat: Seat, manifest: dict[str, Any]) -> None:
         {
             **{name: manifest[name] for name in ("job", "round", "attempt", "metrics", "model", "seconds")},
             "outcome": "committed",
-            "accepted": len(manifest["updates"]),
-            "rejected": len(manifest["rejected"]),
+            "accepted": parts.count(manifest, "updates"),
+            "rejected": parts.count(manifest, "rejected"),
             "fence": seat.fence,
             "lag": seat.spec.max_staleness,
         }
@@ -276,8 +279,11 @@ def tell_round_end(seat: Seat, manifest: dict[str, Any]) -> None:
     seat.edges.bus.publish(end, required=False)
 
 
-def clear_away(seat: Seat, number: int, replaced: Sequence[str] = ()) -> None:
-    """Removes what a committed round leaves behind, and the blobs it `replaced`, while the next one runs."""
+def clear_away(seat: Seat, number: int, replaced: Sequence[str] = (), outdated: str = "") -> None:
+    """Removes what a committed round leaves behind, while the next one runs.
+
+    So it does with the blobs that it `replaced`, and with what begins with the key of an `outdated` history.
+    """
     done = number - seat.spec.max_staleness  # later ones may still get updates
 
     def clear() -> None:
@@ -286,6 +292,8 @@ def clear_away(seat: Seat, number: int, replaced: Sequence[str] = ()) -> None:
                 seat.edges.blobs.delete(names.updates_prefix(seat.job, done))
             if not seat.spec.keep_updates:
                 seat.edges.blobs.remove(replaced)
+            if outdated and not seat.spec.keep_updates:
+                seat.edges.blobs.delete(outdated)
             seat.edges.ledger.drop_round(seat.job, number)
         except Unavailable as error:
             seat.log.warning("not cleared away", round=number, reason=str(error))
@@ -309,7 +317,8 @@ def abandon(seat: Seat, effect: rounds.Abandon) -> None:
         "accepted": sorted(record.accepted),
         "rejected": record.rejected,
     }
-    seat.edges.blobs.put_json(names.abandoned_blob(seat.job, effect.round, effect.attempt), about)
+    key = names.abandoned_blob(seat.job, effect.round, effect.attempt)
+    seat.edges.blobs.put_json(key, parts.split(seat.edges.blobs, key, about, ("cohort", "accepted", "rejected")))
     end = RoundEnd(
         job=seat.job,
         round=effect.round,

@@ -8,7 +8,7 @@ from services.aggregator.entries import COULD_NOT, UNFIT
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.seat import Seat
 from services.aggregator.soundness import Unsound
-from shared import names
+from shared import names, parts
 from shared.errors import RecordLost, Refused, Stale, Unfit
 from shared.events import ModelEvaluated, ModelUpdate
 from shared.failpoints import failpoint
@@ -152,7 +152,8 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
         # The ledger first: it knows whether the job is still ours to write about.
         seat.edges.ledger.set_metrics(seat.job, seat.fence, seat.metrics)
         record = {"job": seat.job, "model": event.model, **pending.document(), **unsound.document()}
-        seat.edges.blobs.put_json(names.evaluation_blob(seat.job, event.round), record)
+        key = names.evaluation_blob(seat.job, event.round)
+        seat.edges.blobs.put_json(key, parts.split(seat.edges.blobs, key, record, ("clients",)))
         seat.log.info("evaluated", round=event.round, trainer=event.trainer, metrics=metrics)
     stop, enough = seat.spec.evaluate.stop, ""
     if stop is not None and stop.metric in pending.metrics:

@@ -12,6 +12,8 @@ from services.aggregator.selection.history import NOTHING, Facts, History, Repor
 from shared.events import StateRef
 from shared.jobs import JobSpec
 
+OF_CLIENTS = ("states", "clients")  #: what tells of clients in a flat document; see `shared.parts`
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -26,17 +28,26 @@ class Memory:
         return {"states": states, "history": self.history.to_document()}
 
 
+def flat(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with the history's clients beside it, as it is stored in parts."""
+    about = dict(document["history"])
+    return {"states": document["states"], "clients": about.pop("clients"), "history": about}
+
+
 def is_kept(spec: JobSpec) -> bool:
     """Whether a job has anything to remember of its clients."""
     return spec.is_stateful or history.is_needed(spec)
 
 
 def read(document: Mapping[str, Any]) -> Memory:
-    """The memory in a document."""
+    """The memory in a document, flat or not."""
+    about = document["history"]
+    if "clients" in document:
+        about = {**about, "clients": document["clients"]}
     states = {
         client: StateRef(size=int(size), digest=str(digest)) for client, (size, digest) in document["states"].items()
     }
-    return Memory(states, History.from_document(document["history"]))
+    return Memory(states, History.from_document(about))
 
 
 def after(

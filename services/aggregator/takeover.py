@@ -9,7 +9,7 @@ from services.aggregator import closing, memory, recovery, rounds, soundness, st
 from services.aggregator.effects import clear_away, conclude, tell_round_end
 from services.aggregator.entries import by_blob, gave_up, was_refused
 from services.aggregator.seat import Seat
-from shared import names
+from shared import names, parts
 from shared.blobs import NotFound
 from shared.errors import Refused
 from shared.events import BlobRef
@@ -40,7 +40,7 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
     committed = recovery.committed(seat.edges.blobs, seat.job, record.round)
     for number in range(record.round + 1, committed + 1):
         with _manifest(seat, number) as missed:
-            came = closing.came_to(missed)
+            came = closing.came_to(missed, _pieces(seat, number, missed))
         seat.edges.ledger.advance(seat.job, seat.fence, number, came)
     if committed < 0:
         return committed
@@ -51,7 +51,9 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
     seat.previous, seat.server, seat.delta = left["base"], left["server"], left["delta"]
     if left["memory"] is not None:
         with reading(left["memory"].key):
-            seat.memory = memory.read(seat.edges.blobs.get_json(left["memory"].key))
+            head = seat.edges.blobs.get_json(left["memory"].key)
+            histories = names.histories(seat.job, committed)
+            seat.memory = memory.read(parts.joined(seat.edges.blobs, histories, head))
         seat.remembered = left["memory"]
     if seat.spec.evaluate.where != "server":  # what the next round's end tells selection
         with _evaluation(seat, committed) as found:
@@ -75,12 +77,17 @@ def _manifest(seat: Seat, number: int) -> Iterator[dict[str, Any]]:
         yield seat.edges.blobs.get_json(key)
 
 
+def _pieces(seat: Seat, number: int, manifest: dict[str, Any]) -> Iterator[parts.Record]:
+    """What a manifest tells of its clients, for some of them after the others."""
+    return parts.pieces(seat.edges.blobs, names.manifest_blob(seat.job, number), manifest)
+
+
 @contextmanager
 def _evaluation(seat: Seat, number: int) -> Iterator[dict[str, Any]]:
     """What a round's evaluation gave; nothing where there was none."""
     key = names.evaluation_blob(seat.job, number)
     with reading(key):
-        yield recovery.optional(seat.edges.blobs, key) or {}
+        yield parts.joined(seat.edges.blobs, key, recovery.optional(seat.edges.blobs, key) or {})
 
 
 def _ref(found: Any) -> BlobRef | None:
@@ -123,10 +130,13 @@ def _flying(seat: Seat) -> dict[str, int]:
         return {}
     if seat.edges.blobs.exists(names.abandoned_blob(seat.job, seat.committed + 1, 1)):
         return {}  # they were told that it is over, and are asked anew
+    flying: dict[str, int] = {}
     with _manifest(seat, seat.committed) as manifest:
-        answered = {update["client"] for update in manifest["updates"]} | gave_up(manifest["rejected"])
-        unanswered = [client for client in manifest["cohort"] if client not in answered]
-        return rounds.still_flying(seat.spec, seat.committed, unanswered, manifest.get("carried", {}))
+        for piece in _pieces(seat, seat.committed, manifest):
+            answered = {update["client"] for update in piece["updates"]} | gave_up(piece["rejected"])
+            unanswered = [client for client in piece["cohort"] if client not in answered]
+            flying |= rounds.still_flying(seat.spec, seat.committed, unanswered, piece.get("carried", {}))
+    return flying
 
 
 def _begin(seat: Seat, record: JobRecord) -> rounds.Step:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from shared import names
+from shared import names, parts
 from shared.blobs import Blobs, NotFound
 from shared.errors import BadInput, Unavailable
 from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
@@ -19,11 +19,31 @@ AT_ONCE = 16  #: records asked for at the same time: each costs one way to the s
 
 @dataclass(frozen=True)
 class PastRound:
-    """A committed round, by its manifest and, where its model was evaluated, the result."""
+    """A committed round, by its manifest and, where its model was evaluated, the result: of long ones, the heads."""
 
     number: int
     manifest: dict[str, Any]
     evaluation: dict[str, Any] | None
+    blobs: Blobs | None = None  # where their parts are, if they have any
+
+    @property
+    def accepted(self) -> int:
+        """How many updates are in its model."""
+        return parts.count(self.manifest, "updates")
+
+    @property
+    def rejected(self) -> int:
+        """In how many clients' names something was refused."""
+        return parts.count(self.manifest, "rejected")
+
+    def pieces(self) -> Iterator[parts.Record]:
+        """What the manifest tells of its clients, for some of them after the others."""
+        if self.blobs is None:
+            yield self.manifest
+            return
+        key = names.manifest_blob(self.manifest["job"], self.number)
+        for piece in parts.pieces(self.blobs, key, self.manifest):
+            yield _checked_clients(key, piece)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -39,7 +59,10 @@ class PastRound:
     @property
     def evaluated(self) -> dict[str, dict[str, float]]:
         """What each client measured on the examples that it holds out, where clients were asked to."""
-        return {client: figures(own) for client, own in (self.evaluation or {}).get("clients", {}).items()}
+        found = self.evaluation or {}
+        if self.blobs is not None:
+            found = parts.joined(self.blobs, names.evaluation_blob(self.manifest["job"], self.number), found)
+        return {client: figures(own) for client, own in found.get("clients", {}).items()}
 
     def events(self) -> "Iterator[RoundEnd | ModelEvaluated]":
         """The events that told of it, for whoever did not hear them."""
@@ -49,8 +72,8 @@ class PastRound:
             round=self.number,
             attempt=found["attempt"],
             outcome="committed",
-            accepted=len(found["updates"]),
-            rejected=len(found["rejected"]),
+            accepted=self.accepted,
+            rejected=self.rejected,
             metrics=found["metrics"],
             model=found["model"],
             seconds=found["seconds"],
@@ -170,29 +193,40 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
 
 
 def manifest(blobs: Blobs, job: str, number: int) -> dict[str, Any] | None:
-    """The commit record of a round, or None where it is not committed."""
-    return optional(blobs, names.manifest_blob(job, number))
+    """The whole commit record of a round, or None where it is not committed."""
+    key = names.manifest_blob(job, number)
+    found = optional(blobs, key)
+    return None if found is None else parts.joined(blobs, key, found)
 
 
 def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
-    found = manifest(blobs, job, number)
+    key = names.manifest_blob(job, number)
+    found = optional(blobs, key)
     if found is None:
         return None
-    key = names.manifest_blob(job, number)
-    checked(key, found, job=str, attempt=int, metrics=dict, updates=list, rejected=dict, seconds=NUMBER, model=dict)
-    for update in found["updates"]:
-        checked(key, update, client=str)
+    checked(key, found, job=str, attempt=int, metrics=dict, seconds=NUMBER, model=dict)
+    if "parts" in found:
+        checked(key, checked(key, found, counts=dict)["counts"], updates=int, rejected=int)
+    else:
+        _checked_clients(key, found)
     key = names.evaluation_blob(job, number)
     evaluation = optional(blobs, key)
     if evaluation is not None:
         checked(key, evaluation, examples=int, metrics=dict, model=str)
-    return PastRound(number, found, evaluation)
+    return PastRound(number, found, evaluation, blobs)
 
 
-def checked(key: str, record: Any, **parts: type | tuple[type, ...]) -> Any:
+def _checked_clients(key: str, piece: parts.Record) -> parts.Record:
+    checked(key, piece, updates=list, rejected=dict)
+    for update in piece["updates"]:
+        checked(key, update, client=str)
+    return piece
+
+
+def checked(key: str, record: Any, **fields: type | tuple[type, ...]) -> Any:
     """The record, or `Refused` where one of these parts is missing, or of another kind."""
     with reading(key):
-        for name, kind in parts.items():
+        for name, kind in fields.items():
             if not isinstance(record[name], kind):
                 raise TypeError(f"{name} is {type(record[name]).__name__}")
     return record

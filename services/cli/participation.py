@@ -6,6 +6,7 @@ from typing import Any
 
 from services.cli import output
 from services.cli.history import PastRound
+from shared.parts import Record
 
 LINES = 20  #: clients of a table; JSON has all
 
@@ -26,16 +27,21 @@ def of_job(rounds: Sequence[PastRound]) -> dict[str, Part]:
     for past in rounds:
         if past.number == 0:
             continue
-        found = past.manifest
-        for client in found.get("cohort", ()):
-            # One that is still at work for an earlier round was not asked again.
-            parts.setdefault(client, Part()).asked += client not in found.get("carried", {})
-        for update in found["updates"]:
-            part = parts.setdefault(update["client"], Part())
-            part.accepted, part.last = part.accepted + 1, past.number
-        for client in found["rejected"]:
-            parts.setdefault(client, Part()).rejected += 1
+        for piece in past.pieces():
+            _add(parts, past.number, piece)
     return dict(sorted(parts.items()))
+
+
+def _add(parts: dict[str, Part], number: int, piece: Record) -> None:
+    """Counts what a round's manifest tells of some clients."""
+    for client in piece.get("cohort", ()):
+        # One that is still at work for an earlier round was not asked again.
+        parts.setdefault(client, Part()).asked += client not in piece.get("carried", {})
+    for update in piece["updates"]:
+        part = parts.setdefault(update["client"], Part())
+        part.accepted, part.last = part.accepted + 1, number
+    for client in piece["rejected"]:
+        parts.setdefault(client, Part()).rejected += 1
 
 
 def document(parts: dict[str, Part]) -> dict[str, Any]:

@@ -92,8 +92,8 @@ def _print(rounds: list[PastRound]) -> None:
             str(past.number),
             *(output.figure(figures.get(name)) for name, _ in shown),
             *(output.in_four(figures.get(name)) for name in others[:OTHERS]),
-            str(len(past.manifest["updates"])),
-            str(len(past.manifest["rejected"])),
+            str(past.accepted),
+            str(past.rejected),
             f"{past.manifest['seconds']:.1f}",
         )
     output.Terminal().print(made)
@@ -107,7 +107,7 @@ def _traffic(rounds: list[PastRound]) -> str:
     up, plain, down = (sum(past.traffic[name] for past in known) for name in ("up", "up_plain", "down"))
     if not up:
         return ""
-    updates = sum(len(past.manifest["updates"]) for past in known)
+    updates = sum(past.accepted for past in known)
     files = sum(past.traffic.get("files", 0) for past in known)
     folded = f" for {updates} updates in {files} files" if 0 < files < updates else ""
     fewer = f", {plain / up:.1f} times fewer than as float32" if up < plain else ""
@@ -119,8 +119,8 @@ def _document(past: PastRound) -> dict[str, object]:
     return {
         "round": past.number,
         **past.figures,
-        "updates": len(past.manifest["updates"]),
-        "rejected": len(past.manifest["rejected"]),
+        "updates": past.accepted,
+        "rejected": past.rejected,
         "seconds": past.manifest["seconds"],
         "traffic": past.traffic,
         "model": past.manifest["model"],

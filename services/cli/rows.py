@@ -34,21 +34,24 @@ def of_round(past: PastRound) -> Iterator[Row]:
 
     What a client measured on the examples that it holds out has `local_` before its name, as the round's means have.
     """
-    found = past.manifest
-    updates = {update["client"]: update for update in found["updates"]} if past.number else {}
+    evaluated = past.evaluated
+    updates: dict[str, Mapping[str, Any]] = {}
+    states = dict.fromkeys(evaluated, "evaluated")
+    for piece in past.pieces():
+        states |= dict.fromkeys(piece.get("unanswered", ()), "unanswered")
+        states |= dict.fromkeys(piece["rejected"], "rejected")
+        updates |= {update["client"]: update for update in piece["updates"]} if past.number else {}
+    states |= dict.fromkeys(updates, "accepted")  # one of whose updates another was refused was accepted
     yield Row(
         past.number,
         "",
         "committed",
         examples=sum(update["examples"] for update in updates.values()) if updates else None,
-        seconds=found["seconds"],
+        seconds=past.manifest["seconds"],
         metrics=past.figures,
     )
-    states = dict.fromkeys(past.evaluated, "evaluated")
-    states |= dict.fromkeys(found.get("unanswered", ()), "unanswered") | dict.fromkeys(found["rejected"], "rejected")
-    states |= dict.fromkeys(updates, "accepted")  # one of whose updates another was refused was accepted
     for client, state in sorted(states.items()):
-        yield _of_client(past, client, state, updates.get(client, {}))
+        yield _of_client(past.number, client, state, updates.get(client, {}), evaluated.get(client, {}))
 
 
 def save(rounds: Iterable[PastRound], file: Path) -> None:
@@ -63,11 +66,10 @@ def save(rounds: Iterable[PastRound], file: Path) -> None:
             writer.writerow([*fixed, *(row.metrics.get(name) for name in names)])
 
 
-def _of_client(past: PastRound, client: str, state: str, update: Mapping[str, Any]) -> Row:
-    held_out = past.evaluated.get(client, {})
+def _of_client(number: int, client: str, state: str, update: Mapping[str, Any], held_out: Mapping[str, float]) -> Row:
     own = {f"local_{name}": value for name, value in held_out.items() if name != "examples"}
     return Row(
-        past.number,
+        number,
         client,
         state,
         examples=update.get("examples"),

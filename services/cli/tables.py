@@ -168,13 +168,18 @@ def _is_unmet(record: JobRecord) -> bool:
 
 
 def _committed(past: history.PastRound) -> dict[str, Any]:
-    accepted = [update["client"] for update in past.manifest["updates"]]
-    rejected = past.manifest["rejected"]
+    accepted: list[str] = []
+    rejected: dict[str, str] = {}
+    cohort: list[str] = []
+    for piece in past.pieces():
+        accepted += (update["client"] for update in piece["updates"])
+        rejected |= piece["rejected"]
+        cohort += piece.get("cohort", ())
     return {
         "round": past.number,
         "state": "committed",
         "attempt": past.manifest["attempt"],
-        "cohort": past.manifest.get("cohort") or sorted({*accepted, *rejected}),
+        "cohort": cohort or sorted({*accepted, *rejected}),
         "accepted": accepted,
         "rejected": rejected,
         "metrics": past.figures,

@@ -2,10 +2,13 @@
 
 import hashlib
 import http.server
+import multiprocessing
+import resource
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,9 +19,9 @@ from minio import Minio
 from pydantic import SecretStr
 
 from shared import blobs as module
-from shared import names, settings
+from shared import names, parts, settings
 from shared.blobs import PATIENCE, PIECE, Blobs, NotFound
-from shared.errors import Refused, Unavailable
+from shared.errors import BadInput, Refused, Unavailable
 from shared.events import BlobRef
 from tests.conftest import Servers
 
@@ -164,6 +167,54 @@ def test_what_is_no_record_is_refused(blobs: Blobs, folder: str, body: bytes) ->
     blobs.put(f"{folder}/record.json", body)
     with pytest.raises(Refused, match=f"^{folder}/record.json: not a JSON object"):
         blobs.get_json(f"{folder}/record.json")
+
+
+def test_what_could_not_be_read_is_not_written(blobs: Blobs, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of a record is one for those who write as for those who read."""
+    monkeypatch.setattr(module, "MAX_RECORD", 100)
+    with pytest.raises(BadInput, match=f"^{folder}/record.json: a record of 1.. bytes could not be read again"):
+        blobs.put_json(f"{folder}/record.json", {"name": "x" * 90})
+    assert not blobs.exists(f"{folder}/record.json")
+
+
+def test_a_record_of_200_000_clients_is_written_and_read_in_bounded_memory(servers: Servers, folder: str) -> None:
+    """The texts come to 100 MB, more than may be one record, and one part of 20 is in memory at a time."""
+    own = servers.settings(settings.Store)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        head, before, writing, reading = fresh.submit(round_trip, own, f"{folder}/manifest.json").result(SECONDS * 5)
+
+    assert sum(part["size"] for part in head["parts"]) > 100_000_000
+    assert (parts.count(head, "updates"), len(head["parts"])) == (200_000, 20)
+    assert writing - before < 90, "lists of all entries by name, and a part"
+    assert reading - before < 150, "a part, and its text"
+
+
+def round_trip(own: settings.Store, key: str) -> tuple[dict[str, Any], float, float, float]:
+    """Writes and reads a record in a process of its own: its head, and the process's peak in MB at each step."""
+    blobs, many = Blobs(own), 200_000
+    clients = [f"client-{number:06d}" for number in range(many)]
+    about = {
+        "trainer": "trainer-abcdef",
+        "blob": {"key": f"jobs/many/{'k' * 100}", "size": 1 << 20, "digest": "d" * 64},
+        "metrics": dict.fromkeys(("client_loss", "client_accuracy", "train_loss"), 0.123456789012345),
+        "timings": dict.fromkeys(("wait", "fetch", "evaluate", "train", "upload", "total"), 0.123456),
+    }
+    updates = [{"client": client, **about} for client in clients]
+    record = {"job": "many-abc234", "cohort": clients, "updates": updates, "rejected": {}}
+    peaks = [peak_mb()]
+    blobs.put_json(key, parts.split(blobs, key, record, ("cohort", "updates", "rejected")))
+    peaks.append(peak_mb())
+    head, place = blobs.get_json(key), 0
+    for piece in parts.pieces(blobs, key, head):
+        following = place + len(piece["cohort"])
+        assert (piece["cohort"], piece["updates"]) == (clients[place:following], updates[place:following])
+        place = following
+    assert place == many
+    return head, peaks[0], peaks[1], peak_mb()
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 def test_keys_are_listed_in_order_and_removed_by_prefix(blobs: Blobs, folder: str) -> None:

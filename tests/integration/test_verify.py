@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.cli import promises
-from shared import names, topology
+from shared import names, parts, topology
 from shared.bus import Bus
 from shared.events import BlobRef
 from shared.redis_client import Redis
@@ -86,6 +86,41 @@ def test_an_ended_job_is_read_and_folded_again(fedq: Fedq, ended: Scripted) -> N
     assert f"dead letter: model-update from {names.updates_queue(JOB)}: is not msgpack" in done.out
     assert all(f"not promised: {sentence}" in done.out for sentence in promises.NOT_PROMISED)
     assert done.lines[-1] == "every promise holds"
+
+
+def test_a_record_in_parts_says_what_it_would_in_one(
+    fedq: Fedq, servers: Servers, running: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command that reads manifests prints the same, though each client's entry is a blob by itself."""
+    running.ask(3)
+    with monkeypatch.context() as patched:
+        patched.setattr(parts, "FEW", 0)
+        patched.setattr(parts, "MOST", 1)
+        running.commit(3)
+    running.end(rounds=3, accuracy=0.8)
+    blobs, key = servers.blobs(), names.manifest_blob(JOB, 3)
+
+    def said() -> list[tuple[int, str]]:
+        runs = [
+            fedq(*command)
+            for command in (
+                ("verify", JOB, "--json"),
+                ("replay", JOB, "3"),
+                ("show", JOB, "--json"),
+                ("results", JOB, "--json"),
+                ("results", JOB, "--csv", "rows.csv", "--force"),
+            )
+        ]
+        rows = (fedq.folder / "rows.csv").read_text()
+        return [(done.code, done.out) for done in runs] + [(0, rows)]
+
+    assert len(blobs.get_json(key)["parts"]) > 1
+    in_parts = said()
+    blobs.put_json(key, parts.whole(blobs, key))
+
+    assert [code for code, _ in in_parts] == [0] * 6
+    assert in_parts == said()
+    assert "agrees" in in_parts[1][1]
 
 
 def test_a_running_and_a_paused_job_are_judged_as_well(fedq: Fedq, running: Scripted, servers: Servers) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.aggregator.rounds import RINGS
-from shared import names, weights
+from shared import names, parts, weights
 from shared.events import BlobRef, RoundEnd, RoundStart
 from shared.jobs import CLAIMS
 from shared.ledger import ENDED, JobRecord
@@ -212,7 +212,7 @@ def totals_are_the_manifests(world: "World", uncounted: int) -> None:
     if record is None:
         return
     keys = [names.manifest_blob(JOB, number) for number in range(uncounted, record.round + 1)]
-    manifests = [json.loads(world.blobs.held[key][0]) for key in keys]
+    manifests = [parts.whole(world.blobs, key) for key in keys]  # type: ignore[arg-type]
     committed = totals.rounds["committed"].times if "committed" in totals.rounds else 0
     hold(committed == len(manifests), f"totals: {committed} rounds are counted, {len(manifests)} are committed")
     files = sum(len({update["blob"]["key"] for update in manifest["updates"]}) for manifest in manifests)

@@ -4,13 +4,14 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from services.aggregator import memory
 from services.aggregator.selection import history
-from shared import names
+from shared import names, parts
 from shared.events import EvaluateModel, RoundStart
 from shared.jobs import JobSpec
 from tests.simulation import chain
 from tests.simulation.chain import Chain, Manifest
-from tests.simulation.invariants import JOB, hold
+from tests.simulation.invariants import JOB, hold, one_model_per_round
 from tests.simulation.training import TESTED, Made, held_out
 
 if TYPE_CHECKING:
@@ -44,21 +45,29 @@ def memory_follows_the_rounds(world: "World", manifests: Chain, manifest: Manife
     if not (world.spec.is_stateful or needed):
         hold(manifest["memory"] is None, f"P3: round {number} keeps a memory of clients that have none")
         return
-    document = json.loads(world.blobs.held[manifest["memory"]["key"]][0])
+    document = remembered(world, manifest)
     states = {client: [ref["size"], ref["digest"]] for client, ref in chain.states(manifests, number).items()}
     hold(document["states"] == states, f"P3: the memory of round {number} has other states than counted")
     if needed:
         # One that was only ever evaluated has a row too.
-        rows = {client: row[:6] for client, row in document["history"]["clients"].items() if any(row[:2])}
+        rows = {client: row[:6] for client, row in document["clients"].items() if any(row[:2])}
         hold(rows == chain.known(manifests, number), f"P3: the memory of round {number} is not of its rounds: {rows}")
+
+
+def remembered(world: "World", manifest: Manifest) -> dict[str, Any]:
+    """What a round keeps of the clients, flat."""
+    found = json.loads(world.blobs.held[manifest["memory"]["key"]][0])
+    if "parts" not in found:
+        return memory.flat(found)
+    return parts.joined(world.blobs, names.histories(JOB, manifest["round"]), found)  # type: ignore[arg-type]
 
 
 def evaluations_are_remembered(world: "World", manifest: Manifest) -> None:
     """Where clients evaluated the model before, selection goes by what they found, whoever had asked them."""
     if manifest["memory"] is None or not history.is_needed(world.spec):
         return
-    record = json.loads(world.blobs.held[names.evaluation_blob(JOB, manifest["round"] - 1)][0])
-    rows = json.loads(world.blobs.held[manifest["memory"]["key"]][0])["history"]["clients"]
+    record = parts.whole(world.blobs, names.evaluation_blob(JOB, manifest["round"] - 1))  # type: ignore[arg-type]
+    rows = remembered(world, manifest)["clients"]
     for client, figures in record.get("clients", {}).items():
         known = rows.get(client, [None] * 7)[6]
         hold(known == figures["accuracy"], f"P3: round {manifest['round']} has forgotten how {client} evaluated")
@@ -124,6 +133,9 @@ def nothing_needed_is_gone(world: "World", manifests: Chain) -> None:
         return
     last = max(manifests)
     what_is_named_is_there(world, manifests[last])
+    one_model_per_round(manifests[last], parts.whole(world.blobs, names.manifest_blob(JOB, last)))  # type: ignore[arg-type]
+    if manifests[last]["memory"] is not None:
+        remembered(world, manifests[last])
     if world.spec.pool is not None:
         found = chain.states(manifests, last)
         _is_there(world, [names.state_blob(JOB, client, ref["digest"]) for client, ref in found.items()], last)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from services.trainer.orders import Order
-from shared import names
+from shared import names, parts
 from shared.blobs import NotFound
 from shared.errors import Fenced, Refused
 from shared.events import EvaluateModel, RoundEnd, RoundStart, TrainingEnd
@@ -88,9 +88,9 @@ class Witness:
             case "ledger.open_round":
                 self._opened(*args)
             case "blobs.put_json" if args[0].endswith("/manifest.json"):
-                self._manifest(args[1])
+                self._manifest(parts.joined(self._world.blobs, args[0], args[1]))  # type: ignore[arg-type]
             case "blobs.put_json" if args[0].endswith("/evaluation.json"):
-                self._evaluated(who, args[1])
+                self._evaluated(who, parts.joined(self._world.blobs, args[0], args[1]))  # type: ignore[arg-type]
             case "blobs.delete" | "blobs.remove":
                 keeping.nothing_needed_is_gone(self._world, self.manifests)
             case "roster.alive":

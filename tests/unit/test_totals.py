@@ -9,6 +9,10 @@ from services.aggregator.closing import LONGEST, came_to, came_to_nothing
 from shared.ledger import Sum, Totals
 
 
+def totals_of(told: dict[str, Any]) -> Totals:
+    return came_to(told, [told])
+
+
 def manifest(*timings: dict[str, float], own: dict[str, float] | None = None) -> dict[str, Any]:
     updates = [
         {"client": f"c{number}", "blob": {"key": f"u{number}", "size": 1, "digest": "0" * 64}, "timings": spent}
@@ -20,7 +24,7 @@ def manifest(*timings: dict[str, float], own: dict[str, float] | None = None) ->
 
 def test_a_round_is_what_its_updates_took() -> None:
     """Each part by itself: an update that was told of again has no timings, and a step of one's own no evaluation."""
-    found = came_to(manifest({"fetch": 0.5, "train": 1.0}, {"fetch": 0.25, "train": 2.0, "evaluate": 0.125}, {}))
+    found = totals_of(manifest({"fetch": 0.5, "train": 1.0}, {"fetch": 0.25, "train": 2.0, "evaluate": 0.125}, {}))
 
     assert found.rounds == {"committed": Sum(1, 2.5)}
     assert found.updates == {"accepted": 3, "rejected": 1}
@@ -38,7 +42,7 @@ def test_a_batch_took_its_time_once() -> None:
     """Its clients share one file and one trainer's stopwatch; they are an update each."""
     about = manifest({"train": 4.0}, {"train": 4.0}, {"train": 1.0}, own={"fold": 0.5, "step": 0.25})
     about["updates"][1]["blob"] = about["updates"][0]["blob"]
-    found = came_to(about)
+    found = totals_of(about)
 
     assert (found.parts["train"], found.parts["fold"], found.parts["step"]) == (Sum(2, 5.0), Sum(2, 0.5), Sum(1, 0.25))
     assert found.updates["accepted"] == 3
@@ -47,7 +51,7 @@ def test_a_batch_took_its_time_once() -> None:
 @pytest.mark.parametrize(("said", "counted"), [(math.nan, 0), (math.inf, 0), (-1.0, 0), (1e300, LONGEST), (3.0, 3.0)])
 def test_a_trainer_may_say_what_it_likes(said: float, counted: float) -> None:
     """It makes no series, breaks no commit, and drowns nobody else's time."""
-    found = came_to(manifest({"train": said, "made-up": 1.0}))
+    found = totals_of(manifest({"train": said, "made-up": 1.0}))
 
     assert found.parts["train"] == Sum(1, counted)
     assert "made-up" not in found.parts
