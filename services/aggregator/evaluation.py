@@ -7,13 +7,13 @@ the worst tenth of the clients (Mohri et al. 2019 and Li et al. 2019 say why a m
 import hashlib
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from services.aggregator.selection import lottery, population
-from shared.events import ModelEvaluated
+from shared.events import BlobRef, ModelEvaluated
 from shared.jobs import JobSpec
 
 SERVER = 0  #: the part that is the server's test set
@@ -29,13 +29,40 @@ def part_of(clients: Sequence[str]) -> int:
     return 1 + int.from_bytes(hashlib.sha256("/".join(clients).encode()).digest()[:6], "big")
 
 
+def part_of_tests(spec: JobSpec, group: str) -> int:
+    """The number of the part that a pool's test set is, or one silo's."""
+    return SERVER if spec.pool is not None else part_of(("", group))  # no client's name is empty
+
+
+def whose_tests(spec: JobSpec, part: int) -> str | None:
+    """The pool or silo whose test set a part is; None where it is one of clients."""
+    return next((group for group in _testers(spec) if part_of_tests(spec, group) == part), None)
+
+
+def next_tester(spec: JobSpec, alive: Mapping[str, int], without: Collection[str], known: str) -> str | None:
+    """Who is asked for the test set: the one that is `known` to have it, else the next that may; None for nobody."""
+    there = [group for group in _testers(spec) if group not in without and (spec.pool is not None or alive.get(group))]
+    return known if known in there else next(iter(there), None)
+
+
+def nobody_has_tests(spec: JobSpec, untested: Collection[str]) -> bool:
+    """Whether all whose data the job has said that they have no test set."""
+    return all(group in untested for group in _testers(spec))
+
+
+def _testers(spec: JobSpec) -> tuple[str, ...]:
+    return spec.silos if spec.silos is not None else (spec.pool or "",)
+
+
 @dataclass
 class Evaluation:
     """One round's, while answers come in."""
 
     round: int
-    parts: frozenset[int] = frozenset({SERVER})  # that were asked for
+    parts: set[int] = field(default_factory=lambda: {SERVER})  # that were asked for
     answered: dict[int, ModelEvaluated] = field(default_factory=dict)
+    model: BlobRef | None = None  # that is evaluated, where this owner asked for it
+    tried: dict[str, str] = field(default_factory=dict)  # who was asked for a test set in vain; the error, if any
 
     def take(self, event: ModelEvaluated) -> bool:
         """Keeps an answer that was asked for, once; whether it was the last one."""
@@ -43,6 +70,15 @@ class Evaluation:
             return False
         self.answered.setdefault(event.part, event)
         return self.answered.keys() == self.parts
+
+    def unmeasured(self, spec: JobSpec) -> str:
+        """Why nothing was measured on a test set, where that was wanted; empty where it was."""
+        if spec.evaluate.where == "clients" or any(whose_tests(spec, part) for part in self.answered):
+            return ""
+        if errors := [error for error in self.tried.values() if error]:
+            return f"the model was not measured on a test set: {errors[0]}"
+        whose = "the data have no test set" if spec.pool is not None else "no silo that is there has a test set"
+        return f"{whose}, and the model was not measured on any (data.test_fraction, or test() of your own data)"
 
     @property
     def examples(self) -> int:

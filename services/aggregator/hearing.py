@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from services.aggregator import rounds, soundness, stopping
 from services.aggregator.entries import COULD_NOT, UNFIT
-from services.aggregator.evaluation import Evaluation
+from services.aggregator.evaluation import Evaluation, nobody_has_tests, whose_tests
 from services.aggregator.seat import Seat
 from services.aggregator.soundness import Unsound
 from shared import names, parts
@@ -133,33 +133,50 @@ def _on_duplicate(seat: Seat, state: rounds.State, update: ModelUpdate) -> Happe
 
 def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
     """Keeps the figures of a round's model; the job goes on once all who were asked have answered."""
-    if event.round not in seat.evaluations and seat.spec.evaluate.where != "server":
+    group = whose_tests(seat.spec, event.part)
+    is_wanted = seat.spec.evaluate.where == "server" and group is not None and event.examples > 0
+    if event.round not in seat.evaluations and not is_wanted:
         raise Stale(f"the evaluation of round {event.round} was asked for by another owner, or is complete")
-    pending = seat.evaluations.setdefault(event.round, Evaluation(event.round))
+    pending = seat.evaluations.setdefault(event.round, Evaluation(event.round, {event.part}))
     if event.error is not None:
         seat.log.warning("not evaluated", round=event.round, reason=event.error)
         seat.faults.note("not-evaluated", event.error, event.round)
+    if group is not None and event.part in pending.parts:
+        if not event.examples:
+            pending.tried[group] = event.error or ""
+            if event.error is None and group not in seat.untested:
+                seat.untested.add(group)
+                if nobody_has_tests(seat.spec, seat.untested):  # said once, not in each round
+                    seat.faults.note("not-evaluated", Evaluation(event.round).unmeasured(seat.spec), event.round)
+            return rounds.Untested(event.round)
+        seat.tester = group
     if not pending.take(event):
         raise Stale(f"round {event.round} is waiting for other evaluations")
+    return complete(seat, pending)
+
+
+def complete(seat: Seat, pending: Evaluation) -> rounds.Evaluated:
+    """Records what those have answered who were asked how good a model is, and what that says of the job."""
     if pending.examples:
+        event = next(iter(pending.answered.values()))
         metrics, clients = pending.metrics, pending.clients
-        late = event.round < seat.judged  # a later model's figures have come before
-        unsound = soundness.after(Unsound() if late else seat.unsound, event.round, metrics, clients)
+        late = pending.round < seat.judged  # a later model's figures have come before
+        unsound = soundness.after(Unsound() if late else seat.unsound, pending.round, metrics, clients)
         if not late:
-            seat.judged, seat.unsound = event.round, unsound
+            seat.judged, seat.unsound = pending.round, unsound
             seat.metrics = {**seat.metrics, **metrics}
             seat.evaluated = {**seat.evaluated, **clients}
         # The ledger first: it knows whether the job is still ours to write about.
         seat.edges.ledger.set_metrics(seat.job, seat.fence, seat.metrics)
         record = {"job": seat.job, "model": event.model, **pending.document(), **unsound.document()}
-        key = names.evaluation_blob(seat.job, event.round)
+        key = names.evaluation_blob(seat.job, pending.round)
         seat.edges.blobs.put_json(key, parts.split(seat.edges.blobs, key, record, ("clients",)))
-        seat.log.info("evaluated", round=event.round, trainer=event.trainer, metrics=metrics)
+        seat.log.info("evaluated", round=pending.round, trainer=event.trainer, metrics=metrics)
     stop, enough = seat.spec.evaluate.stop, ""
     if stop is not None and stop.metric in pending.metrics:
-        seat.progress[event.round] = pending.metrics[stop.metric]
+        seat.progress[pending.round] = pending.metrics[stop.metric]
         enough = stopping.verdict(stop, [seat.progress[number] for number in sorted(seat.progress)])
     elif stop is not None:
-        seat.faults.note("not-evaluated", f"nobody measured {stop.metric}, which evaluate.stop goes by", event.round)
-    del seat.evaluations[event.round]  # last: where a server was away, the answer comes again
-    return rounds.Evaluated(event.round, enough)
+        seat.faults.note("not-evaluated", f"nobody measured {stop.metric}, which evaluate.stop goes by", pending.round)
+    del seat.evaluations[pending.round]  # last: where a server was away, the answer comes again
+    return rounds.Evaluated(pending.round, enough, pending.unmeasured(seat.spec))

@@ -136,10 +136,21 @@ class Committed:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The evaluation of a round's model is known, or known to be impossible; why that ends the job, where it does."""
+    """The evaluation of a round's model is known, or known to be impossible; why that ends the job, where it does.
+
+    `lacking` is what was not measured, for a job that ends with this round.
+    """
 
     round: int
     done: str = ""
+    lacking: str = ""
+
+
+@dataclass(frozen=True)
+class Untested:
+    """Who was asked for the test set of a round's evaluation has none, or failed."""
+
+    round: int
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,7 @@ Happening = (
     | Interrupted
     | Committed
     | Evaluated
+    | Untested
     | Joined
     | Ticked
     | Stopped
@@ -257,6 +269,13 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class AskAnother:
+    """Ask another silo for the test set of a round's evaluation."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Pause:
     """Lay the job down until an operator resumes it."""
 
@@ -271,7 +290,7 @@ class End:
     reason: str = ""
 
 
-Effect = Look | Wait | Open | Review | Ring | Close | Abandon | Evaluate | Pause | End
+Effect = Look | Wait | Open | Review | Ring | Close | Abandon | Evaluate | AskAnother | Pause | End
 Step = tuple[State, tuple[Effect, ...]]
 
 
@@ -383,8 +402,10 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
             return _judged(replace(state, failed=failed, refused=state.refused.plus(client), why=told), now)
         case Committed(answered), "closing":
             return _committed(state, now, answered)
-        case Evaluated(number, done), "evaluating" if number == state.round:
-            return _evaluated(state, done)
+        case Untested(number), _:
+            return state, (AskAnother(number),)
+        case Evaluated(number, done, lacking), "evaluating" if number == state.round:
+            return _evaluated(state, done, lacking)
         case Ticked(), "open":
             return _judged(state, now)
         case Ticked(), "waiting" if state.deadline is not None and now >= state.deadline:
@@ -459,8 +480,11 @@ def _told(state: State, client: str, why: str) -> str:
 
 
 def _again(state: State, reason: str) -> Step:
-    """Another attempt at a round that failed, where the job file grants one."""
-    if state.spec.rounds.below_minimum == "fail" or state.attempt >= state.spec.rounds.attempts:
+    """Another attempt at a round that failed, where the job file grants one, or another silo may begin the job."""
+    granted = state.spec.rounds.attempts if state.spec.rounds.below_minimum == "retry" else 1
+    if state.round == 0:
+        granted = max(granted, len(state.spec.silos or ()))
+    if state.attempt >= granted:
         return _ended(state, End("failed", reason))
     if state.pausing is not None:
         return _paused(state, state.pausing)

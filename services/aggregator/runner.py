@@ -10,6 +10,7 @@ from typing import TypeVar
 import structlog
 
 from services.aggregator import effects, hearing, recovery, rounds
+from services.aggregator.evaluation import Evaluation
 from services.aggregator.seat import Edges, Faults, Seat
 from services.aggregator.takeover import take_over
 from shared import names, topology
@@ -338,11 +339,18 @@ class Runner:
             case rounds.Abandon():
                 effects.abandon(seat, effect)
             case rounds.Evaluate(number):
-                effects.evaluate(seat, number)
+                self._complete(effects.evaluate(seat, number))
+            case rounds.AskAnother(number):
+                self._complete(effects.ask_another(seat, number))
             case rounds.Pause(reason):
                 effects.pause(seat, reason)
             case rounds.End(outcome, reason):
                 effects.end(seat, outcome, reason)
+
+    def _complete(self, evaluation: Evaluation | None) -> None:
+        """Goes on where there is nobody to be waited for."""
+        if evaluation is not None:
+            self._happenings.append(hearing.complete(self._seated, evaluation))
 
     def _review(self, effect: rounds.Review) -> None:
         """Takes in what the store holds of the open round: an event may be lost, its blob is not."""

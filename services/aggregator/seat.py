@@ -82,6 +82,8 @@ class Seat:
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # that are asked for and not complete
     evaluated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # clients' figures since the last commit
     turnout: Turnout = field(default_factory=Turnout)  # of the rounds that this owner committed, and at the end of all
+    tester: str = ""  # the pool or silo that had a test set last
+    untested: set[str] = field(default_factory=set)  # those that said they have none
     judged: int = -1  # the last round whose evaluation this owner has heard
     unsound: Unsound = field(default_factory=Unsound)  # what is not finite in the last evaluation
     progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job

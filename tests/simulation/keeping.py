@@ -12,7 +12,7 @@ from shared.jobs import JobSpec
 from tests.simulation import chain
 from tests.simulation.chain import Chain, Manifest
 from tests.simulation.invariants import JOB, hold, one_model_per_round
-from tests.simulation.training import TESTED, Made, held_out
+from tests.simulation.training import TESTED, Made, has_tests, held_out
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -117,12 +117,15 @@ def asks_about_the_model(manifests: Chain, event: EvaluateModel) -> None:
         hold(named == states.get(client, {}).get("digest"), f"P3: {client} evaluates with another state than it has")
 
 
-def evaluation_is_whole(spec: JobSpec, record: Mapping[str, Any], asked: Collection[str]) -> None:
-    """All who were asked, each once, have their part in an evaluation."""
+def evaluation_is_whole(
+    spec: JobSpec, record: Mapping[str, Any], asked: Collection[str], testers: Collection[str]
+) -> None:
+    """All who were asked, each once, have their part in an evaluation; of a test set, one who has it."""
     number, clients = record["round"], record.get("clients", {})
     if spec.evaluate.where != "server":
         hold(clients.keys() == set(asked), f"P2: {sorted(asked)} evaluate round {number}, and it has {sorted(clients)}")
-    server = 0 if spec.evaluate.where == "clients" else TESTED
+    tested = spec.evaluate.where == "server" or any(has_tests(spec, group) for group in testers)
+    server = TESTED if tested and spec.evaluate.where != "clients" else 0
     examples = server + sum(held_out(client) for client in clients)
     hold(record["examples"] == examples, f"P2: round {number} is evaluated on {record['examples']} of {examples}")
 

@@ -26,8 +26,10 @@ from services.aggregator.tally import Tally
 from shared import failpoints, fold, initial, names
 from shared.errors import Fenced, Unavailable
 from shared.fold import Measures
+from shared.jobs import JobSpec
 from shared.ledger import Ledger
 from tests.simulation import model, nemesis, story
+from tests.simulation.invariants import JOB
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.world import World
 
@@ -228,6 +230,57 @@ def test_an_update_that_redis_forgot_is_not_folded_twice(seed: int) -> None:
         world.calm_down()
 
     story.ended_well(world)
+
+
+# --- a test set that not everybody has -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["server", "both"])
+@pytest.mark.parametrize("seed", [2, 3], ids=["the last silo has one", "nobody has one"])
+def test_a_test_set_is_looked_for_once_and_what_nobody_measured_is_said(seed: int, where: str) -> None:
+    """Each silo is asked until one has a test set, which alone is asked from then on."""
+    silos = [f"silo-{number}" for number in range(3)]
+    document = {
+        "name": "sim",
+        "seed": seed,
+        "model": {"name": "softmax"},
+        "data": {"name": "tests:data", "local_test": 0.2},
+        "rounds": {"count": 3},
+        "evaluate": {"where": where},
+        "silos": silos,
+    }
+    world = told_quietly(JobSpec.model_validate(document))
+    asked: dict[int, set[str]] = {}
+    for (_, number), testers in world.witness.testers.items():
+        asked.setdefault(number, set()).update(testers)
+    record = world.job()
+    assert record is not None
+    said = "no silo that is there has a test set, and the model was not measured on any"
+    faults = [line["detail"] for line in world.ledger.log(JOB) if line["fault"] == "not-evaluated"]
+
+    assert record.status == "finished"
+    assert set().union(*asked.values()) == set(silos)
+    if seed == 2:
+        assert asked[3] == {"silo-2"}
+        assert (record.detail, faults) == ("", [])
+        assert record.metrics["accuracy"] > 0
+    else:
+        assert not asked.get(3)
+        assert record.detail.startswith(said)
+        assert len(faults) == 1
+        assert faults[0].startswith(said)
+
+
+def told_quietly(spec: JobSpec) -> World:
+    """The life of a job that nothing befalls."""
+    random = Random(0)  # noqa: S311 - no secret
+    nemesis = Nemesis(random)
+    nemesis.cease()
+    world = World(spec, random, nemesis)
+    with world.installed():
+        world.begin()
+        world.run(0)
+    return world
 
 
 # --- planted bugs: does anybody look? -----------------------------------------------------------

@@ -32,6 +32,7 @@ class Witness:
         self.rings: Counter[tuple[int, int, int]] = Counter()  # (round, attempt, fence) → round-starts
         self.round = -1  # the last committed one that Redis showed since it went back
         self.evaluators: dict[tuple[str, int], set[str]] = defaultdict(set)  # (replica, round) → clients it asked last
+        self.testers: dict[tuple[str, int], set[str]] = defaultdict(set)  # of a test set, whom it asked
         self.looked: set[str] = set()  # replicas that have read the roster since they last asked for an evaluation
         self.evaluated: dict[int, int] = {}  # round → the owner that has its evaluation, by its fence
         self.enough: dict[int, int] = {}  # an owner, by its fence → the round after which it needs no other
@@ -106,7 +107,8 @@ class Witness:
             self.enough[fence] = last
 
     def _evaluated(self, who: str, record: Mapping[str, Any]) -> None:
-        keeping.evaluation_is_whole(self._world.spec, record, self.evaluators[who, record["round"]])
+        place = who, record["round"]
+        keeping.evaluation_is_whole(self._world.spec, record, self.evaluators[place], self.testers[place])
         job, number = self._world.job(), record["round"]
         if job is None or job.owner != who:
             return
@@ -156,7 +158,9 @@ class Witness:
                 invariants.rings_are_bounded(self._world, event, self.rings[event.round, event.attempt, event.fence])
                 keeping.asks_with_what_is_kept(self._world, self.manifests, event, owned=self._owns(event.fence))
             case EvaluateModel():
-                if who in self.looked:
+                if not event.clients:
+                    self.testers[who, event.round].add(event.group)
+                elif who in self.looked:
                     self.evaluators[who, event.round].clear()
                     self.looked.discard(who)
                 self.evaluators[who, event.round].update(event.clients)

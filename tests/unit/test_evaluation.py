@@ -2,7 +2,16 @@
 
 import pytest
 
-from services.aggregator.evaluation import Evaluation, evaluators, part_of, summary
+from services.aggregator.evaluation import (
+    Evaluation,
+    evaluators,
+    next_tester,
+    nobody_has_tests,
+    part_of,
+    part_of_tests,
+    summary,
+    whose_tests,
+)
 from shared import jobs
 from shared.events import Member, ModelEvaluated
 
@@ -20,7 +29,7 @@ def answer(part: int, members: dict[str, tuple[int, float]] | None = None, **tol
 def test_it_is_complete_when_each_part_is_answered_and_a_repeated_answer_is_none() -> None:
     """The first answer to a part counts, and none to a part that an earlier owner cut otherwise."""
     mine, other = part_of(("a",)), part_of(("a", "b"))
-    found = Evaluation(3, frozenset({0, mine}))
+    found = Evaluation(3, {0, mine})
 
     assert not found.take(answer(mine, {"a": (10, 0.5)}))
     assert not found.take(answer(mine, {"a": (10, 0.9)}))
@@ -68,3 +77,66 @@ def test_evaluators_are_drawn_anew_each_round_and_the_same_everywhere() -> None:
     assert all(len(one) == 5 and list(one) == sorted(one) for one in drawn)
     assert len(set(drawn)) == 5
     assert drawn[0] == evaluators(some, {"cpu": 3}, 0)
+
+
+SILOS = jobs.parse(
+    {
+        "name": "t",
+        "model": {"name": "softmax"},
+        "data": {"name": "m:f"},
+        "rounds": {"count": 2},
+        "silos": ["a", "b", "c"],
+    }
+)
+POOL = jobs.parse(
+    {
+        "name": "t",
+        "model": {"name": "softmax"},
+        "data": {"name": "digits", "clients": 3},
+        "rounds": {"count": 2},
+        "pool": "cpu",
+    }
+)
+
+
+def test_the_test_set_is_that_of_the_first_silo_there_that_may_have_one_and_then_of_the_one_that_has() -> None:
+    """Who is away is not asked, and who has none only once."""
+    alive = {"b": 1, "c": 2}
+
+    assert next_tester(SILOS, alive, (), "") == "b"
+    assert next_tester(SILOS, alive, {"b"}, "") == "c"
+    assert next_tester(SILOS, alive, {"b", "c"}, "") is None
+    assert next_tester(SILOS, alive, (), "c") == "c"
+    assert next_tester(SILOS, alive, {"b"}, "a") == "c"
+    assert (next_tester(POOL, {}, (), ""), next_tester(POOL, {}, {"cpu"}, "")) == ("cpu", None)
+    assert nobody_has_tests(SILOS, {"a", "b", "c"})
+    assert not nobody_has_tests(SILOS, {"b", "c"})
+
+
+def test_an_answer_says_whose_test_set_it_is_of() -> None:
+    """So that a repeated answer of one silo is none of the next."""
+    parts = [part_of_tests(SILOS, silo) for silo in "abc"]
+
+    assert [whose_tests(SILOS, part) for part in parts] == ["a", "b", "c"]
+    assert len({0, *parts, *(part_of((silo,)) for silo in "abc")}) == 7
+    assert whose_tests(SILOS, part_of(("a",))) is None
+    assert whose_tests(POOL, part_of_tests(POOL, "cpu")) == "cpu"
+    assert part_of_tests(POOL, "cpu") == 0
+
+
+def test_what_was_not_measured_is_said_with_the_reason() -> None:
+    """An error before the want of a test set; nothing where there is a figure, or none was wanted."""
+    silent, failed = (
+        Evaluation(3, set(), tried={"a": "", "b": ""}),
+        Evaluation(3, set(), tried={"a": "", "b": "KeyError"}),
+    )
+    own = jobs.parse(
+        SILOS.model_dump() | {"evaluate": {"where": "clients"}, "data": {"name": "m:f", "local_test": 0.5}}
+    )
+    measured = Evaluation(3, {part_of_tests(SILOS, "b")})
+    measured.take(answer(part_of_tests(SILOS, "b"), examples=5))
+
+    assert silent.unmeasured(SILOS).startswith("no silo that is there has a test set, and the model was not measured")
+    assert failed.unmeasured(SILOS) == "the model was not measured on a test set: KeyError"
+    assert Evaluation(3, set(), tried={"cpu": ""}).unmeasured(POOL).startswith("the data have no test set")
+    assert (measured.unmeasured(SILOS), silent.unmeasured(own)) == ("", "")

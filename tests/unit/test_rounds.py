@@ -7,6 +7,7 @@ from services.aggregator import rounds
 from services.aggregator.rounds import (
     Abandon,
     Accepted,
+    AskAnother,
     Close,
     Committed,
     End,
@@ -29,6 +30,7 @@ from services.aggregator.rounds import (
     State,
     Stopped,
     Ticked,
+    Untested,
     Wait,
 )
 from shared import jobs
@@ -415,6 +417,53 @@ def test_who_is_at_work_is_rung_for_the_round_that_it_began_in() -> None:
     state, effects = play(state, Interrupted(), Reviewed(10.0))
 
     assert effects == [Review(2), Ring(2, 1, ("client-0", "client-2", "client-3"), carried={"client-3": 1})]
+
+
+# --- silos ----------------------------------------------------------------------------------------
+
+
+def siloed(**changes):
+    document = {
+        "name": "t",
+        "model": {"name": "softmax"},
+        "data": {"name": "m:f"},
+        "rounds": {"count": 2, "minimum": 2, "deadline": "10s"},
+        "silos": ["a", "b", "c"],
+    }
+    return jobs.parse(document | changes)
+
+
+def test_a_job_begins_with_the_first_silo_whose_data_fit() -> None:
+    """Without a word in the job file about attempts: each silo has one."""
+    here = Looked(dict.fromkeys("abc", 1))
+    state, _ = rounds.begin(siloed(), -1)
+    asked = []
+    for attempt in (1, 2, 3):
+        state, effects = play(state, here, Opened(10.0), Reviewed(10.0))
+        assert state.attempt == attempt
+        asked += state.cohort
+        state, effects = play(state, Failed(state.cohort[0], "labels that are not declared"))
+    assert sorted(asked) == ["a", "b", "c"]
+    assert isinstance(effects[-1], End)
+    assert "labels that are not declared" in effects[-1].reason
+
+    state, _ = rounds.begin(siloed(), 0)  # a later round has the attempts that the job file grants
+    state, effects = play(state, here, Opened(10.0), Reviewed(10.0), *(Failed(silo, "x") for silo in "abc"))
+    assert isinstance(effects[-1], End)
+
+
+def test_another_silo_is_asked_for_a_test_set_whatever_the_job_does_meanwhile() -> None:
+    """The next round is open by then."""
+    state, _ = rounds.begin(siloed(), 0)
+    state, _ = play(state, Looked(dict.fromkeys("abc", 1)), Opened(10.0), Reviewed(10.0))
+    assert play(state, Untested(0)) == (state, [AskAnother(0)])
+
+
+def test_a_job_that_measured_nothing_says_so_at_its_end() -> None:
+    """It has finished, and its model is there."""
+    state, _ = rounds.begin(siloed(), 2, evaluated=False)
+    assert play(state, Evaluated(2, lacking="no test set"))[1] == [End("finished", "no test set")]
+    assert play(state, Evaluated(2, "enough", "no test set"))[1] == [End("finished", "enough")]
 
 
 # --- an early end -------------------------------------------------------------------------------

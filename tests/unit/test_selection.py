@@ -87,6 +87,15 @@ def test_round_zero_asks_one_client() -> None:
     assert len(select(spec(), {"cpu": 1}, 0, 1)) == 1
 
 
+def test_each_silo_in_turn_is_asked_for_the_initial_model() -> None:
+    """The data of one may not fit; the next attempt is another's."""
+    job = silos("a", "b", "c", "d")
+    alive = dict.fromkeys("acd", 1)
+
+    assert {select(job, alive, 0, attempt) for attempt in (1, 2, 3)} == {("a",), ("c",), ("d",)}
+    assert select(job, alive, 0, 4) == select(job, alive, 0, 1)
+
+
 def test_silos_take_part_when_they_are_alive() -> None:
     """The living silos are asked where they are enough, and nobody where they are not."""
     job = silos("a", "b", "c", target=3, minimum=2)

@@ -62,6 +62,9 @@ def select(
     candidates = _candidates(spec, alive, away, flying)
     if not _suffice(spec, number, candidates, flying):
         return ()
+    if number == 0 and spec.silos is not None:  # one after the other: data that do not fit are one silo's
+        turns = lottery.drawn(spec, candidates, number, 1, len(candidates))
+        return (turns[(attempt - 1) % len(turns)],)
     if number == 0:
         return tuple(lottery.drawn(spec, candidates, number, attempt, 1))
     wanted = min(spec.cohort_size - len(flying), len(candidates))
