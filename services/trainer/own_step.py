@@ -10,6 +10,7 @@ from shared.catalog.training import CustomTrain
 from shared.errors import BadInput, Stale
 
 METRICS = 64  #: that a client may report: they travel in an event
+NAME = 64  #: characters of a metric's name: a column of tables, a file's, a chart's
 
 
 def step(
@@ -42,6 +43,12 @@ def step(
         found = {str(name): float(value) for name, value in metrics.items()}
     except (TypeError, ValueError) as error:
         raise BadInput(f"train.name: {spec.name} gave a metric that is no number: {error}") from error
-    if len(found) > METRICS or any(len(name) > 64 for name in found):
-        raise BadInput(f"train.name: {spec.name} gave {len(found)} metrics; at most {METRICS}, of 64 characters each")
+    if len(found) > METRICS:
+        raise BadInput(f"train.name: {spec.name} gave {len(found)} metrics; at most {METRICS} are reported")
+    for name in found:
+        if not (0 < len(name) <= NAME and name.isprintable() and name == name.strip()):
+            raise BadInput(
+                f"train.name: {spec.name} gave a metric named {name[: NAME + 1]!a}; "
+                f"a name has 1 to {NAME} characters that can be printed, and no blank at an end"
+            )
     return found

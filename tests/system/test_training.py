@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from safetensors.numpy import save
 from torch import nn
 
 from services.trainer import learning
@@ -150,6 +152,40 @@ def test_a_mistake_in_the_users_code_ends_the_job_with_its_words(services: Servi
     services.fedq("start", "examples/digits.yaml", *failing, "--watch", code=1)
 
     assert "no_such_module" in json.dumps(services.json("show", "digits-wrong1"))
+
+
+def test_an_initial_model_that_is_no_numbers_ends_the_job_at_once(services: Services, tmp_path: Path) -> None:
+    """Long before the deadline, with the file and the tensor, and without faults that were none."""
+    services.all(trainers=2)
+    tensors = {"head.weight": np.full((10, 64), np.nan, np.float32), "head.bias": np.zeros(10, np.float32)}
+    (tmp_path / "start.safetensors").write_bytes(save(tensors))
+    job = yaml.safe_load(Path("examples/digits.yaml").read_text(encoding="utf-8"))
+    job |= {"model": {"name": "softmax", "start": "start.safetensors"}}
+    job["rounds"] |= {"deadline": "10m"}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+    services.fedq("start", str(tmp_path / "job.yaml"), "--id", "digits-nan001", "--watch", code=1)
+    shown = services.json("show", "digits-nan001")
+
+    assert re.fullmatch(
+        r"round 0 has 0 of the 1 updates it needs and nobody is left to answer \(asked 1, failed 1\); client-\d+: "
+        r"model\.start, start\.safetensors: the model's tensor head\.weight holds NaN or Inf",
+        shown["detail"],
+    )
+    assert {line["fault"] for line in shown["log"]} == {"client-failed", "round-failed"}
+
+
+def test_a_model_whose_loss_is_no_number_has_not_just_finished(services: Services) -> None:
+    """Its rounds were committed; the exit code, the reason and the results say what they are worth."""
+    services.all(trainers=1)
+    changes = ("--set", "model={name: 'tests.unsound:make'}", "--set", "rounds.count=2", "--id", "digits-nan002")
+    services.fedq("start", "examples/digits.yaml", *changes, "--watch", code=1)
+
+    reason = "the model's loss is not a finite number since the evaluation of round 0;"
+    assert services.json("show", "digits-nan002")["detail"].startswith(reason)
+    found = services.json("results", "digits-nan002")
+    assert (found["result"]["outcome"], found["result"]["rounds"]) == ("failed", 2)
+    assert [past["loss"] for past in found["rounds"]] == [None, None, None]
+    assert services.json("verify", "digits-nan002")["holds"] is True
 
 
 def test_stop_ends_training_and_leaves_the_model(services: Services) -> None:

@@ -58,6 +58,21 @@ def test_own_step_trains_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
         own_step.step(model, *examples(), CustomTrain(name="own_steps:chatty"), seed=1, client="a", number=2)
 
 
+@pytest.mark.parametrize("name", ["", " loss", "a\nb", "\x1b[31mred", "m" * 65, "\u202eevil"])
+def test_a_metrics_name_can_be_printed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It is a column of a table, and of a file, later; what is wrong with it is shown, and not obeyed."""
+    module = types.ModuleType("own_steps")
+    monkeypatch.setitem(sys.modules, "own_steps", module)
+    module.named = lambda *_, name, **__: {"größe/2 (%)": 1, name: 0}  # type: ignore[attr-defined]
+    spec = CustomTrain(name="own_steps:named", args={"name": name})
+
+    with pytest.raises(BadInput, match=r"own_steps:named gave a metric named .*; a name has 1 to 64 char") as caught:
+        own_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client="a", number=2)
+    assert str(caught.value).isprintable()
+    fine = spec.model_copy(update={"args": {"name": "m" * 64}})
+    assert len(own_step.step(nn.Linear(1, 1), *examples(), fine, seed=1, client="a", number=2)) == 2
+
+
 def test_own_step_may_ask_whether_the_round_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it gives after that is not wanted, whether it asked or not."""
     module = types.ModuleType("own_steps")
