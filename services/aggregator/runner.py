@@ -116,6 +116,9 @@ class Runner:
         except Unavailable as error:
             # Not the job's fault: its lease runs out, and another replica, or this one, takes it as it is.
             self._log.warning("left as it is", reason=str(error))
+        except BadInput as error:  # of the job's: it says all, and where it was raised says nothing
+            self._log.error("job failed", reason=str(error))
+            self._fail(error)
         except Exception as error:
             self._log.exception("job failed")
             self._fail(error)

@@ -230,6 +230,20 @@ def test_a_job_runs_to_its_end(servers, aggregators, trainers) -> None:
     assert (record.status, record.round) == ("finished", 2)
 
 
+@pytest.mark.parametrize("name", ["fedavg", "median"])
+def test_a_server_step_to_no_number_ends_the_job_with_the_model_before(name, servers, aggregators, trainers) -> None:
+    """It fails with the round, the strategy and a tensor, and its model is the last that was committed, to the bit."""
+    aggregators()
+    start(trainers, spec(strategy={"name": name, "lr": 1e60}))
+    end = trainers.until(TrainingEnd)
+
+    assert (end.outcome, end.rounds) == ("failed", 0)
+    assert f"round 1: strategy {name} made" in end.reason
+    assert "inf of a value of b: a lower strategy.lr or train.optimizer.lr may help" in end.reason
+    begun = np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
+    assert np.array_equal(LAYOUT.flat(model_of(servers, end.model)), begun)
+
+
 def run(trainers: Trainers, job_spec: JobSpec, answer: Callable[[RoundStart, str], None] | None = None) -> list[str]:
     """Runs a job and gives its models' digests, round by round."""
     start(trainers, job_spec)
