@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from services.aggregator.turnout import Turnout
-from shared import names, receipts
+from shared import names, parts, receipts
 from shared.blobs import Blobs, NotFound
 from shared.errors import Refused
 from shared.events import ModelUpdate, TrainingEnd
@@ -80,10 +80,15 @@ def _tell(blobs: Blobs, key: str, number: int, abandoned: int, turnout: Turnout)
     """Whether there is such a record."""
     try:
         with reading(key):
-            found = blobs.get_json(key)
-            told = found["accepted"] if abandoned else (update["client"] for update in found["updates"])
-            cohort, accepted = (list(map(str, clients)) for clients in (found["cohort"], told))
-            turnout.tell(number, cohort, accepted, dict(found["rejected"]), abandoned=abandoned)
+            cohort: list[str] = []
+            accepted: list[str] = []
+            rejected: dict[str, str] = {}
+            for piece in parts.pieces(blobs, key, blobs.get_json(key)):
+                told = piece["accepted"] if abandoned else (update["client"] for update in piece["updates"])
+                cohort.extend(map(str, piece["cohort"]))
+                accepted.extend(map(str, told))
+                rejected.update(piece["rejected"])
+            turnout.tell(number, cohort, accepted, rejected, abandoned=abandoned)
     except NotFound:
         return False
     except Refused as refused:

@@ -1,13 +1,19 @@
 """Who never counted in a job, and how many updates were refused."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.aggregator import closing, recovery
 from services.aggregator.turnout import Turnout
 from services.cli.progress import missing
+from shared import names, parts
 from shared.events import NAMED, Missing
+from tests.simulation.fakes import FakeBlobs
+
+JOB = "turnout-aaaaaa"
 
 CLIENTS = [f"client-{number}" for number in range(6)]
 ROUND = st.tuples(
@@ -54,3 +60,26 @@ def test_nothing_is_said_where_nothing_is_missing() -> None:
     """All that is, in one line."""
     assert missing(Missing()) == ""
     assert missing(Missing(refused=2, failed=1)) == "2 updates refused, clients failed 1 time"
+
+
+def test_a_later_owner_reads_what_earlier_ones_committed() -> None:
+    """Rounds of many clients in parts; what cannot be read keeps no job from its end."""
+    blobs: Any = FakeBlobs()
+    cohort = [f"c-{number:04d}" for number in range(parts.FEW + 50)]
+    for number in (1, 2):
+        record = {
+            "cohort": cohort,
+            "updates": [{"client": client, "filler": "x" * 100_000} for client in cohort[number:]],
+            "rejected": {"c-0000": "its update is refused: holds NaN"},
+        }
+        key = names.manifest_blob(JOB, number)
+        head = parts.split(blobs, key, record, closing.OF_CLIENTS)
+        assert "parts" in head
+        blobs.put_json(key, head)
+    blobs.put_json(names.manifest_blob(JOB, 3), {"cohort": ["c-9999"]})
+    abandoned = {"cohort": ["c-0000", "late"], "accepted": ["c-0000"], "rejected": {"late": "could not train: no data"}}
+    blobs.put_json(names.abandoned_blob(JOB, 4, 1), abandoned)
+
+    turnout = Turnout()
+    recovery.recall(blobs, JOB, 3, turnout)
+    assert turnout.missing() == Missing(clients=1, first=("late",), refused=2, failed=1)
