@@ -14,7 +14,8 @@ import pytest
 from services.aggregator.owner import Owner
 from services.aggregator.runner import Edges, Runner
 from services.aggregator.tally import Tally
-from shared import jobs, names, receipts, topology, weights
+from shared import jobs, names, parts, receipts, topology, weights
+from shared import ledger as ledgers
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.errors import Unavailable
@@ -615,6 +616,41 @@ def test_an_open_round_is_taken_over_with_what_it_has(servers, aggregators, trai
     assert asked == [spec().clients, spec().clients[2:]]
     np.testing.assert_allclose(LAYOUT.flat(model_of(servers, end.model)), expected(2, spec().clients), atol=1e-6)
     assert "takeover" in {line["fault"] for line in servers.ledger().log(job)}
+
+
+def test_the_next_owner_reads_records_that_are_in_parts(servers, aggregators, trainers, monkeypatch) -> None:
+    """Of one client each: the manifest, what selection knows, and a cohort that the ledger is told in pieces."""
+    monkeypatch.setattr(parts, "FEW", 0)
+    monkeypatch.setattr(parts, "MOST", 1)
+    monkeypatch.setattr(ledgers, "PIECE", 1)
+    first = aggregators("first", lease=1.0)
+    job = start(trainers, spec(select={"name": "power_of_choice", "clients": 4}))
+    asked: list[tuple[str, ...]] = []
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round != 2:
+            trainers.answer(event, client)
+        elif client == event.cohort[0]:
+            asked.append(event.cohort)
+            for name in event.cohort[:2] if len(asked) == 1 else event.cohort:
+                trainers.answer(event, name)
+
+    while len(servers.ledger().round(job, 2).accepted if servers.ledger().round(job, 2) else ()) < 2:
+        trainers.until(ModelUpdate, answer)
+    first.stop(10)
+    aggregators("second", lease=1.0)
+    end = trainers.until(TrainingEnd, answer)
+
+    assert end.outcome == "finished"
+    assert asked == [spec().clients, spec().clients[2:]]
+    np.testing.assert_allclose(LAYOUT.flat(model_of(servers, end.model)), expected(2, spec().clients), atol=1e-6)
+    blobs = servers.blobs()
+    for number in (1, 2):
+        key = names.manifest_blob(job, number)
+        assert len(blobs.get_json(key)["parts"]) == 4
+        assert [update["client"] for update in parts.whole(blobs, key)["updates"]] == list(spec().clients)
+    histories = [key for key in blobs.list(names.rounds_prefix(job)) if "/history" in key]
+    assert [key.rpartition("/")[0] + "/" for key in histories] == [names.round_prefix(job, 2)] * 5  # a head, four parts
 
 
 def test_an_update_whose_event_is_lost_counts_all_the_same(servers, aggregators, trainers) -> None:
