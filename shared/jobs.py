@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, model_validator
 
 from shared import combinations, mistakes
-from shared.catalog.choice import Strict
+from shared.catalog.choice import Custom, Strict
 from shared.catalog.compression import CompressSpec
 from shared.catalog.data import DataSpec, InFiles
 from shared.catalog.models import ModelSpec
@@ -122,6 +122,11 @@ class JobSpec(Strict):
         feedback = self.compress.update is not None and self.compress.update.error_feedback
         keeps = bool(self.train.personal) or self.train.buffers == "local"
         return isinstance(self.strategy, Scaffold) or feedback or keeps
+
+    @property
+    def has_code(self) -> bool:
+        """Whether trainers run code of the user's own for it."""
+        return any(isinstance(part, Custom) for part in (self.model, self.data, self.train))
 
     def group_of(self, client: str) -> str:
         """Whose queue a client's work goes to: its pool's, or its own."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shared import imported
 from shared.errors import BadInput
 
 #: Of the allow list: a module with all below it, `mypkg.`, or one attribute, `mypkg.nets:make`.
@@ -54,7 +55,8 @@ def find(name: str, section: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()  # it may have been installed since this process began
     try:
-        module = importlib.import_module(module_name)
+        with imported.importing(module_name.partition(".")[0]):
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise BadInput(
@@ -71,6 +73,12 @@ def find(name: str, section: str) -> Callable[..., Any]:
     if home != module_name and not _policy.allows(home, defined):
         raise _refusal(section, home, defined, f", to which {name} leads")
     return found  # type: ignore[no-any-return]
+
+
+def check_unchanged(section: str) -> None:
+    """`BadInput` where this process would go on with code that was replaced on its disk."""
+    if files := imported.changed():
+        raise BadInput(f"{section}.name: {files[0]} has changed since it was imported; restart {_policy.process}")
 
 
 def call(function: Callable[..., Any], args: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from services.trainer import surroundings
+from services.trainer.learning import shuffle_seed
 from shared import user_code
 from shared.catalog.training import CustomTrain
 from shared.errors import BadInput, Stale
@@ -27,14 +29,16 @@ def step(
     """The user's own local step, `step(model, x, y, *, client, round, seed, **args) -> dict[str, float]`.
 
     It trains `model` in place and returns its metrics. Where its signature names `stopped`, it gets a function that
-    says whether the round is over, to be asked now and then.
+    says whether the round is over, to be asked now and then. What it draws from torch's, numpy's and Python's global
+    generators is the same wherever the client is trained in that round.
     """
     function = user_code.find(spec.name, "train")
     given: dict[str, Any] = {"client": client, "round": number, "seed": seed}
     if user_code.takes(function, "stopped"):
         given["stopped"] = stopped
     model.train()
-    metrics = function(model, x, y, **given, **spec.args)
+    with surroundings.kept(model, shuffle_seed(seed, client, number, 0)):
+        metrics = function(model, x, y, **given, **spec.args)
     if stopped():
         raise Stale(f"round {number} is over")
     if not isinstance(metrics, Mapping):

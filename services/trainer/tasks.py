@@ -3,21 +3,19 @@
 Torch is imported there alone.
 """
 
-import gc
 import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from billiard import current_process
-from celery import current_app, platforms, shared_task, signals
+from celery import current_app, shared_task, signals
 from celery.exceptions import Reject
 
-from services.trainer import worker
+from services.trainer import warming, worker
 from services.trainer.board import Board
 from services.trainer.orders import HandedBack, Order
-from shared import failpoints
+from services.trainer.workshop import Workshop
 from shared.errors import FedqError, Unavailable
 from shared.events import EvaluateModel
 
@@ -31,6 +29,7 @@ TRIES = 5  #: deliveries of a task that are tried; the task queues' delivery lim
 SILENCE = "each ended without an answer; its slot or its trainer was killed, by lack of memory perhaps"
 
 _slot: "Slot | None" = None
+_workshop: Workshop | None = None
 
 
 def train(task: Any, order: dict[str, Any]) -> None:
@@ -64,7 +63,7 @@ def _failure(slot: "Slot", work: Order | EvaluateModel, tries: int) -> str | Non
     if tries > TRIES:
         return SILENCE
     try:
-        slot.do(work, tries)
+        _do(slot, work, tries)
     except HandedBack:
         raise
     except Unavailable as error:
@@ -72,6 +71,16 @@ def _failure(slot: "Slot", work: Order | EvaluateModel, tries: int) -> str | Non
             raise
         return str(error)
     return None
+
+
+def _do(slot: "Slot", work: Order | EvaluateModel, tries: int) -> None:
+    """Does the work here, or, where it takes code of the job's own, in the process of that job."""
+    assert _workshop is not None, "a task outside a slot"  # noqa: S101
+    if work.spec.has_code:
+        _workshop.do(work, tries)
+    else:
+        _workshop.tidy()
+        slot.do(work, tries)
 
 
 def _deliveries(request: Any) -> int:
@@ -84,34 +93,23 @@ def _deliveries(request: Any) -> int:
 
 def warm_up(**_: Any) -> None:
     """Makes this process a slot, before Celery gives it tasks."""
-    global _slot  # noqa: PLW0603 - the process is the slot
-    # Whoever asks a whole group of processes to stop asks the parent, which lets us finish.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    place = current_app.conf.slot
-    if os.getppid() != place["parent"]:  # it died before the kernel was told to take this process along
-        os._exit(os.EX_OK)
-    # Nor does a process that the user's code made, a DataLoader's say, outlive a slot that is killed.
-    os.register_at_fork(after_in_child=lambda: platforms.set_pdeathsig("SIGKILL"))
-    board = Board(Path(place["board"]))
-    gc.disable()  # torch makes a third of a million objects that stay: looking through them is a fifth of our start
+    global _slot, _workshop  # noqa: PLW0603 - the process is the slot
+    told = current_app.conf.slot
+    warming.settle(told["parent"])
+    place = warming.Place(index=current_process().index, **told["place"])
+    board = Board(Path(place.board))
+    _workshop = Workshop(place)
     try:
-        failpoints.arm()
         from services.trainer import joining  # noqa: PLC0415 - not in the parent
 
-        if current_process().index == 0 and board.is_heard():
-            joining.check_store(place["trainer"])  # before torch: it is the quicker
-        from services.trainer import startup  # noqa: PLC0415 - nor this
-
-        own = {name: place[name] for name in ("threads", "silo")}
-        _slot = startup.start(place["trainer"], place["board"], current_process().index, **own)
+        if place.index == 0 and board.is_heard():
+            joining.check_store(place.trainer)  # before torch: it is the quicker
+        _slot = warming.slot(place)
     except Exception as error:
         # Celery would log it and go on with a slot that can do nothing.
         reason = str(error) if isinstance(error, FedqError) else f"{type(error).__name__}: {error}"
         board.tell(f"{'away' if isinstance(error, Unavailable) else 'failed'} {reason}")
         os._exit(os.EX_SOFTWARE)
-    gc.freeze()  # nor does a collection look through them later, for 0.15 s each time
-    gc.enable()
 
 
 def keep_logging(**_: Any) -> None:

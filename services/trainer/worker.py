@@ -90,11 +90,13 @@ def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Pat
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         slot={  # what `tasks.warm_up` is told
-            "trainer": trainer,
-            "board": str(board),
             "parent": os.getpid(),
-            "silo": silo,
-            "threads": max(1, cpu_budget(use_cgroup_quota=True).count // slots),
+            "place": {
+                "trainer": trainer,
+                "board": str(board),
+                "silo": silo,
+                "threads": max(1, cpu_budget(use_cgroup_quota=True).count // slots),
+            },
         },
     )
     app.steps["worker"].add(WarmUp)

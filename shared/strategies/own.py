@@ -21,6 +21,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")  # of a vector: a part of a k
 def own(spec: CustomStrategy, population: int) -> Strategy:
     """The strategy that the user's factory makes of `args`, and of `clients`, how many there are, if it takes that."""
     where = f"strategy.name: {spec.name}"
+    user_code.check_unchanged("strategy")
     factory = _asked(f"{where}: importing it", user_code.find, spec.name, "strategy")
     return Own(_asked(where, user_code.call, factory, spec.args, {"clients": population}), where)
 

@@ -338,8 +338,21 @@ def test_training_that_changes_the_shapes_is_refused() -> None:
     base = model.save()
     model.model.weight = nn.Parameter(torch.zeros(3, 2))
 
-    with pytest.raises(BadInput, match="changed the names or shapes"):
+    with pytest.raises(BadInput, match="changed what the model's tensors are"):
         model.update(base)
+
+
+def test_training_that_leaves_another_dtype_is_refused() -> None:
+    """A step that narrows the model to be quick gives it back as it came, or is told which tensor it did not."""
+    model = FlatModel(nn.Linear(2, 3))
+    base = model.save()
+    model.model.to(torch.bfloat16)
+    with pytest.raises(
+        BadInput, match=r"bias is bfloat16 \[3\] now, and was float32 \[3\]; a step leaves them as they came"
+    ):
+        model.update(base)
+    model.model.float()
+    model.update(base)
 
 
 # --- adapters -------------------------------------------------------------------------------

@@ -1,9 +1,16 @@
 """The user's own local step: told whom it trains, and held to what it gives back."""
 
+import os
+import random
 import sys
 import types
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -84,3 +91,77 @@ def test_own_step_may_ask_whether_the_round_is_over(monkeypatch: pytest.MonkeyPa
     assert found == {"over": 0.0}
     with pytest.raises(Stale, match="round 2 is over"):
         own_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client="a", number=2, stopped=lambda: True)
+
+
+#: What a step may do to its process.
+WAYS: dict[str, Callable[[], Any]] = {
+    "gradients": lambda: torch.set_grad_enabled(False),
+    "dtype": lambda: torch.set_default_dtype(torch.float64),
+    "device": lambda: torch.set_default_device("meta"),
+    "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "deterministic": lambda: torch.use_deterministic_algorithms(True),
+    "precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "anomalies": lambda: torch.autograd.set_detect_anomaly(True),
+    "autocast": lambda: torch.set_autocast_enabled("cpu", True),
+    "numpy": lambda: np.seterr(all="raise"),
+    "folder": lambda: os.chdir("/"),
+    "environment": lambda: os.environ.update(PATH="", OMP_NUM_THREADS="64"),
+    "path": sys.path.clear,
+    "warnings": lambda: warnings.simplefilter("ignore"),
+}
+
+
+def around() -> list[Any]:
+    """What a step finds around it."""
+    return [
+        torch.is_grad_enabled(), torch.get_default_dtype(), torch.zeros(1).device, torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(), torch.is_anomaly_enabled(),
+        torch.is_autocast_enabled("cpu"), np.geterr(), Path.cwd(), dict(os.environ), list(sys.path),
+        list(warnings.filters),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_step_does_to_its_process_is_undone(monkeypatch: pytest.MonkeyPatch, way: str, fails: bool) -> None:
+    """Before the next client is trained, and before the model is evaluated; whether it ends well or not."""
+    module = types.ModuleType("own_steps")
+    monkeypatch.setitem(sys.modules, "own_steps", module)
+    seen: list[list[Any]] = []
+
+    def step(model: nn.Module, x: Tensor, y: Tensor, **_: Any) -> dict[str, float]:
+        WAYS[way]()
+        seen.append(around())
+        model.requires_grad_(False)
+        if fails:
+            raise ZeroDivisionError
+        return {}
+
+    module.step = step  # type: ignore[attr-defined]
+    before, model = around(), nn.Linear(1, 1)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        own_step.step(model, *examples(), CustomTrain(name="own_steps:step"), seed=1, client="a", number=2)
+
+    assert seen[0] != before  # the test would be none
+    assert around() == before
+    assert model.weight.requires_grad
+
+
+def test_what_a_step_draws_is_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on every trainer, whoever was trained there before; another in another round."""
+    module = types.ModuleType("own_steps")
+    monkeypatch.setitem(sys.modules, "own_steps", module)
+
+    def step(model: nn.Module, x: Tensor, y: Tensor, **_: Any) -> dict[str, float]:
+        return {"torch": float(torch.rand(())), "numpy": float(np.random.random()), "python": random.random()}  # noqa: S311
+
+    module.step = step  # type: ignore[attr-defined]
+
+    def drawn(client: str, number: int) -> dict[str, float]:
+        spec = CustomTrain(name="own_steps:step")
+        return own_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client=client, number=number)
+
+    first = drawn("a", 1)
+    others = [drawn("b", 1), drawn("a", 2)]
+    assert drawn("a", 1) == first
+    assert all(first[name] != other[name] for other in others for name in first)

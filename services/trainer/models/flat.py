@@ -68,6 +68,7 @@ class FlatModel:
             state = model.state_dict()
         self._own = apart if kept.buffers == "local" else personal
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
+        self._kinds = _kinds(state)
         # What is not in the base must not pass from one client to the next: it begins as it was.
         self._first = {name: state[name].clone() for name in apart}
         self._aside = {name: buffer.clone() for name, buffer in model.named_buffers() if name not in state}
@@ -144,12 +145,19 @@ class FlatModel:
     def _state(self) -> dict[str, Tensor]:
         # Anew each time: training may have replaced a tensor. Detached, they share the model's memory.
         state = self.model.state_dict()
-        if {name: tensor.shape for name, tensor in state.items()} != self._shapes:
-            raise BadInput("training changed the names or shapes of the model's tensors")
+        if (kinds := _kinds(state)) != self._kinds:
+            now, before = min(kinds.items() - self._kinds.items(), default=("", "")), self._kinds
+            was = f"{now[0]} is {now[1]} now, and was {before.get(now[0], 'not there')}" if now[0] else "some are gone"
+            raise BadInput(f"training changed what the model's tensors are: {was}; a step leaves them as they came")
         for name, first in self.layout.tied:
             if not is_one(state[name], state[first]):
                 raise BadInput(f"training made two tensors of {name} and {first}, which were one")
         return state
+
+
+def _kinds(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Shape and dtype of each tensor, such as `float32 [3, 5]`."""
+    return {name: f"{str(tensor.dtype)[6:]} {list(tensor.shape)}" for name, tensor in state.items()}
 
 
 def layout_of(model: nn.Module, apart: Collection[str] = ()) -> Layout:

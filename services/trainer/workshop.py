@@ -1,0 +1,124 @@
+"""Where a slot has jobs with code of their own done: in a process for each, so that the slot stays as it was.
+
+What the user's code leaves behind (a grad mode, a default dtype, a folder, threads, another module changed) ends with
+that process. It starts with the job's first task here, in about a second, and ends when another such job needs its
+place, or when its own is seen to be over.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from services.trainer import apart
+from services.trainer.board import Board
+from services.trainer.orders import HandedBack, Order
+from services.trainer.warming import Place
+from shared.errors import Unavailable
+from shared.events import EvaluateModel
+
+log = structlog.get_logger()
+
+WARM_UP = 120.0  #: seconds that such a process may take to import torch
+
+
+class Workshop:
+    """One process at a time, for one job."""
+
+    def __init__(self, place: Place) -> None:
+        self._place, self._board = place, Board(Path(place.board))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._work: Order | EvaluateModel | None = None  # the last
+
+    def do(self, work: Order | EvaluateModel, tries: int) -> None:
+        """Has a task done, as `Slot.do` does it; `Unavailable` too where the process ended at it."""
+        if self._work is not None and self._work.job != work.job:
+            self.close()
+        answer = self._asked(work, tries)
+        if answer["fate"] == apart.RENEW:
+            log.info("starts anew", job=work.job, reason="the job's code was changed")
+            self.close()
+            answer = self._asked(work, tries)
+        match answer["fate"]:
+            case apart.HANDED_BACK:
+                raise HandedBack(answer["reason"])
+            case apart.UNAVAILABLE:
+                raise Unavailable(answer["reason"])
+
+    def tidy(self) -> None:
+        """Ends the process of a job that is over, or that has gone on without this slot."""
+        if isinstance(self._work, Order):
+            job, number, *rest = self._work.work
+            if self._board.is_over(job, number + 1, *rest):
+                self.close()
+
+    def close(self) -> None:
+        """Ends the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._channel is not None:
+            self._channel.close()
+        self._process = self._channel = self._work = None
+
+    def _asked(self, work: Order | EvaluateModel, tries: int) -> dict[str, Any]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._start()
+        assert self._channel is not None  # noqa: S101 - for the type checker
+        self._work = work
+        try:
+            self._channel.sendall(apart.line(work, tries))
+        except OSError as error:
+            raise self._ended() from error
+        return self._heard()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        told = {"place": asdict(self._place), "channel": theirs.fileno(), "parent": os.getpid()}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", apart.__name__, json.dumps(told)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        self._channel = ours
+        ours.settimeout(WARM_UP)
+        self._heard()
+        ours.settimeout(None)  # a client may train for as long as its round lasts; who stops the slot kills both
+
+    def _heard(self) -> dict[str, Any]:
+        assert self._channel is not None  # noqa: S101 - for the type checker
+        heard = b""
+        try:
+            while not heard.endswith(b"\n"):
+                part = self._channel.recv(65536)
+                if not part:
+                    raise self._ended()
+                heard += part
+        except TimeoutError:
+            self.close()
+            raise Unavailable(f"the process for the job's own code was not ready in {WARM_UP:g} s") from None
+        except ConnectionError as error:
+            raise self._ended() from error
+        found: dict[str, Any] = json.loads(heard)
+        return found
+
+    def _ended(self) -> Unavailable:
+        """Why there is no answer, and no process any more."""
+        assert self._process is not None  # noqa: S101 - for the type checker
+        code = self._process.wait()
+        self.close()
+        if code < 0:
+            how = f"was killed ({signal.Signals(-code).name}), by lack of memory perhaps"
+        else:
+            how = f"ended with exit code {code}; its log has more"
+        return Unavailable(f"the process for the job's own code {how}")

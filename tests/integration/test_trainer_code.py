@@ -1,0 +1,167 @@
+"""Code of a job's own on a real trainer: it has a process for itself, and it is what lies on the disk."""
+
+import textwrap
+from typing import Any
+
+import psutil
+
+from services.trainer import apart
+from shared import jobs, topology, weights
+from tests.by_hand import Federation, digits, until
+
+SPOILS = """
+    import os, random, signal, sys, warnings
+    import numpy as np, torch
+    from torch import nn
+    from torch.nn import functional
+
+    torch.set_default_dtype(torch.float64)
+    os.environ["FEDQ_DATA_DIR"] = "/nowhere"
+
+    def half(model, x, y, *, client, round, seed):
+        model.to(torch.bfloat16)
+        return {}
+
+    def all_of_it(model, x, y, *, client, round, seed):
+        torch.set_grad_enabled(False)
+        torch.use_deterministic_algorithms(True)
+        torch.set_num_threads(3)
+        torch.manual_seed(1); np.random.seed(1); random.seed(1)
+        functional.cross_entropy = lambda *_, **__: torch.zeros(())
+        nn.Linear.forward = lambda self, x: x.new_zeros(len(x), self.out_features)
+        np.seterr(all="raise")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        warnings.simplefilter("error")
+        sys.path.clear()
+        os.chdir("/")
+        return {}
+"""
+
+NET = """
+    from torch import nn
+    def make(shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, {width}), nn.ReLU(), nn.Linear({width}, classes))
+"""
+
+
+def write(federation: Federation, name: str, text: str) -> None:
+    (federation.directory / f"{name}.py").write_text(textwrap.dedent(text))
+
+
+def another_job(federation: Federation) -> None:
+    """From now on it is another job that is asked for."""
+    federation.job = jobs.new_job_id("digits")
+    federation.bus.serve(topology.updates(federation.job), federation.updates.put)
+
+
+def trained_digest(federation: Federation) -> str:
+    """Of what a client of a new job, without any code of its own, learns of the digits."""
+    another_job(federation)
+    base = federation.given(digits())
+    update = federation.trained(1, "client-3", base=base, spec=digits())[0]
+    assert update.update is not None
+    return update.update.digest
+
+
+def apart_processes(federation: Federation) -> list[psutil.Process]:
+    """Those that do the work of jobs with code of their own."""
+    below = psutil.Process(federation.processes[0].pid).children(recursive=True)
+    return [one for one in below if apart.__name__ in one.cmdline()]
+
+
+def test_what_a_jobs_code_does_to_its_process_is_no_other_jobs(federation: Federation) -> None:
+    """Whatever it changes, of torch, numpy, Python or the system: a later job learns the same, to the bit."""
+    federation.start("--pool", "cpu", "--name", "one", FEDQ_ALLOW="spoils.")
+    write(federation, "spoils", SPOILS)
+    before = trained_digest(federation)
+    for step in ("half", "all_of_it"):
+        another_job(federation)
+        federation.ask(1, "client-1", base=federation.given(digits()), spec=digits(train={"name": f"spoils:{step}"}))
+        error = federation.update().error
+        assert (error is None) == (step == "all_of_it")
+
+    assert len(apart_processes(federation)) == 1
+    assert trained_digest(federation) == before
+
+
+def test_what_a_step_leaves_of_the_model_is_refused_by_name_and_the_next_client_is_trained(
+    federation: Federation,
+) -> None:
+    """A client whose step narrows the model is told so; the same process trains the next on a new one."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="sometimes.")
+    write(
+        federation,
+        "sometimes",
+        """
+        import torch
+        def step(model, x, y, *, client, round, seed):
+            if client == "client-1":
+                model.to(torch.bfloat16)
+            return {"narrow": next(model.parameters()).dtype == torch.bfloat16}
+        """,
+    )
+    base = federation.initial(digits())
+    spec = digits(train={"name": "sometimes:step"})
+    federation.ask(1, "client-1", base=base, spec=spec)
+    error = federation.update().error or ""
+    assert error.startswith("training changed what the model's tensors are: ")
+    assert "is bfloat16 [10] now, and was float32 [10]" in error
+
+    process = apart_processes(federation)
+    assert federation.trained(2, "client-2", base=base, spec=spec)[0].metrics["narrow"] == 0
+    assert apart_processes(federation) == process
+
+
+def layers(federation: Federation, spec: Any) -> list[list[int]]:
+    """The shapes of the model that a job begins with."""
+    layout = weights.read_layout(federation.blobs.get(federation.initial(spec)))
+    return [list(tensor.shape) for tensor in layout.trained if tensor.name.endswith("weight")]
+
+
+def test_code_that_was_edited_is_what_runs(federation: Federation) -> None:
+    """For the next job, and for the next task of the same one; without a restart of the trainer."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="net.")
+    spec = digits(model={"name": "net:make"})
+    for width in (5, 7, 11):
+        write(federation, "net", NET.format(width=width))
+        if width == 11:
+            another_job(federation)
+        assert sorted(layers(federation, spec)) == sorted([[width, 64], [10, width]])
+
+
+def test_a_process_of_a_jobs_code_ends_when_its_job_is_seen_to_be_over(federation: Federation) -> None:
+    """It holds the job's data and model, and nobody needs them any more."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="own_job.")
+    base = federation.initial(digits())
+    spec = digits(train={"name": "own_job:brief", "args": {"signs": str(federation.directory)}})
+    federation.trained(1, "client-1", base=base, spec=spec)
+    (process,) = apart_processes(federation)
+    first = federation.job
+    another_job(federation)
+    federation.trained(1, "client-1", base=federation.given(digits()), spec=digits())
+    assert process.is_running()  # the other job may have a second round
+
+    federation.job = first
+    federation.end(1)
+    federation.end(2)
+    another_job(federation)
+    base = federation.given(digits())
+    number = iter(range(1, 100))
+
+    def ended() -> bool:
+        """What ends it is a task that is taken after the notice was."""
+        federation.trained(next(number), "client-1", base=base, spec=digits())
+        return not process.is_running()
+
+    until(ended, "the end of the process")
+
+
+def test_it_ends_with_its_trainer(federation: Federation) -> None:
+    """Though that is killed in the middle of a step."""
+    trainer = federation.start("--pool", "cpu", FEDQ_ALLOW="own_job.")
+    spec = digits(train={"name": "own_job:patient", "args": {"signs": str(federation.directory), "seconds": 60}})
+    federation.ask(1, "client-2", base=federation.initial(digits()), spec=spec)
+    until((federation.directory / "client-2-1-began").exists, "the step has begun")
+    (process,) = apart_processes(federation)
+    trainer.kill()
+    until(lambda: not process.is_running(), "the end of the process")

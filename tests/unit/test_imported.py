@@ -1,0 +1,92 @@
+"""The user's modules as they were imported, and the files that are no longer so."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared import imported, user_code
+from shared.errors import BadInput
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of the user's that imports one module of its own, one beside it, and one of what is installed."""
+    folder = tmp_path / ("job_" + "".join(letter for letter in tmp_path.name if letter.isalnum()))
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "nets.py").write_text(f"import {folder.name}_beside\nfrom . import parts\ndef make(): return 1\n")
+    (folder / "parts.py").write_text("")
+    (folder / "late.py").write_text("")
+    (tmp_path / f"{folder.name}_beside.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, value in (("_before", frozenset()), ("_named", set()), ("_files", {})):
+        monkeypatch.setattr(imported, name, value)
+    monkeypatch.setattr(user_code, "_policy", user_code.Policy(frozenset([f"{folder.name}."]), "the aggregator h-1"))
+    return folder
+
+
+def edit(file: Path) -> None:
+    """Another time of change; nothing else differs."""
+    before = file.stat()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def test_what_is_edited_after_its_import_is_known(package: Path) -> None:
+    """The module that was named, what it imported, and what it imports later; no other file."""
+    user_code.find(f"{package.name}.nets:make", "strategy")
+    assert imported.changed() == []
+
+    edit(package / "late.py")
+    assert imported.changed() == []
+    importlib.import_module(f"{package.name}.late")
+    assert imported.changed() == []
+    edited = [
+        package / "late.py",
+        package / "nets.py",
+        package / "parts.py",
+        package.parent / f"{package.name}_beside.py",
+    ]
+    for file in edited:
+        edit(file)
+    assert imported.changed() == sorted(map(str, edited))
+
+
+def test_a_file_that_is_gone_has_changed(package: Path) -> None:
+    user_code.find(f"{package.name}.nets:make", "strategy")
+    (package / "parts.py").unlink()
+
+    assert imported.changed() == [str(package / "parts.py")]
+
+
+def test_a_module_that_fails_to_be_imported_is_known_too(package: Path) -> None:
+    """By what it had imported until then."""
+    (package / "nets.py").write_text("from . import parts\n1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        user_code.find(f"{package.name}.nets:make", "strategy")
+    edit(package / "parts.py")
+
+    assert imported.changed() == [str(package / "parts.py")]
+
+
+def test_an_aggregator_says_that_it_is_to_be_restarted(package: Path) -> None:
+    """In place of folding by what is no longer on its disk."""
+    user_code.find(f"{package.name}.nets:make", "strategy")
+    user_code.check_unchanged("strategy")
+    edit(package / "nets.py")
+
+    with pytest.raises(BadInput) as caught:
+        user_code.check_unchanged("strategy")
+    assert str(caught.value) == (
+        f"strategy.name: {package}/nets.py has changed since it was imported; restart the aggregator h-1"
+    )
+
+
+def test_what_was_there_before_is_nobodys_own(package: Path) -> None:
+    """Of thousands of files that a process has imported, only the user's are looked at."""
+    user_code.find(f"{package.name}.nets:make", "strategy")
+
+    assert len(imported._files) == 4
+    assert not any(file == module.__file__ for file in imported._files for module in (pytest, sys.modules[__name__]))
