@@ -69,7 +69,7 @@ def test_what_is_shown_at_a_silo_makes_of_a_draft_a_job(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"classes": ["ill", "well"]}, "has labels that data.classes does not declare: 'no' (1×); declared: 'ill', "),
+        ({"classes": ["ill", "well"]}, "has labels that data.classes does not declare: 'no'; declared: 'ill', "),
         ({"columns": ["age", "weight"], "drop": []}, "patients.csv has no column weight among its 4"),
     ],
 )
@@ -106,7 +106,7 @@ def test_archives_and_folders_of_images_are_shown_too(folder: Path) -> None:
     images["classes"] = ["cat", "fox"]
     found = json.loads(run("data", DRAFT | {"data": images}, folder, "--json").stdout)
     assert found["labels"] == {"cat": 1, "dog": 1}
-    assert "does not declare: 'dog' (1×)" in found["problem"]
+    assert "does not declare: 'dog'" in found["problem"]
 
 
 def test_where_no_silo_is_it_says_where_the_data_are(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Images in a folder for each class, as torchvision's ImageFolder has them."""
 
-from collections import Counter
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -34,11 +34,16 @@ def read(folder: Path, spec: Images, base: Path) -> Source:
             f"{folder} holds {some([path.name for path in folders])}, and each folder would be a class; let data.path "
             "name one of them"
         )
-    files = [(file, file.relative_to(folder).parts[0]) for file in files_in(folder, base) if _is_image(file, folder)]
-    found = Counter(label for _, label in files)
+    files = [
+        (file, normalize("NFC", file.relative_to(folder).parts[0]))
+        for file in files_in(folder, base)
+        if _is_image(file, folder)
+    ]
+    found = {label for _, label in files}
+    names = spec.classes or tuple(normalize("NFC", path.name) for path in folders)
     if spec.classes is not None:
         refuse_undeclared(folder, found, spec.classes)
-    elif empty := [path.name for path in folders if path.name not in found]:
+    elif empty := [name for name in names if name not in found]:
         raise BadInput(f"{folder}: there are no images in {some(empty)}, and each folder is a class")
     if not files:
         raise BadInput(f"{folder} has no folders; each class has one of its name with its images in it")
@@ -52,7 +57,6 @@ def read(folder: Path, spec: Images, base: Path) -> Source:
             f"{folder}: its images of 16 bits hold no value above {highest}, so that they would be nearly black; "
             f"multiply them, until white is {picture.WHITE}"
         )
-    names = spec.classes or tuple(path.name for path in folders)
     places = {name: place for place, name in enumerate(names)}
     y = np.array([places[label] for _, label in files], dtype=np.int64)
     return Source(x=x, y=y, shape=x.shape[1:], names=names, prepare=pixels, files=tuple(file for file, _ in files))

@@ -39,9 +39,10 @@ def refuse_others(data: Dataset, first: Inputs, trainer: str) -> None:
         if (mine := getattr(own, name)) != (theirs := getattr(first, name))
     ]
     if found:
+        common = isinstance(data, SharedOut) and data.is_common
+        remedy = "; give all trainers the same data, then start the job again" if common else ""
         raise BadInput(
-            f"the data of trainer {trainer} are not like those that the job began with: {'; '.join(found)}; give all "
-            "trainers the same data, then start the job again"
+            f"the data of trainer {trainer} are not like those that the job began with: {'; '.join(found)}{remedy}"
         )
 
 

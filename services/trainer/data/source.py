@@ -1,6 +1,6 @@
 """What a file of examples holds, before anybody shares it out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from shared.errors import BadInput
 
 SHOWN = 8  #: names in a sentence
+TOLD = 32  #: labels that are not declared, at most, where any of them is named
 
 Stored = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -87,12 +88,21 @@ def numbered(classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(classes)))
 
 
-def refuse_undeclared(place: Path, found: Mapping[str, int], classes: Sequence[str]) -> None:
-    """`BadInput` that names the labels which `data.classes` lacks; `found` counts the examples of each label."""
-    strange = [f"{label!r} ({found[label]}×)" for label in sorted(found) if label not in classes]
+def refuse_undeclared(place: Path, found: Iterable[str], classes: Sequence[str]) -> None:
+    """`BadInput` that names the labels which are `found` and which `data.classes` lacks.
+
+    The sentence leaves the machine: a column that holds another value in each row is no column of labels, and is not
+    told by them, nor how many examples have one.
+    """
+    strange = sorted({label for label in found if label not in classes})
+    if len(strange) > TOLD:
+        raise BadInput(
+            f"{place.absolute()} has {len(strange)} labels that data.classes does not declare; is data.label the "
+            "column of labels? `fedq data FILE`, run there, shows them"
+        )
     if strange:
         raise BadInput(
-            f"{place.absolute()} has labels that data.classes does not declare: {some(strange)}; "
+            f"{place.absolute()} has labels that data.classes does not declare: {some(list(map(repr, strange)))}; "
             f"declared: {some(list(map(repr, classes)))}; spell them as there, or declare them"
         )
 

@@ -1,7 +1,6 @@
 """Rows of numbers in a CSV file whose first row names its columns."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +89,7 @@ def _classes(table: Table, name: str, declared: Sequence[str] | None) -> tuple[L
     if declared is None:
         names = _sorted(table, name, column)
     else:
-        refuse_undeclared(table.file, Counter(column), declared)
+        refuse_undeclared(table.file, column, declared)
         names = tuple(declared)
     places = {label: place for place, label in enumerate(names)}
     return np.array([places[value] for value in column], dtype=np.int64), names
