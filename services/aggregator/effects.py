@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from services.aggregator import closing, recovery, rounds, soundness
+from services.aggregator import closing, moves, recovery, rounds, soundness
 from services.aggregator import memory as memories
 from services.aggregator.entries import gave_up, traffic
 from services.aggregator.evaluation import Evaluation, evaluators, next_tester, nobody_has_tests, part_of, part_of_tests
@@ -20,10 +20,10 @@ from shared.ledger import RoundRecord
 from shared.roster import groups
 
 
-def look(seat: Seat) -> rounds.Looked:
+def look(seat: Seat) -> moves.Looked:
     """Reads the roster, and who is away."""
     seat.alive = groups(seat.edges.roster.alive())
-    return rounds.Looked(seat.alive, _away(seat), seat.memory.history)
+    return moves.Looked(seat.alive, _away(seat), seat.memory.history)
 
 
 def _away(seat: Seat) -> frozenset[str]:
@@ -47,7 +47,7 @@ def say(seat: Seat, status: Literal["running", "waiting"], detail: str) -> None:
 # --- a round begins -------------------------------------------------------------------------
 
 
-def open_round(seat: Seat, effect: rounds.Open) -> rounds.Opened:
+def open_round(seat: Seat, effect: moves.Open) -> moves.Opened:
     """Records the round and, if asked to, rings its cohort."""
     spec, number, cohort = seat.spec, effect.round, effect.cohort
     if not seat.announced:
@@ -71,10 +71,10 @@ def open_round(seat: Seat, effect: rounds.Open) -> rounds.Opened:
         _ring(seat, number, effect.attempt, fresh, deadline, whole=cohort)
         failpoint("aggregator.announced")
     seat.log.info("opened", round=number, attempt=effect.attempt, cohort=len(cohort))
-    return rounds.Opened(seconds)
+    return moves.Opened(seconds)
 
 
-def ring_again(seat: Seat, effect: rounds.Ring) -> None:
+def ring_again(seat: Seat, effect: moves.Ring) -> None:
     """Asks those who have not answered."""
     record = record_of(seat, effect.round)
     for number in sorted({effect.round, *effect.carried.values()}):
@@ -156,7 +156,7 @@ def record_of(seat: Seat, number: int) -> RoundRecord:
 # --- a round ends ---------------------------------------------------------------------------
 
 
-def close(seat: Seat, number: int) -> rounds.Committed:
+def close(seat: Seat, number: int) -> moves.Committed:
     """The steps from a frozen set to a committed round; done again after a failure, they give the same."""
     ledger, blobs, tally = seat.edges.ledger, seat.edges.blobs, seat.tally
     clock = seat.edges.clock
@@ -220,7 +220,7 @@ def close(seat: Seat, number: int) -> rounds.Committed:
         seconds=commit["seconds"],
     )
     clear_away(seat, number, replaced, outdated)
-    return rounds.Committed(frozenset(accepted) | gave_up(record.rejected))
+    return moves.Committed(frozenset(accepted) | gave_up(record.rejected))
 
 
 def _put_beside(seat: Seat, number: int, memory: Memory) -> dict[str, BlobRef | None]:
@@ -301,7 +301,7 @@ def clear_away(seat: Seat, number: int, replaced: Sequence[str] = (), outdated: 
     seat.clearing = seat.edges.later.submit(clear)
 
 
-def abandon(seat: Seat, effect: rounds.Abandon) -> None:
+def abandon(seat: Seat, effect: moves.Abandon) -> None:
     """Ends an attempt at a round without a model; who had delivered stands in the record, with the reason."""
     record = record_of(seat, effect.round)
     seconds = seat.edges.ledger.now() - record.opened
@@ -413,7 +413,7 @@ def pause(seat: Seat, reason: str) -> None:
     seat.log.info("paused", reason=reason, committed=seat.committed)
 
 
-def end(seat: Seat, outcome: rounds.Outcome, reason: str) -> None:
+def end(seat: Seat, outcome: moves.Outcome, reason: str) -> None:
     """Writes the result, then says so; a job whose last figures are no numbers does not just finish."""
     ledger, blobs, tally = seat.edges.ledger, seat.edges.blobs, seat.tally
     if outcome == "finished":
@@ -454,7 +454,7 @@ def _abandon_rest(seat: Seat, reason: str) -> None:
     """Ends the round that an error has ended with its job: everybody is told, and it is counted."""
     record = seat.edges.ledger.round(seat.job, seat.committed + 1)
     if record is not None and record.state in ("open", "closed"):
-        abandon(seat, rounds.Abandon(seat.committed + 1, record.attempt, "failed", reason))
+        abandon(seat, moves.Abandon(seat.committed + 1, record.attempt, "failed", reason))
 
 
 def _clear_late(seat: Seat) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from services.aggregator import rounds, soundness, stopping
+from services.aggregator import moves, rounds, soundness, stopping
 from services.aggregator.entries import COULD_NOT, UNFIT
 from services.aggregator.evaluation import Evaluation, nobody_has_tests, whose_tests
 from services.aggregator.seat import Seat
@@ -13,7 +13,7 @@ from shared.errors import RecordLost, Refused, Stale, Unfit
 from shared.events import ModelEvaluated, ModelUpdate
 from shared.failpoints import failpoint
 
-Happenings = tuple[rounds.Happening, ...]
+Happenings = tuple[moves.Happening, ...]
 
 
 def on_model_update(seat: Seat, state: rounds.State, update: ModelUpdate) -> Happenings:
@@ -53,7 +53,7 @@ def _refuse(seat: Seat, state: rounds.State, update: ModelUpdate, refused: Refus
         seat.edges.ledger.reject(seat.job, seat.fence, number, client, reason)
     seat.log.warning("refused", round=number, client=update.client, clients=len(clients), reason=str(refused))
     seat.faults.note("refused", f"{update.client}: {refused}", number)
-    return tuple(rounds.Rejected(client, reason, final) for client in clients)
+    return tuple(moves.Rejected(client, reason, final) for client in clients)
 
 
 def _on_failure(seat: Seat, state: rounds.State, failures: Mapping[str, str]) -> Happenings:
@@ -63,7 +63,7 @@ def _on_failure(seat: Seat, state: rounds.State, failures: Mapping[str, str]) ->
         seat.edges.ledger.reject(seat.job, seat.fence, state.round, client, f"{COULD_NOT}{error}")
         seat.log.warning("client failed", round=state.round, client=client, reason=error)
         seat.faults.note("client-failed", f"{client}: {error}", state.round)
-    return tuple(rounds.Failed(client, error) for client, error in failures.items())
+    return tuple(moves.Failed(client, error) for client, error in failures.items())
 
 
 def _take_in(seat: Seat, number: int, update: ModelUpdate) -> str:
@@ -107,7 +107,7 @@ def _check_members(seat: Seat, update: ModelUpdate) -> None:
 def _judged(seat: Seat, state: rounds.State, update: ModelUpdate, standing: str) -> Happenings:
     match standing:
         case "ok":
-            accepted = tuple(rounds.Accepted(client) for client in clients_of(update))
+            accepted = tuple(moves.Accepted(client) for client in clients_of(update))
             return (*_on_failure(seat, state, update.failures), *accepted)
         case "duplicate":
             return _on_duplicate(seat, state, update)
@@ -131,7 +131,7 @@ def _on_duplicate(seat: Seat, state: rounds.State, update: ModelUpdate) -> Happe
     raise Stale(f"{update.client} has been counted in round {number}")
 
 
-def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
+def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> moves.Happening:
     """Keeps the figures of a round's model; the job goes on once all who were asked have answered."""
     group = whose_tests(seat.spec, event.part)
     is_wanted = seat.spec.evaluate.where == "server" and group is not None and event.examples > 0
@@ -148,14 +148,14 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> rounds.Happening:
                 seat.untested.add(group)
                 if nobody_has_tests(seat.spec, seat.untested):  # said once, not in each round
                     seat.faults.note("not-evaluated", Evaluation(event.round).unmeasured(seat.spec), event.round)
-            return rounds.Untested(event.round)
+            return moves.Untested(event.round)
         seat.tester = group
     if not pending.take(event):
         raise Stale(f"round {event.round} is waiting for other evaluations")
     return complete(seat, pending)
 
 
-def complete(seat: Seat, pending: Evaluation) -> rounds.Evaluated:
+def complete(seat: Seat, pending: Evaluation) -> moves.Evaluated:
     """Records what those have answered who were asked how good a model is, and what that says of the job."""
     if pending.examples:
         event = next(iter(pending.answered.values()))
@@ -179,4 +179,4 @@ def complete(seat: Seat, pending: Evaluation) -> rounds.Evaluated:
     elif stop is not None:
         seat.faults.note("not-evaluated", f"nobody measured {stop.metric}, which evaluate.stop goes by", pending.round)
     del seat.evaluations[pending.round]  # last: where a server was away, the answer comes again
-    return rounds.Evaluated(pending.round, enough, pending.unmeasured(seat.spec))
+    return moves.Evaluated(pending.round, enough, pending.unmeasured(seat.spec))

@@ -8,13 +8,41 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from services.aggregator.members import Grown
+from services.aggregator.moves import (
+    Abandon,
+    Accepted,
+    AskAnother,
+    Close,
+    Committed,
+    Effect,
+    End,
+    Evaluate,
+    Evaluated,
+    Failed,
+    Happening,
+    Interrupted,
+    Joined,
+    Look,
+    Looked,
+    Open,
+    Opened,
+    Pause,
+    Paused,
+    Rejected,
+    Resumed,
+    Review,
+    Reviewed,
+    Ring,
+    Stopped,
+    Ticked,
+    Untested,
+    Wait,
+)
 from services.aggregator.selection import enough, lacking, population, select
-from services.aggregator.selection.history import NOTHING, History
 from shared.clients import Listed
 from shared.jobs import JobSpec
 
 Phase = Literal["looking", "waiting", "open", "closing", "evaluating", "ended"]
-Outcome = Literal["finished", "stopped", "failed"]
 
 RINGS = 10  #: times that an attempt's unanswered clients are asked again; then its deadline ends it
 
@@ -66,231 +94,6 @@ def target_of(spec: JobSpec, number: int, cohort: int) -> int:
     return 1 if number == 0 else min(spec.target, cohort)
 
 
-# --- what happens ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Looked:
-    """The roster was read: slots alive in each pool and silo, clients that are away, and what selection may know."""
-
-    alive: Mapping[str, int]
-    away: frozenset[str] = frozenset()
-    history: History = NOTHING
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The round was recorded, and announced unless it is reviewed first; it has so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A client's update was counted and folded."""
-
-    client: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A client said that it cannot deliver, and why."""
-
-    client: str
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """What came in a client's name was refused; `final` where it was the client's answer."""
-
-    client: str
-    why: str
-    final: bool
-
-
-@dataclass(frozen=True)
-class Reviewed:
-    """What the store holds of the open round was taken in; it has so many seconds left."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """Events may have been lost: the connection broke, or work is gone from its queue; the log has a `reason`."""
-
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Committed:
-    """The round's model and manifest are in the store; who has answered it, by these.
-
-    The engine may not have heard of all: an update was accepted, and the ledger's answer lost. The next owner goes by
-    the manifest, and so must this one. None: whom the engine has heard of.
-    """
-
-    answered: frozenset[str] | None = None
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The evaluation of a round's model is known, or known to be impossible; why that ends the job, where it does.
-
-    `lacking` is what was not measured, for a job that ends with this round.
-    """
-
-    round: int
-    done: str = ""
-    lacking: str = ""
-
-
-@dataclass(frozen=True)
-class Untested:
-    """Who was asked for the test set of a round's evaluation has none, or failed."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A trainer has joined the roster."""
-
-
-@dataclass(frozen=True)
-class Ticked:
-    """Time has passed."""
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """An operator ended the job."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Paused:
-    """An operator wants no further round for now."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """An operator wants the job to go on."""
-
-
-Happening = (
-    Looked
-    | Opened
-    | Accepted
-    | Failed
-    | Rejected
-    | Reviewed
-    | Interrupted
-    | Committed
-    | Evaluated
-    | Untested
-    | Joined
-    | Ticked
-    | Stopped
-    | Paused
-    | Resumed
-)
-
-# --- what to do -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Look:
-    """Read the roster."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Say what the job waits for."""
-
-    detail: str
-
-
-@dataclass(frozen=True)
-class Open:
-    """Record the round and, if `ring`, ask its cohort but for those who were asked in an earlier round."""
-
-    round: int
-    attempt: int
-    cohort: tuple[str, ...]
-    ring: bool = True
-    carried: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Review:
-    """Give the open round time, and take in what the store holds of it."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class Ring:
-    """Ask those again who have not answered."""
-
-    round: int
-    attempt: int
-    cohort: tuple[str, ...]
-    first: bool = False  # of a round that its owner opened; an earlier owner may have asked
-    carried: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Close:
-    """Freeze the accepted updates, make the model of them, commit it."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class Abandon:
-    """End the round, or this attempt at it, without a model."""
-
-    round: int
-    attempt: int
-    outcome: Literal["failed", "stopped"]
-    reason: str
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Ask for the held-out evaluation of a round's model."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class AskAnother:
-    """Ask another silo for the test set of a round's evaluation."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Lay the job down until an operator resumes it."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class End:
-    """End the job."""
-
-    outcome: Outcome
-    reason: str = ""
-
-
-Effect = Look | Wait | Open | Review | Ring | Close | Abandon | Evaluate | AskAnother | Pause | End
 Step = tuple[State, tuple[Effect, ...]]
 
 

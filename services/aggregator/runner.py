@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from services.aggregator import effects, hearing, recovery, rounds
+from services.aggregator import effects, hearing, moves, recovery, rounds
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.seat import Edges, Faults, Seat
 from services.aggregator.takeover import take_over
@@ -49,11 +49,11 @@ class Runner:
         self._log = structlog.get_logger().bind(job=job)
         self._faults = Faults(edges.ledger, job)
         self._mailbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._news: deque[rounds.Happening] = deque()  # from other threads
+        self._news: deque[moves.Happening] = deque()  # from other threads
         self._subscription: Subscription | None = None
         self._leaving = leaving or threading.Event()
         self._fenced = threading.Event()
-        self._happenings: deque[rounds.Happening] = deque()
+        self._happenings: deque[moves.Happening] = deque()
         self._wanted = Wanted()
         self._idle = 0  # looks in a row that found an open round's queues empty and nobody at work
         self._mistake: BadInput | None = None  # of the user's own strategy, found while a message was handled
@@ -80,11 +80,11 @@ class Runner:
             return
         match wanted.status:
             case "stopped":
-                self._news.append(rounds.Stopped(wanted.reason))
+                self._news.append(moves.Stopped(wanted.reason))
             case "paused":
-                self._news.append(rounds.Paused(wanted.reason))
+                self._news.append(moves.Paused(wanted.reason))
             case "running":
-                self._news.append(rounds.Resumed())
+                self._news.append(moves.Resumed())
         self._mailbox.put(None)
 
     @property
@@ -162,7 +162,7 @@ class Runner:
         if self._fenced.is_set():
             raise Fenced(f"job {self.job} belongs to another aggregator now")
         if delivery is None:
-            self._happenings.append(rounds.Ticked())
+            self._happenings.append(moves.Ticked())
         else:
             self._idle = 0
             settle(self._edges.bus, delivery, self._on_event, self._leaving)
@@ -183,7 +183,7 @@ class Runner:
             alive = self._edges.roster.alive()
             if state.phase == "waiting":
                 if groups(alive) != seat.alive or seat.spec.simulate is not None:
-                    self._news.append(rounds.Joined())
+                    self._news.append(moves.Joined())
                 return
             at_work = busy(alive)
             asked = effects.by_group(seat.spec, state.unanswered)
@@ -198,7 +198,7 @@ class Runner:
             detail = f"{waiting}, no trainer of {', '.join(silent[:5])} is at work, and no task waits there"
             self._log.warning("work is lost", round=state.round, reason=detail)
             self._faults.note("work-lost", detail, state.round)
-            self._news.append(rounds.Interrupted())
+            self._news.append(moves.Interrupted())
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class Runner:
         while self._state is not None:
             while self._news:
                 self._happenings.append(news := self._news.popleft())
-                if isinstance(news, rounds.Interrupted) and news.reason:
+                if isinstance(news, moves.Interrupted) and news.reason:
                     self._faults.note("interrupted", news.reason, self._state.round)
             if not self._happenings and self._early and self._state.phase == "open":
                 self._persistently(self._take_in_early)
@@ -227,7 +227,7 @@ class Runner:
             self._state, following = rounds.step(self._state, self._happenings.popleft(), self._edges.clock())
             self._do(following)
 
-    def _do(self, wanted: tuple[rounds.Effect, ...]) -> None:
+    def _do(self, wanted: tuple[moves.Effect, ...]) -> None:
         for effect in wanted:
             self._persistently(lambda effect=effect: self._apply(effect))  # type: ignore[misc]
 
@@ -253,7 +253,7 @@ class Runner:
     def _on_ready(self) -> None:
         """Called on the link's thread whenever consuming begins: after the first time, events may have been lost."""
         if self._subscription is not None:
-            self._news.append(rounds.Interrupted("the connection to RabbitMQ broke: events may have been lost"))
+            self._news.append(moves.Interrupted("the connection to RabbitMQ broke: events may have been lost"))
             self._mailbox.put(None)
 
     def _on_event(self, event: AnyEvent) -> None:
@@ -273,7 +273,7 @@ class Runner:
             case PauseTraining():
                 self.want(self._record().wanted)  # it may have been resumed since
             case TrainerJoined():
-                self._happenings.append(rounds.Joined())
+                self._happenings.append(moves.Joined())
             case _:
                 raise BadMessage(f"{event.type} is not for an aggregator")
 
@@ -324,30 +324,30 @@ class Runner:
             self.want(record.wanted)
         return step
 
-    def _apply(self, effect: rounds.Effect) -> None:  # noqa: C901 - one line per case
+    def _apply(self, effect: moves.Effect) -> None:  # noqa: C901 - one line per case
         seat = self._seated
         match effect:
-            case rounds.Look():
+            case moves.Look():
                 self._happenings.append(effects.look(seat))
-            case rounds.Wait(detail):
+            case moves.Wait(detail):
                 effects.say(seat, "waiting", detail)
-            case rounds.Open():
+            case moves.Open():
                 self._happenings.append(effects.open_round(seat, effect))
-            case rounds.Review():
+            case moves.Review():
                 self._review(effect)
-            case rounds.Ring():
+            case moves.Ring():
                 effects.ring_again(seat, effect)
-            case rounds.Close(number):
+            case moves.Close(number):
                 self._happenings.append(effects.close(seat, number))
-            case rounds.Abandon():
+            case moves.Abandon():
                 effects.abandon(seat, effect)
-            case rounds.Evaluate(number):
+            case moves.Evaluate(number):
                 self._complete(effects.evaluate(seat, number))
-            case rounds.AskAnother(number):
+            case moves.AskAnother(number):
                 self._complete(effects.ask_another(seat, number))
-            case rounds.Pause(reason):
+            case moves.Pause(reason):
                 effects.pause(seat, reason)
-            case rounds.End(outcome, reason):
+            case moves.End(outcome, reason):
                 effects.end(seat, outcome, reason)
 
     def _complete(self, evaluation: Evaluation | None) -> None:
@@ -355,7 +355,7 @@ class Runner:
         if evaluation is not None:
             self._happenings.append(hearing.complete(self._seated, evaluation))
 
-    def _review(self, effect: rounds.Review) -> None:
+    def _review(self, effect: moves.Review) -> None:
         """Takes in what the store holds of the open round: an event may be lost, its blob is not."""
         assert self._state is not None  # noqa: S101 - effects follow from a state
         seconds = self._seated.spec.rounds.deadline
@@ -368,7 +368,7 @@ class Runner:
                 raise
             except Stale as stale:
                 self._log.debug("stale", reason=str(stale))
-        self._happenings.append(rounds.Reviewed(left))
+        self._happenings.append(moves.Reviewed(left))
 
     def _queued(self, group: str) -> bool:
         """Whether work waits in a group's queues."""

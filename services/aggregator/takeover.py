@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from services.aggregator import closing, memory, recovery, rounds, soundness, stopping
+from services.aggregator import closing, memory, moves, recovery, rounds, soundness, stopping
 from services.aggregator.effects import clear_away, conclude, tell_round_end
 from services.aggregator.entries import by_blob, gave_up, was_refused
 from services.aggregator.seat import Seat
@@ -144,7 +144,7 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
     spec, ledger, committed = seat.spec, seat.edges.ledger, seat.committed
     if record.claims > CLAIMS:
         given_up = f"its aggregator died {record.claims - 1} times without committing a round"
-        return rounds.State(spec, "ended", committed + 1), (rounds.End("failed", given_up),)
+        return rounds.State(spec, "ended", committed + 1), (moves.End("failed", given_up),)
     done = _recall_progress(seat, committed)
     pending = ledger.round(seat.job, committed + 1)
     match pending.state if pending else "none":
@@ -155,7 +155,7 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
             step = rounds.closing(spec, pending.number, pending.attempt, pending.cohort, answered, pending.carried)
             return _asking_again(seat, step)
         case "failed" if pending and record.wanted.status == "stopped":
-            return rounds.State(spec, "ended", pending.number), (rounds.End("stopped", record.wanted.reason),)
+            return rounds.State(spec, "ended", pending.number), (moves.End("stopped", record.wanted.reason),)
         case "failed" if pending:
             return rounds.abandoned(spec, pending.number, pending.attempt, pending.reason)
     waited = ledger.now() - record.waiting if record.waiting else 0.0
@@ -175,7 +175,7 @@ def _asking_again(seat: Seat, step: rounds.Step) -> rounds.Step:
     state, effects = step
     if _is_evaluated(seat) or not rounds.is_evaluated(seat.spec, seat.committed):
         return step
-    return state, (rounds.Evaluate(seat.committed), *effects)
+    return state, (moves.Evaluate(seat.committed), *effects)
 
 
 def _is_evaluated(seat: Seat) -> bool:

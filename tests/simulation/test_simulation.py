@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from services.aggregator import closing, effects, entries, hearing, recovery, rounds, takeover
+from services.aggregator import closing, effects, entries, hearing, moves, recovery, rounds, takeover
 from services.aggregator import memory as memories
 from services.aggregator import tally as tally_module
 from services.aggregator.evaluation import Evaluation
@@ -322,7 +322,7 @@ def counted_twice(patch: pytest.MonkeyPatch) -> None:
     def on_duplicate(seat: Seat, state: rounds.State, update: Any) -> Any:
         found = seat.edges.ledger.accepted(seat.job, state.round, [update.client])
         seat.tally.count_again(found)
-        return (rounds.Accepted(update.client),)
+        return (moves.Accepted(update.client),)
 
     patch.setattr(hearing, "_on_duplicate", on_duplicate)
 
@@ -398,7 +398,7 @@ def old_model(patch: pytest.MonkeyPatch) -> None:
 def no_deadline(patch: pytest.MonkeyPatch) -> None:
     """Time passes unnoticed, and nobody looks for lost work."""
     real = rounds.step
-    quiet = lambda state, what, now: (state, ()) if isinstance(what, rounds.Ticked) else real(state, what, now)  # noqa: E731
+    quiet = lambda state, what, now: (state, ()) if isinstance(what, moves.Ticked) else real(state, what, now)  # noqa: E731
     patch.setattr(rounds, "step", quiet)
     patch.setattr(Runner, "look_for_lost_work", lambda _: None)
 
@@ -434,7 +434,7 @@ def no_end_of_trying(patch: pytest.MonkeyPatch) -> None:
     """A round that fails is tried again for ever."""
 
     def again(state: rounds.State, _: str) -> Any:
-        return rounds.replace(state, phase="looking", attempt=state.attempt + 1, deadline=None), (rounds.Look(),)
+        return rounds.replace(state, phase="looking", attempt=state.attempt + 1, deadline=None), (moves.Look(),)
 
     patch.setattr(rounds, "_again", again)
 
@@ -465,7 +465,7 @@ def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
     """A replica that is told that the job is another's goes on."""
     real = Runner._do
 
-    def do(runner: Runner, wanted: tuple[rounds.Effect, ...]) -> None:
+    def do(runner: Runner, wanted: tuple[moves.Effect, ...]) -> None:
         for effect in wanted:
             try:
                 real(runner, (effect,))

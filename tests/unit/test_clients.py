@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.aggregator import rounds
 from services.aggregator.evaluation import evaluators
-from services.aggregator.rounds import Accepted, Looked, Opened
+from services.aggregator.moves import Accepted, Looked, Opened
 from services.aggregator.selection import enough, lottery, select
 from shared import jobs
 from shared.clients import Listed, Numbered

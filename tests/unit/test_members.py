@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.aggregator import rounds
 from services.aggregator.members import Grown
-from services.aggregator.rounds import Accepted, Failed, Looked, Opened
+from services.aggregator.moves import Accepted, Failed, Looked, Opened
 from shared import jobs
 from shared.jobs import JobSpec
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.aggregator import rounds
-from services.aggregator.rounds import (
+from services.aggregator.moves import (
     Abandon,
     Accepted,
     AskAnother,
@@ -27,12 +27,12 @@ from services.aggregator.rounds import (
     Review,
     Reviewed,
     Ring,
-    State,
     Stopped,
     Ticked,
     Untested,
     Wait,
 )
+from services.aggregator.rounds import State
 from shared import jobs
 
 ALIVE = Looked({"cpu": 2})
