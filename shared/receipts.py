@@ -4,6 +4,7 @@ Pure. The object store is the record and `model-update` only its doorbell, so a 
 did: whoever looks into a round's `updates/` can take them in as if they had heard of them.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,8 @@ def receipt(update: ModelUpdate) -> dict[str, Any]:
     if update.members:
         return about
     metrics = records.dumps(update.metrics)
-    inputs = "" if update.inputs is None else update.inputs.model_dump_json()
+    # A store signs its headers as ASCII, and labels are words of any language.
+    inputs = "" if update.inputs is None else json.dumps(update.inputs.model_dump(mode="json"), separators=(",", ":"))
     if len(metrics) + len(inputs) <= MAX_METRICS and metrics.isascii():
         about["metrics"] = metrics
         if inputs:

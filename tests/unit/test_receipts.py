@@ -55,6 +55,7 @@ def test_an_initial_model_is_told_of_with_what_the_data_look_like() -> None:
     initial = {"round": 0, "base": None, "metrics": {}}
     blob = BlobRef(key=names.update_blob("digits-abcdef", 0, "client-1", DIGEST), size=100, digest=DIGEST)
     short = update(**initial, update=blob, inputs=Inputs(shape=(3, 8, 8), classes=2, labels=("ä", "b"), scale=(255.0,)))
+    assert all(str(value).isascii() for value in receipts.receipt(short).values())  # or no store takes its signature
 
     assert told(short) == short
     with pytest.raises(Refused, match="metrics"):
