@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from services.cli import history, output, rows, saving
+from services.cli import exporting, history, output, rows, saving
 from services.cli.history import PastRound
 from services.cli.progress import last_line, missing
 from services.cli.servers import Servers
@@ -53,9 +53,8 @@ def results(
         print(_ending(job, end, len(rounds) - 1, spec["rounds"]["count"]))
     if export is not None:
         model = end.model if end and end.model else _last_model(job, rounds)
-        with saving.replacing(export) as fresh:
-            servers.blobs.get(model).tofile(fresh)  # checked against its digest on the way
-        output.note(f"saved {export}: {model.size} bytes, digest {model.digest[:12]}")
+        exporting.export(servers.blobs, model, exporting.about(job, spec, rounds, model), export)
+        output.note(f"saved {export}: the model of digest {model.digest[:12]}, {model.size} bytes")
     if table is not None:
         with saving.replacing(table) as fresh:
             rows.save(rounds, fresh)

@@ -3,17 +3,20 @@
 import json
 import signal
 import socket
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from shared import names, topology
 from shared.events import Heartbeat, Missing, PauseTraining, StopTraining, TrainingEnd
 from shared.ledger import Wanted
 from tests.conftest import Servers
-from tests.scripted import COHORT, DIGITS, Aggregator, Fedq, Scripted
+from tests.scripted import COHORT, DIGITS, LAYOUT, Aggregator, Fedq, Scripted
 
 
 @pytest.fixture
@@ -503,7 +506,16 @@ def test_results_export_the_model_and_draw_the_curve(fedq: Fedq, finished: Scrip
     model, curve = tmp_path / "model.safetensors", tmp_path / "curve.png"
     done = fedq("results", "digits-aaaaaa", "--export", str(model), "--plot", str(curve))
     assert (done.code, done.err.count("saved ")) == (0, 2)
-    assert model.read_bytes() == finished.file.tobytes()
+    saved = np.fromfile(model, np.uint8)
+    header, data = LAYOUT.header, saved[8 + int.from_bytes(saved[:8].tobytes(), "little") :]
+    assert data.tobytes() == finished.file[len(header) :].tobytes()
+    with safe_open(model, "np") as file:
+        about = file.metadata()
+    assert finished.blob is not None
+    assert about == {
+        "fedq.job": "digits-aaaaaa", "fedq.round": "3", "fedq.digest": finished.blob.digest,
+        "fedq.version": version("fedq"), "fedq.model": json.dumps(finished.spec.model.model_dump(mode="json")),
+    }  # fmt: skip
     assert curve.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "model.safetensors"]
 
