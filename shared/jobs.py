@@ -92,6 +92,11 @@ class JobSpec(Strict):
         return _are_own(self.silos, self.data)
 
     @property
+    def needs_test_set(self) -> bool:
+        """Whether the model is evaluated on the data's held-out test set."""
+        return self.evaluate.every > 0 and self.evaluate.where != "clients"
+
+    @property
     def cohort_size(self) -> int:
         """How many clients a round asks."""
         if isinstance(self.select, Some):

@@ -143,6 +143,8 @@ class Slot:
     def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
         """The model that a job begins with, whole."""
         data = dataset.load(order.spec, order.job)
+        if order.spec.pool is not None and order.spec.needs_test_set:
+            dataset.of_test(data)  # each trainer has it: one that cannot be used is found before anybody trains
         model = self._bench.fresh_model(order.job, order.spec, data)
         file = model.save()
         parcel.check_initial(file, model.layout, order.spec)

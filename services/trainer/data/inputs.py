@@ -35,7 +35,7 @@ def refuse_others(data: Dataset, first: Inputs, trainer: str) -> None:
     own = inputs_of(data)
     found = [
         f"{NAMES.get(name, name)} {_shown(mine)} in place of {_shown(theirs)}"
-        for name in Inputs.model_fields
+        for name in sorted(Inputs.model_fields, key=lambda name: name != "digest")  # of which all else is a consequence
         if (mine := getattr(own, name)) != (theirs := getattr(first, name))
     ]
     if found:

@@ -66,6 +66,8 @@ def _of_bytes(image: Any, opened: Any, pillow: Any) -> tuple[Any, int]:
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     match type(error).__name__:
         case "UnidentifiedImageError":
             return "cannot identify its format"
