@@ -13,6 +13,7 @@
     │   ├── Fenced        another replica owns the job now
     │   │   └── RecordLost    Redis no longer has what it had: the job is read from the store again
     └── Refused           an update that must not be folded                        → recorded with the reason
+        └── OverLimit     by one of the job's limits, which may be too low
         └── Unfit         it is what was asked for: no better one will come        → and its client has answered
 
 What a consumer does with each is decided in one place, `shared.bus.settle`.
@@ -74,6 +75,10 @@ class Refused(FedqError):
 
 class Unfit(Refused):
     """An update that answers what its client was asked, and must not be folded for what it says or holds."""
+
+
+class OverLimit(Refused):
+    """An update that a limit of the job forbids; the text names the limit by its key, and its value."""
 
 
 def tls_trouble(error: BaseException, setting: str) -> str | None:

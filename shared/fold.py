@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import Refused
+from shared.errors import OverLimit, Refused
 from shared.jobs import JobSpec
 from shared.weights import TILE, Flat, Layout, Place, Tiles, tiles_of
 
@@ -85,7 +85,7 @@ def check(
 ) -> Measures:
     """Measures an update, shape (P,) or its tiles as they are decoded; `Refused` where it must not be folded."""
     if not 1 <= weight <= grid.max_weight:
-        raise Refused(f"examples is {weight}; allowed: 1 to {grid.max_weight} (limits.max_examples)")
+        raise OverLimit(f"examples is {weight}; allowed: 1 to {grid.max_weight} (limits.max_examples)")
     largest, squares = 0.0, 0.0
     for place, tile in _tiles(update, buffers):
         distances = None if buffers is None else buffers.distances(place, tile)
@@ -97,12 +97,12 @@ def check(
         largest = max(largest, high, -low)
         if largest > grid.max_abs:
             what = "a value" if distances is None else "a buffer, such as batch norm's statistics, with a value"
-            raise Refused(f"{what} of {largest:.4g} exceeds limits.max_abs, {grid.max_abs:g}")
+            raise OverLimit(f"{what} of {largest:.4g} exceeds limits.max_abs, {grid.max_abs:g}")
         if distances is None:
             squares += float(np.dot(tile, tile))
     norm = math.sqrt(squares)
     if max_norm is not None and norm > max_norm:
-        raise Refused(f"its norm, {norm:.4g}, exceeds limits.max_norm, {max_norm:g}")
+        raise OverLimit(f"its norm, {norm:.4g}, exceeds limits.max_norm, {max_norm:g}")
     return Measures(max_abs=largest, norm=norm)
 
 

@@ -17,7 +17,7 @@ from services.trainer.states import State
 from services.trainer.stopwatch import Stopwatch
 from services.trainer.wishes import Drift
 from shared.catalog.training import CustomTrain
-from shared.errors import Stale
+from shared.errors import BadInput, Stale
 from shared.events import BlobRef
 from shared.failpoints import failpoint
 from shared.weights import File, Flat
@@ -53,6 +53,11 @@ class Clients:
         """What a client's training gives."""
         order, spec, watch = self._order, self._order.spec, self._watch
         x, y = (part.to(self._bench.device) for part in dataset.of_client(self._data, spec, client))
+        if len(y) > spec.limits.max_examples:
+            raise BadInput(
+                f"{client} has {len(y)} examples, and limits.max_examples is {spec.limits.max_examples}: raise that, "
+                "or give it fewer"
+            )
         state = self._bench.state(order.job, spec, client, order.state, self.layout, order)
         self._model.load(self._base, state.personal)
         hindrance.download()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.trainer import precision
+from services.trainer import lonely, precision
 from services.trainer.gradients import changes_of, corrections
 from services.trainer.optimizers import Gradients, optimizer_of
 from services.trainer.schedules import rate
@@ -44,7 +44,7 @@ def train(
 
     Cross-entropy, in round `number` of `rounds`, by which a schedule knows the learning rate. `correction` is added to
     the gradient of each batch, by the names of the parameters (see `control.correction`). An epoch is a pass over the
-    examples in a new order, its last batch what is left; `spec.steps` ends in the middle of one.
+    examples in a new order, its last batch what is left (see `lonely`); `spec.steps` ends in the middle of one.
 
     Returns `train_loss`, the mean over the last pass, whole or not, and `steps`, how many batches there were; raises
     `Stale` between two batches once `stopped()`.
@@ -52,14 +52,17 @@ def train(
     take = _Step(model, spec, rate(spec.schedule, spec.optimizer.lr, number, rounds), x.device, correction)
     model.train()
     total = torch.zeros((), device=x.device)
-    done, steps = 0, spec.steps or spec.epochs * -(-len(y) // spec.batch_size)
+    joined = len(y) % spec.batch_size == 1 % spec.batch_size and lonely.is_normalised_alone(model, x[:1])
+    if joined:
+        lonely.check(client, len(y), spec.batch_size)
+    done, steps = 0, spec.steps or spec.epochs * (-(-len(y) // spec.batch_size) - joined)
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         for epoch in itertools.count():
             epoch_seed = shuffle_seed(seed, client, number, epoch)
             _seed_layers(epoch_seed, x.device)
             order = torch.randperm(len(y), generator=torch.Generator().manual_seed(epoch_seed)).to(x.device)
             total.zero_()
-            batches = torch.split(order, spec.batch_size)[: steps - done]
+            batches = lonely.split(order, spec.batch_size, joined=joined)[: steps - done]
             for batch in batches:
                 if stopped():
                     raise Stale(f"round {number} is over")

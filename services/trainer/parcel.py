@@ -9,7 +9,7 @@ from services.trainer.states import State
 from shared import fold, initial
 from shared.compression.choose import encoding_of
 from shared.compression.feedback import encode_with_feedback
-from shared.errors import BadInput, Refused
+from shared.errors import BadInput, OverLimit, Refused
 from shared.fold import Buffers, Measures
 from shared.jobs import JobSpec
 from shared.strategies.strategy import CONTROL, DELTA
@@ -17,7 +17,7 @@ from shared.weights import File, Flat, Layout, Tiles
 
 
 def pack(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> tuple[File, State]:
-    """The update's file, and the state that counts if the update does; `BadInput` where training diverged.
+    """The update's file, and the state that counts if the update does; `BadInput` where it cannot be sent.
 
     `base` is the model that was trained on, shape (P,).
     """
@@ -43,7 +43,7 @@ def measured(values: Flat | Tiles, examples: int, base: Flat, layout: Layout, sp
     try:
         return fold.check(values, examples, grid, spec.limits.max_norm, buffers=buffers)
     except Refused as refused:
-        raise _diverged(refused) from refused
+        raise _reason(refused) from refused
 
 
 def check_initial(file: File, layout: Layout, spec: JobSpec) -> None:
@@ -66,10 +66,14 @@ def _compressed(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> t
     try:
         encode_with_feedback(encoding, trained.delta, residual, file)
     except Refused as refused:
-        raise _diverged(refused) from refused
+        raise _reason(refused) from refused
     measured(encoding.tiles(file), trained.examples, base, layout, spec)
     return file, dataclasses.replace(trained.state, residual=residual)
 
 
-def _diverged(refused: Refused) -> BadInput:
+def _reason(refused: Refused) -> BadInput:
+    """Why an update cannot be sent, and what to do about it: a limit may be too low for it, or training diverged."""
+    if isinstance(refused, OverLimit):
+        advice = "raise that limit, or have clients learn less in a round (fewer epochs, a lower learning rate)"
+        return BadInput(f"the update is not sent: {refused}; {advice}")
     return BadInput(f"training diverged: the update {refused}; a lower learning rate may help")

@@ -185,6 +185,10 @@ def test_an_error_of_the_users_code_is_an_answer(federation: Federation) -> None
     assert error is not None
     assert error.startswith("model.name: this process has no module nowhere")
 
+    federation.ask(1, "client-5", base=base, spec=digits(limits={"max_examples": 10}, train={"name": "own_job:broken"}))
+    error = federation.update().error  # before training, which would fail
+    assert error == "client-5 has 144 examples, and limits.max_examples is 10: raise that, or give it fewer"
+
     federation.ask(1, "client-3", base=base, spec=digits(model={"name": "lenet"}))
     assert (federation.update().error or "").startswith("Refused: tensor ")
 

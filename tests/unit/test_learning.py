@@ -6,15 +6,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.trainer import learning
+from services.trainer import learning, lonely
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
 from shared.catalog.models import LeNet
 from shared.catalog.training import Adam, AdamW, Cosine, FedProx, OptimizerSpec, Sgd, TrainSpec
-from shared.errors import Stale
+from shared.errors import BadInput, Stale
 
 SPEC = TrainSpec(epochs=2, batch_size=7, optimizer=Sgd(lr=0.05, momentum=0.9, weight_decay=1e-4))
 
@@ -337,3 +339,100 @@ def test_shuffle_seeds_are_what_they_always_were() -> None:
     """A job that is replayed next year must shuffle as it did."""
     assert learning.shuffle_seed(7, "client-03", 2, 1) == 7756393106385750254
     assert 0 <= learning.shuffle_seed(2**31 - 1, "x" * 63, 10**6, 10**4) < 2**63
+
+
+# --- a batch of one before batch norm ---------------------------------------------------------
+
+
+def normalised(*, image: bool = False) -> nn.Module:
+    """A model with batch norm, of one value a channel in an example, or of an image of 8×8."""
+    torch.manual_seed(5)
+    if image:
+        return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Dropout(0.2), nn.Linear(6, 10))
+
+
+def batches_of(model: nn.Module, size: int, spec: TrainSpec) -> tuple[list[int], dict[str, float]]:
+    """The sizes of the batches that a model in training is given, and what training it reports."""
+    sizes: list[int] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training:
+            sizes.append(len(inputs[0]))
+
+    model.register_forward_pre_hook(look)
+    return sizes, learning.train(model, *examples(size), spec, seed=1, client="a", number=1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sizes"),
+    [
+        (TrainSpec(epochs=2, batch_size=16), [16, 17, 16, 17]),
+        (TrainSpec(epochs=1, batch_size=32), [33]),
+        (TrainSpec(steps=3, batch_size=16), [16, 17, 16]),
+        (TrainSpec(epochs=1, batch_size=2), [2] * 15 + [3]),
+    ],
+)
+def test_a_last_example_that_batch_norm_cannot_take_joins_the_batch_before(spec: TrainSpec, sizes: list[int]) -> None:
+    """No client is lost for having 33 examples; the steps that are told are those that were taken."""
+    found, metrics = batches_of(normalised(), 33, spec)
+
+    assert found == sizes
+    assert metrics["steps"] == len(sizes)
+
+
+@pytest.mark.parametrize("model", [normalised(image=True), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))])
+def test_who_can_take_it_alone_does(model: nn.Module) -> None:
+    """Batch norm of an image has values enough in one, and a model without it needs none: all is as it ever was."""
+    assert batches_of(model, 33, TrainSpec(epochs=1, batch_size=16))[0] == [16, 16, 1]
+
+
+def test_to_look_whether_it_can_changes_nothing() -> None:
+    """Neither the statistics nor what the layers draw, so that the same batches give the same bits."""
+    looked, other = normalised(), normalised()
+    state = torch.random.get_rng_state()
+    assert lonely.is_normalised_alone(looked, examples(1)[0])
+
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(looked.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+    assert looked.training
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "words"),
+    [
+        (
+            1,
+            16,
+            "a has one example to train on, and the model's batch norm cannot normalise one by itself; give it more",
+        ),
+        (1, 1, "a has one example to train on"),
+        (5, 1, "train.batch_size is 1, and the model's batch norm cannot normalise one example; take 2 or more"),
+    ],
+)
+def test_where_there_is_no_batch_to_join_the_reason_is_said_first(size: int, batch_size: int, words: str) -> None:
+    """Before anything is trained, and by a word of what to do."""
+    model = normalised()
+    with pytest.raises(BadInput, match=f"^{words}"):
+        batches_of(model, size, TrainSpec(batch_size=batch_size))
+    assert model[2].num_batches_tracked == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(size=st.integers(1, 40), batch_size=st.integers(1, 12), steps=st.none() | st.integers(1, 9))
+def test_no_batch_norm_is_given_one_value(size: int, batch_size: int, steps: int | None) -> None:
+    """Whatever the sizes: every example is in each whole pass once, or the client is told why it cannot be trained."""
+    spec = TrainSpec(batch_size=batch_size, **({"steps": steps} if steps else {"epochs": 1}))
+    if size == 1 or batch_size == 1:
+        with pytest.raises(BadInput, match="batch norm"):
+            batches_of(normalised(), size, spec)
+        return
+    found, metrics = batches_of(normalised(), size, spec)
+
+    assert min(found) > 1
+    assert metrics["steps"] == len(found) == (steps or len(found))
+    if steps is None:
+        assert sum(found) == size
