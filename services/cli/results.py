@@ -115,15 +115,15 @@ def _traffic(rounds: list[PastRound]) -> str:
 
 
 def _document(past: PastRound) -> dict[str, object]:
-    return {
-        "round": past.number,
-        **past.figures,
+    about = {
         "updates": past.accepted,
         "rejected": past.rejected,
         "seconds": past.manifest["seconds"],
         "traffic": past.traffic,
         "model": past.manifest["model"],
+        "metrics": past.figures,  # by whatever names; beside the others where these leave room
     }
+    return {"round": past.number, **{name: past.figures[name] for name in past.figures if name != "round"}, **about}
 
 
 def _last_model(job: str, rounds: list[PastRound]) -> BlobRef:

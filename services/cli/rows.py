@@ -60,7 +60,7 @@ def save(rounds: Iterable[PastRound], file: Path) -> None:
     names = sorted({name for row in rows for name in row.metrics})
     with file.open("w", encoding="utf-8", newline="") as opened:
         writer = csv.writer(opened, lineterminator="\n")
-        writer.writerow([*FIRST, *names])
+        writer.writerow([*FIRST, *(f"metric_{name}" if name in FIRST else name for name in names)])
         for row in rows:
             fixed = [getattr(row, column) for column in FIRST]
             writer.writerow([*fixed, *(row.metrics.get(name) for name in names)])

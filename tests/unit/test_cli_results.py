@@ -29,6 +29,14 @@ def test_every_metric_that_a_job_reports_is_shown(capsys: pytest.CaptureFixture[
     assert "and 3 more metrics; --json and --csv have all" in capsys.readouterr().out
 
 
+def test_a_metric_may_have_any_name() -> None:
+    """And takes no other figure's place."""
+    own = {"round": 0.5, "updates": 0.25, "mine": 1.0}
+    document = results._document(past(3, own, model={}))
+
+    assert (document["round"], document["updates"], document["mine"], document["metrics"]) == (3, 0, 1.0, own)
+
+
 def test_a_curve_has_axes_for_what_was_reported_alone(tmp_path: Path) -> None:
     """None are empty: a job that reports metrics of its own alone has those."""
     own = [past(number, {"mine": float(number), "steps": 2.0}) for number in (1, 2)]

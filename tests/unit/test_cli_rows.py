@@ -98,3 +98,9 @@ def test_nobody_took_part_in_a_job_that_has_only_begun() -> None:
     assert participation.of_job([past(0)]) == {}
     stranger = participation.of_job([past(1, cohort=[], updates=[])])
     assert participation.summary(stranger, 3) == "none of 3 clients was asked yet"
+
+
+def test_a_metric_takes_no_other_columns_name(tmp_path: Path) -> None:
+    """One's own may be called as it likes."""
+    (whole, *_) = read([past(1, metrics={"seconds": 9.0, "state": 1.0})], tmp_path / "rows.csv")
+    assert (whole["seconds"], whole["metric_seconds"], whole["metric_state"]) == ("3.0", "9.0", "1.0")
