@@ -4,7 +4,7 @@ Nothing here is the only copy: the object store is the record, and this can be r
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -348,8 +348,13 @@ class Ledger:
 
     def accepted(self, job: str, number: int, clients: Sequence[str]) -> dict[str, dict[str, Any]]:
         """What the counted updates of these clients said, of those that have one."""
-        found = self._redis.hmget(names.accepted_key(job, number), *clients)
-        return {client: json.loads(said) for client, said in zip(clients, found, strict=True) if said}
+        found: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(clients), PIECE):
+            piece = clients[start : start + PIECE]
+            said = dict(zip(piece, self._redis.hmget(names.accepted_key(job, number), *piece), strict=True))
+            there = {client: text for client, text in said.items() if text}
+            found.update(zip(there, _read(there.values()), strict=True))
+        return found
 
     def close_round(self, job: str, fence: int, number: int, counted: int = 0) -> RoundRecord:
         """Freezes the set of accepted updates and returns the round; closing again returns the same.
@@ -380,16 +385,17 @@ class Ledger:
         row = self._redis.hgetall(names.round_key(job, number))
         if not row:
             return None
-        accepted, rejected = names.accepted_key(job, number), names.rejected_key(job, number)
+        cohort = tuple(self._cohort(names.cohort_key(job, number)))
+        accepted = self.accepted(job, number, cohort)
         return RoundRecord(
             number=number,
             state=row["state"],
             attempt=int(row["attempt"]),
-            cohort=tuple(self._cohort(names.cohort_key(job, number))),
+            cohort=cohort,
             opened=_seconds(row["opened"]),
             deadline=_seconds(row["deadline"]),
-            accepted={client: json.loads(update) for client, update in sorted(self._pairs(accepted))},
-            rejected=dict(sorted(self._pairs(rejected))),
+            accepted={client: accepted[client] for client in sorted(accepted)},
+            rejected=dict(sorted(self._pairs(names.rejected_key(job, number)))),
             reason=row.get("reason", ""),
             carried=json.loads(row.get("carried", "{}")),
             target=int(row.get("target", 0)),
@@ -442,6 +448,19 @@ class Ledger:
         if answer == "conflict":
             raise Conflict(f"job {job} has moved on")
         return answer
+
+
+def _read(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """The objects of these texts; what is in several of them, such as the blob of a batch, is in memory once."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def once(found: dict[str, Any]) -> dict[str, Any]:
+        if any(isinstance(value, dict | list) for value in found.values()):
+            return found
+        return known.setdefault(repr(found), found)  # by its text: 1, 1.0 and True are equal, and not the same
+
+    read: list[dict[str, Any]] = json.loads(f"[{','.join(texts)}]", object_hook=once)
+    return read
 
 
 def _round_keys(job: str, number: int) -> tuple[str, str, str, str]:
