@@ -44,6 +44,13 @@ class Data:
                 kind.pop(key, None)  # type: ignore[attr-defined]
             self.expiring.discard(key)
 
+    def unrank(self, key: str, name: str) -> None:
+        """Takes a name out of a sorted set, which goes with its last one."""
+        scores = self.scores.get(key, {})
+        scores.pop(name, None)
+        if not scores:
+            self.delete(key)
+
 
 class Refusal(Exception):
     """A rule's answer before its end."""
@@ -130,6 +137,15 @@ def want(data: Data, now: int, keys: Keys, wanted: str, reason: str) -> str:
     if job["status"] in ENDED:
         return job["status"]
     job.update(wanted=wanted, reason=reason)
+    return "ok"
+
+
+def remove(data: Data, now: int, keys: Keys, job: str) -> str:
+    status = data.get(keys[0]).get("status")
+    if status in CLAIMABLE:
+        return str(status)
+    data.delete(keys[0])
+    data.unrank(keys[1], job)
     return "ok"
 
 
@@ -376,6 +392,7 @@ RULES: dict[Script, Rule] = {
     steps.ORPHANS: orphans,
     steps.UNSEAT: unseat,
     steps.WANT: want,
+    steps.REMOVE: remove,
     steps.REVIVE: revive,
     steps.RESTORE: restore,
     steps.ADVANCE: advance,
@@ -435,15 +452,20 @@ class ModelRedis:
         return sorted(scores, key=lambda name: (scores[name], name))[start : stop + 1]
 
     def zrevrange(self, key: str, start: int, stop: int) -> list[str]:
-        assert (start, stop) == (0, -1)
+        assert start == 0
         scores = self.data.scores.get(key, {})
-        return sorted(scores, key=lambda name: (scores[name], name), reverse=True)
+        found = sorted(scores, key=lambda name: (scores[name], name), reverse=True)
+        return found[: stop + 1] if stop >= 0 else found
+
+    def scan(self, cursor: int, match: str, count: int) -> tuple[int, list[str]]:
+        assert cursor == 0
+        assert count
+        data = self.data
+        keys = (*data.hashes, *data.lists, *data.strings, *data.scores)
+        return 0, [key for key in keys if key.startswith(match.removesuffix("*"))]
 
     def zrem(self, key: str, name: str) -> None:
-        scores = self.data.scores.get(key, {})
-        scores.pop(name, None)
-        if not scores:
-            self.data.delete(key)
+        self.data.unrank(key, name)
 
     def delete(self, *keys: str) -> None:
         self.data.delete(*keys)

@@ -76,6 +76,8 @@ CALLS: dict[str, tuple[SearchStrategy[Any], ...]] = {
     "unseat": (moment,),
     "want": (job, wanted),
     "revive": (job, few),
+    "remove": (job,),
+    "newest": (),
     "restore": (st.builds(kept, job, number, st.sampled_from(["queued", "paused", "failed"])),),
     "advance": (job, fence, number, totals),
     "describe": (job, fence, st.sampled_from(["running", "waiting"]), text),
