@@ -72,13 +72,25 @@ class Evaluation:
         return self.answered.keys() == self.parts
 
     def unmeasured(self, spec: JobSpec) -> str:
-        """Why nothing was measured on a test set, where that was wanted; empty where it was."""
+        """Why nothing was measured of what the job wants to know; empty where all of it was."""
+        return "; ".join(filter(None, (self.untested(spec), self._unheld(spec))))
+
+    def untested(self, spec: JobSpec) -> str:
+        """Why nothing was measured on a test set, where that was wanted."""
         if spec.evaluate.where == "clients" or any(whose_tests(spec, part) for part in self.answered):
             return ""
         if errors := [error for error in self.tried.values() if error]:
             return f"the model was not measured on a test set: {errors[0]}"
         whose = "the data have no test set" if spec.pool is not None else "no silo that is there has a test set"
         return f"{whose}, and the model was not measured on any (data.test_fraction, or test() of your own data)"
+
+    def _unheld(self, spec: JobSpec) -> str:
+        if spec.evaluate.where == "server" or self.clients:
+            return ""
+        errors = [event.error for part, event in self.answered.items() if event.error and not whose_tests(spec, part)]
+        if errors:
+            return f"the model was not measured on the clients: {errors[0]}"
+        return "no client that was asked holds out examples, and the model was measured on none (data.local_test)"
 
     @property
     def examples(self) -> int:

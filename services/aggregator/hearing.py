@@ -147,7 +147,7 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> moves.Happening:
             if event.error is None and group not in seat.untested:
                 seat.untested.add(group)
                 if nobody_has_tests(seat.spec, seat.untested):  # said once, not in each round
-                    seat.faults.note("not-evaluated", Evaluation(event.round).unmeasured(seat.spec), event.round)
+                    seat.faults.note("not-evaluated", pending.untested(seat.spec), event.round)
             return moves.Untested(event.round)
         seat.tester = group
     if not pending.take(event):

@@ -130,7 +130,7 @@ def test_what_was_not_measured_is_said_with_the_reason() -> None:
         Evaluation(3, set(), tried={"a": "", "b": ""}),
         Evaluation(3, set(), tried={"a": "", "b": "KeyError"}),
     )
-    own = jobs.parse(
+    here = jobs.parse(
         SILOS.model_dump() | {"evaluate": {"where": "clients"}, "data": {"name": "m:f", "local_test": 0.5}}
     )
     measured = Evaluation(3, {part_of_tests(SILOS, "b")})
@@ -139,4 +139,12 @@ def test_what_was_not_measured_is_said_with_the_reason() -> None:
     assert silent.unmeasured(SILOS).startswith("no silo that is there has a test set, and the model was not measured")
     assert failed.unmeasured(SILOS) == "the model was not measured on a test set: KeyError"
     assert Evaluation(3, set(), tried={"cpu": ""}).unmeasured(POOL).startswith("the data have no test set")
-    assert (measured.unmeasured(SILOS), silent.unmeasured(own)) == ("", "")
+    assert measured.unmeasured(SILOS) == ""
+    part = part_of(("a",))
+    held, none, broken = (Evaluation(3, {part}) for _ in range(3))
+    held.take(answer(part, {"a": (10, 0.5)}))
+    none.take(answer(part))
+    broken.take(answer(part, error="KeyError: 'a'"))
+    assert held.unmeasured(here) == ""
+    assert none.unmeasured(here).startswith("no client that was asked holds out examples")
+    assert broken.unmeasured(here) == "the model was not measured on the clients: KeyError: 'a'"
