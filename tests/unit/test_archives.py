@@ -73,7 +73,10 @@ def _with(value: float, dtype: str = "f8") -> np.ndarray:
         ({"x": X[:, :0]}, r"x has shape \[4, 0, 2\]"),
         ({"x": X + 1j}, r"x has shape \[4, 3, 2\] and complex128"),
         ({"y": np.eye(4)}, r"y is an array of shape \[4, 4\] and float64; .* give y.argmax\(1\)"),
-        ({"y": np.array([0, 1, 2, 10**9])}, r"y is an array with labels from 0 to 1000000000; they are counted from 0"),
+        (
+            {"y": np.array([0, 1, 2, 10**9])},
+            "y has labels up to 1000000000 for 4 examples; number the classes from 0 without gaps",
+        ),
         ({"site": np.array(["a", " ", "b", ""])}, r"site names no owner at \[1\] \(2 such places\)"),
         ({"site": np.array([0.5, 1, 2, np.nan])}, r"site has shape \[4\] and float64; it is one owner"),
         (

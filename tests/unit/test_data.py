@@ -567,7 +567,10 @@ def test_an_archive_may_be_shared_out_by_an_array(folder: Path) -> None:
             r"y is an array of shape \[3\] and int64; it is one integer for",
         ),
         ({"x": np.zeros((4, 2)), "y": np.zeros(4)}, r"y is an array of shape \[4\] and float64; .* y.astype\(int\)"),
-        ({"x": np.zeros((4, 2)), "y": np.array([0, -1, 0, 0])}, "labels from -1 to 0; they are counted from 0"),
+        (
+            {"x": np.zeros((4, 2)), "y": np.array([0, -1, 0, 0])},
+            "labels from -1 to 0; they are counted from 0",
+        ),
         ({"x": np.zeros((0, 2)), "y": np.zeros(0, int)}, r"x has shape \[0, 2\] and float64; it is numbers"),
         ({"x": np.array([[{}]] * 4), "y": np.zeros(4, int)}, "no NumPy archive of plain arrays: x holds objects"),
     ],

@@ -79,6 +79,12 @@ def test_numbers_of_an_unknown_range_are_refused(tmp_path: Path, dtype: type) ->
         pixels(save(tmp_path, "a.tif", BYTES.astype(dtype)))
 
 
+def test_colours_that_are_not_read_are_named(tmp_path: Path) -> None:
+    """Pillow has no way from LAB to RGB."""
+    with pytest.raises(BadInput, match=r"its colours are those of mode LAB, which is not read; save it in RGB"):
+        pixels(save(tmp_path, "a.tif", colours("LAB")))
+
+
 def colours(mode: str) -> Image.Image:
     return Image.fromarray(np.stack([BYTES, BYTES.T, 255 - BYTES], axis=2)).convert(mode)
 

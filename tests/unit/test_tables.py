@@ -98,6 +98,8 @@ def test_whole_numbers_may_have_a_point_and_words_may_begin_with_a_number(tmp_pa
         ('a,label\n1,0\n2,"x"y\n', "row 3 cannot be read as CSV"),
         ("a,label\n1,0\n".encode("utf-16"), "is no text in UTF-8; save it as CSV in UTF-8"),
         ("a,label\n1,Müll\n".encode("latin-1"), "is no text in UTF-8"),
+        ("a,label\n" + "9" * 200_000 + ",x\n", "row 2 cannot be read as CSV: field larger than field limit"),
+        ('a,"b"x,label\n1,2,x\n', "row 1 cannot be read as CSV"),
         (b"\x7fELF\x02\x01\x01\0\0\0\0\0", "cannot be read as CSV|cannot be shown"),
     ],
 )

@@ -12,6 +12,8 @@ from services.trainer.data.source import Source, as_floats, existing, numbered, 
 from shared.catalog.data import Npz
 from shared.errors import BadInput
 
+FEW = 1000  #: classes that there may be of fewer examples; more are identities, or measurements
+
 Array = npt.NDArray[Any]
 
 
@@ -26,6 +28,11 @@ def read(file: Path, spec: Npz, key: str | None) -> Source:
     x, y, *owners = _arrays(file, wanted)
     x = _numbers(x, f"{file}: {spec.x}")
     y = labels(y, len(x), None, f"{file}: {spec.y} is an array")
+    if spec.classes is None and y.max() >= max(len(y), FEW):
+        raise BadInput(
+            f"{file}: {spec.y} has labels up to {y.max()} for {len(y)} examples; number the classes from 0 without "
+            "gaps, or declare data.classes"
+        )
     if spec.classes is not None:
         refuse_undeclared(file, map(str, np.unique(y).tolist()), numbered(len(spec.classes)))
     return Source(

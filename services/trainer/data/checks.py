@@ -10,8 +10,6 @@ from shared.errors import BadInput
 
 Array = npt.NDArray[Any]
 
-HIGHEST = 100_000  #: the largest label; more is no number of a class, but an identity or a measurement
-
 
 def floats(x: Array, what: str) -> Floats:
     """A copy of x (n, …) as float32, in C order; `BadInput` where a value is NaN, infinite or beyond float32.
@@ -46,7 +44,7 @@ def labels(y: Array, examples: int, classes: int | None, what: str) -> Labels:
     if y.shape != (examples,) or y.dtype.kind not in "iub":
         raise BadInput(f"{what} of shape {list(y.shape)} and {y.dtype}; {_wanted(y, examples)}")
     least, most = (int(y.min()), int(y.max())) if examples else (0, 0)
-    if least < 0 or most >= (HIGHEST if classes is None else classes):
+    if least < 0 or (classes is not None and most >= classes):
         counted = "they are counted from 0" if classes is None else f"there are {classes} classes, counted from 0"
         raise BadInput(f"{what} with labels from {least} to {most}; {counted}")
     return y.astype(np.int64)

@@ -58,6 +58,8 @@ def _of_bytes(image: Any, opened: Any, pillow: Any) -> tuple[Any, int]:
         raise _Unfit(
             f"its pixels are numbers of 32 bits (mode {image.mode}), whose range nobody knows; save it with 16 or 8"
         )
+    if image.mode == "LAB":
+        raise _Unfit("its colours are those of mode LAB, which is not read; save it in RGB")
     if not image.has_transparency_data:
         return image, 0
     white = pillow.new("RGBA", image.size, "white")

@@ -110,13 +110,14 @@ def _records(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         with file.open(newline="", encoding="utf-8-sig") as text:  # a spreadsheet may begin its file with a mark
             rows = csv.reader(text, strict=True, skipinitialspace=True)
             header = next(rows, [])
+            number = 1
             for number, row in enumerate(rows, 2):
                 if row:
                     body.append((number, row))
     except UnicodeDecodeError:
         raise BadInput(f"{file} is no text in UTF-8; save it as CSV in UTF-8") from None
     except csv.Error as error:
-        raise BadInput(f"{file}: row {max(number, 1) + bool(number)} cannot be read as CSV: {error}") from error
+        raise BadInput(f"{file}: row {number + 1} cannot be read as CSV: {error}") from error
     except OSError as error:
         raise BadInput(f"{file} cannot be read: {error.strerror}") from error
     return header, body
