@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
+COMMA := ,
 # A test waits for servers and timers more than half its time, so that two at a time are worth it on two cores.
 WORKERS ?= 2
+# Two steps of one environment: what the stack runs on, and all the rest.
+RUNS := .venv/.runs
 STAMP := .venv/.installed
 # Which stack up, down, demo, logs and status are about: containers where a Docker Engine with Compose answers, ordinary
 # processes where none does or where they run already.
@@ -34,15 +37,14 @@ help:  ## List the commands
 
 venv: $(STAMP)  ## Install everything into .venv (PYTHON=python3.12 chooses another Python)
 
-$(STAMP): pyproject.toml constraints.txt
+$(RUNS) $(STAMP): pyproject.toml constraints.txt
 	@$(RECENT)
-	@$(PYTHON) -m deploy.native.bootstrap .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[all,dev]'
-	@touch $@
+	@$(PYTHON) -m deploy.native.bootstrap .venv $(if $(filter $(STAMP),$@),all$(COMMA)dev,stack)
+	@touch $(RUNS) $(filter $(STAMP),$@)
 
 # The stack of processes runs from .venv; containers need none.
 .SECONDEXPANSION:
-up down demo logs status: $$(if $$(filter native,$$(STACK)),venv)
+up down demo logs status: $$(if $$(filter native,$$(STACK)),$(RUNS))
 
 up:  ## Start RabbitMQ, Redis, S3 and fedq's services, in containers or without (STACK=compose, STACK=native)
 	$(RUN)

@@ -13,6 +13,7 @@ from deploy.compose.docker import Project
 from deploy.compose.stack import Stack
 from deploy.native.ending import end_in_order
 from deploy.native.state import locked, write_private
+from deploy.native.terminal import show_anything
 from shared import settings_file
 from shared.errors import FedqError
 
@@ -23,6 +24,7 @@ LOCK = Path(".fedq/compose.lock")
 def main() -> int:
     arguments = _parser().parse_args()
     end_in_order()
+    show_anything()
     try:
         docker.check()
         return int(arguments.run(arguments))

@@ -10,6 +10,7 @@ from deploy.native import demo, overview, processes, services
 from deploy.native.ending import end_in_order
 from deploy.native.stack import Role, Stack
 from deploy.native.state import locked, write_private
+from deploy.native.terminal import show_anything
 from shared import settings_file
 from shared.errors import BadInput, FedqError
 
@@ -19,6 +20,7 @@ STOP_SECONDS = 30.0  # for a trainer to finish the client it trains
 def main() -> int:
     arguments = _parser().parse_args()
     end_in_order()
+    show_anything()
     try:
         return int(arguments.run(arguments))
     except FedqError as error:
@@ -105,7 +107,9 @@ def env(directory: Path, role: Role) -> int:
     stack = Stack(directory)
     if not stack.state.running():
         raise BadInput(f"No stack is running in {stack.directory}: run `python -m deploy.native up`.")
-    print(settings_file.lines(stack.environment(role)), end="")
+    sys.stdout.buffer.write(
+        settings_file.lines(stack.environment(role)).encode()
+    )  # exact, whatever a terminal can show
     return 0
 
 

@@ -1,6 +1,7 @@
-"""`python3 -m deploy.native.bootstrap .venv`: a virtual environment, also where Debian's Python lacks ensurepip.
+"""`python3 -m deploy.native.bootstrap .venv stack`: a virtual environment with what fedq runs on, or with `all,dev`.
 
-Runs before anything is installed: the standard library is all there is.
+Runs before anything is installed: the standard library is all there is. An environment of the same Python is kept, and
+what it lacks is added; Debian's Python may lack ensurepip.
 """
 
 import importlib.util
@@ -11,12 +12,32 @@ import venv
 from pathlib import Path
 
 from deploy.native.apt import Apt
+from deploy.native.installing import install
 from shared.errors import FedqError
 
 REMEDY = "pip for this Python; install python3-venv"
+WHAT = {"stack": "fedq and what it runs on", "all,dev": "fedq with all that it can use, and the tools for its tests"}
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, extras: str) -> None:
+    if not _is_ours(directory):
+        print(f"Making {directory} with Python {sys.version.split()[0]} ...", file=sys.stderr, flush=True)
+        _make(directory)
+    what = f"{WHAT.get(extras, f'fedq[{extras}]')} into {directory}"
+    install(directory, what, "--constraint", "constraints.txt", "--editable", f".[{extras}]")
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether it has pip, for the Python that runs this."""
+    asked = "import sys, pip; print(sys.base_prefix, sys.version)"
+    try:
+        done = subprocess.run([directory / "bin/python", "-c", asked], check=False, capture_output=True, text=True)
+    except OSError:
+        return False
+    return done.stdout == f"{sys.base_prefix} {sys.version}\n"
+
+
+def _make(directory: Path) -> None:
     if importlib.util.find_spec("ensurepip") is not None:
         venv.create(directory, with_pip=True, clear=True)
         return
@@ -33,6 +54,6 @@ def main(directory: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), sys.argv[2])
     except (FedqError, subprocess.CalledProcessError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -1,5 +1,6 @@
 """Commands of the stacks leave in order when they are asked to end, and wait for each other aloud."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -64,3 +65,15 @@ def test_who_waits_for_a_lock_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
     waits.join(60)
 
     assert not waits.is_alive()
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", r"\xfc\u2026"), ("latin-1", "ü\\u2026"), ("utf-8", "ü…")])
+def test_a_terminal_that_lacks_a_letter_ends_no_command(tmp_path: Path, encoding: str, shown: str) -> None:
+    """The folder's name is on every line of a stack's status."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.native", "status", "--dir", tmp_path / "ü…"],
+        cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding) == f"No stack was ever started in {tmp_path}/{shown}.\n"
