@@ -149,7 +149,7 @@ class Trainer(Broker, Store, Data, Code):
     cache_mb: int = Field(default=4096, ge=1)
     state_dir: Path = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "fedq"  # of a silo
     device: Device = "auto"
-    threads: int | None = Field(default=None, ge=1)  # of torch, in each slot
+    threads: int = Field(default=1, ge=1)  # of torch, in each slot: more, for a machine that it has to itself
 
 
 class Registry(Broker, Record):

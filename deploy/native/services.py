@@ -23,10 +23,8 @@ def start(stack: Stack, *, trainers: int) -> None:
     """Start registry, aggregator and trainers, and wait until each listens to its queue."""
     launch(stack, "registry", "operator")
     launch(stack, "aggregator", "operator")
-    # The trainers share this machine's cores: more threads than those would only wait for each other.
-    threads = max(1, len(os.sched_getaffinity(0)) // max(1, trainers))
     for number in range(1, trainers + 1):
-        launch(stack, f"trainer-{number}", "trainer", "--pool", POOL, "--slots", "1", FEDQ_THREADS=str(threads))
+        launch(stack, f"trainer-{number}", "trainer", "--pool", POOL, "--slots", "1")
     deadline = time.monotonic() + START_SECONDS
     while missing := _missing(stack, trainers):
         for service in own(stack):

@@ -100,7 +100,7 @@ def _serve(
         stop.wait()
         bus.cancel(rounds)
 
-    app = make_app(configuration, group, name, slots, board.directory, silo=arguments.pool is None)
+    app = make_app(configuration, group, name, board.directory, silo=arguments.pool is None)
     dispatch = Dispatch(app, name)
     heartbeat = Heartbeat(bus, configuration.heartbeat_s, describe, probes)
     worker = Worker(app, board, name, slots, on_ready, probes.loop())

@@ -24,7 +24,7 @@ log = structlog.get_logger()
 GLANCE = 10.0  #: of a slot's patience in one call of the store: between two, it looks whether somebody still waits
 
 
-def start(trainer: str, directory: str, index: int, threads: int, *, silo: bool) -> Slot:
+def start(trainer: str, directory: str, index: int, *, silo: bool) -> Slot:
     """The slot that this process is from now on."""
     configuration = settings.load(settings.Trainer)
     logs.configure(configuration, "trainer")
@@ -33,7 +33,7 @@ def start(trainer: str, directory: str, index: int, threads: int, *, silo: bool)
     # Python lets no daemon have children, and Celery's processes are daemons; the workers of a DataLoader are children.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     device = _device(configuration.device, index)
-    torch.set_num_threads(configuration.threads or threads)
+    torch.set_num_threads(configuration.threads)
     board = Board(Path(directory))
     blobs = Blobs(configuration, patience=GLANCE)
     cache = Cache(configuration.cache_dir, configuration.cache_mb << 20, blobs)

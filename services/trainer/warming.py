@@ -21,7 +21,6 @@ class Place:
     trainer: str
     board: str
     index: int
-    threads: int
     silo: bool
 
 
@@ -43,7 +42,7 @@ def slot(place: Place) -> "Slot":
     failpoints.arm()
     from services.trainer import startup  # noqa: PLC0415 - not in the parent, and after this
 
-    found = startup.start(place.trainer, place.board, place.index, place.threads, silo=place.silo)
+    found = startup.start(place.trainer, place.board, place.index, silo=place.silo)
     gc.freeze()  # nor does a collection look through them later, for 0.15 s each time
     gc.enable()
     return found

@@ -24,7 +24,6 @@ from celery.apps import worker as celery_worker
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 from celery.exceptions import SecurityWarning
-from celery.utils.sysinfo import cpu_budget
 from celery.utils.threads import bound_open_broker_sockets
 from celery.worker import consumer as celery_consumer
 from celery.worker import state
@@ -47,7 +46,7 @@ CLOSING = 1.0  #: seconds that the broker may take for each answer while we stop
 SILENCE = 30.0  #: seconds that it may take otherwise
 
 
-def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Path, *, silo: bool = False) -> Celery:
+def make_app(settings: Trainer, group: str, trainer: str, board: Path, *, silo: bool = False) -> Celery:
     """The Celery app of one trainer: one quorum queue for its group, and nothing else on the broker."""
     queue = Queue(  # type: ignore[no-untyped-call]
         names.tasks_queue(group),
@@ -95,7 +94,6 @@ def make_app(settings: Trainer, group: str, trainer: str, slots: int, board: Pat
                 "trainer": trainer,
                 "board": str(board),
                 "silo": silo,
-                "threads": max(1, cpu_budget(use_cgroup_quota=True).count // slots),
             },
         },
     )

@@ -247,7 +247,7 @@ def _pika(given: settings.Cli) -> None:
 
 def _celery(given: settings.Cli) -> None:
     trainer = settings.Trainer.model_validate(given.model_dump())
-    with make_app(trainer, "cpu", "t", 1, Path()).connection_for_write() as connection:
+    with make_app(trainer, "cpu", "t", Path()).connection_for_write() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0)
 
 

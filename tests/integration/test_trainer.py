@@ -435,7 +435,7 @@ def test_a_task_that_fails_for_the_fifth_time_is_given_up(federation: Federation
     event = RoundStart(
         job=job, group="cpu", round=1, attempt=1, base=base, cohort=("client-1",), spec=spec, deadline=0, fence=3
     )
-    app = make_app(federation.servers.settings(settings.Trainer), "cpu", "test", 1, federation.directory)
+    app = make_app(federation.servers.settings(settings.Trainer), "cpu", "test", federation.directory)
     with app.connection_for_write() as connection:
         order = next(orders(event, 0)).model_dump(mode="json")
         app.send_task("train", (order,), headers={"x-delivery-count": 4}, connection=connection)
@@ -495,7 +495,7 @@ def test_a_task_that_is_none_becomes_a_dead_letter(federation: Federation) -> No
     """A trainer of another version may have sent it; a person finds it, and the next task is done."""
     federation.start("--pool", "cpu")
     configuration = federation.servers.settings(settings.Trainer)
-    app = make_app(configuration, "cpu", "test", 1, federation.directory)
+    app = make_app(configuration, "cpu", "test", federation.directory)
     with app.connection_for_write() as connection:
         app.send_task("train", ({"what": "is this"},), connection=connection)
     assert federation.initial(digits())
@@ -555,7 +555,7 @@ def test_a_trainer_outlives_its_queues(federation: Federation) -> None:
 def test_a_task_for_a_queue_that_is_gone_is_not_lost(federation: Federation) -> None:
     """It is declared again: the connection that declared it before knows nothing of its end."""
     configuration = federation.servers.settings(settings.Trainer, "trainer")
-    dispatch = Dispatch(make_app(configuration, "cpu", "t1", 1, federation.directory), "t1")
+    dispatch = Dispatch(make_app(configuration, "cpu", "t1", federation.directory), "t1")
     event = EvaluateModel(job=federation.job, group="cpu", round=1, model=federation.given(digits()), spec=digits())
     dispatch(event)
     assert federation.waiting() == 1

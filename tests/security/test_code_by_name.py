@@ -91,7 +91,7 @@ def test_a_forged_task_is_no_command(federation: Federation, servers: Servers, s
     federation.start("--pool", "cpu", "--name", "pooled", FEDQ_ALLOW="")
     spec = digits(model=command(sign))
     order = Order(job=federation.job, round=0, attempt=1, members=("client-0",), base=None, asked=0, spec=spec)
-    app = make_app(servers.settings(settings.Trainer, "trainer"), "cpu", "forger", 1, tmp_path)
+    app = make_app(servers.settings(settings.Trainer, "trainer"), "cpu", "forger", tmp_path)
     app.send_task("train", (order.model_dump(mode="json"),), task_id=order.identity)
 
     assert refused(federation.update(), "pooled", "model")

@@ -327,3 +327,10 @@ def test_an_entry_that_would_allow_nothing_is_refused(entry: str, monkeypatch: p
         f"FEDQ_ALLOW: {entry!r} is neither an attribute, such as mypkg.nets:make, nor a module with all below it, "
         "which ends in a dot, such as mypkg."
     )
+
+
+def test_a_slot_has_one_thread_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several trainers on one machine do not take each other's cores, and machines do not differ in their bits."""
+    set_all(monkeypatch)
+
+    assert settings.load(settings.Trainer).threads == 1
