@@ -88,5 +88,5 @@ def test_a_test_set_that_is_no_number_ends_the_job_before_anybody_trains(service
     services.fedq("start", file, "--watch", "--id", "odd-test01", code=1)
 
     shown = " ".join(services.fedq("show", "odd-test01").split())
-    assert "data: test() gave x with 1 values that are NaN" in shown
-    assert "the first of them at [3, 1]" in shown
+    assert "data: test() gave x with 1 value that is NaN" in shown
+    assert "the first at [3, 1]" in shown

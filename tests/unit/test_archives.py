@@ -65,10 +65,10 @@ def _with(value: float, dtype: str = "f8") -> np.ndarray:
 @pytest.mark.parametrize(
     ("given_arrays", "sentence"),
     [
-        ({"x": _with(np.nan)}, r"t.npz: x is an array with 1 values that are NaN, .* first of them at \[2, 1, 0\]"),
-        ({"x": _with(np.inf, "f4")}, r"x is an array with 1 values that are NaN, infinite"),
-        ({"x": _with(np.nan, "f2")}, r"x is an array with 1 values that are NaN"),
-        ({"x": _with(1e39)}, r"x is an array with 1 values that are NaN, infinite or beyond float32"),
+        ({"x": _with(np.nan)}, r"t.npz: x is an array with 1 value that is NaN, .* first at \[2, 1, 0\]"),
+        ({"x": _with(np.inf, "f4")}, r"x is an array with 1 value that is NaN, infinite"),
+        ({"x": _with(np.nan, "f2")}, r"x is an array with 1 value that is NaN"),
+        ({"x": _with(1e39)}, r"x is an array with 1 value that is NaN, infinite or beyond float32"),
         ({"x": X[:, 0, 0]}, r"x has shape \[4\] and int64; it is numbers \(n, …\): give x\[:, None\]"),
         ({"x": X[:, :0]}, r"x has shape \[4, 0, 2\]"),
         ({"x": X + 1j}, r"x has shape \[4, 3, 2\] and complex128"),

@@ -13,6 +13,7 @@ from services.trainer.data.inputs import inputs_of, refuse_others
 from services.trainer.data.sharing import SharedOut
 from shared import jobs
 from shared.errors import BadInput
+from shared.events import Inputs
 from shared.jobs import JobSpec
 from tests.datasets import leaf_file, mnist_files, write, writer
 
@@ -151,6 +152,20 @@ def test_a_trainer_with_other_files_than_the_job_began_with_is_named(
         BadInput, match=r"^the data of trainer cpu-3 are not like .* files of digest \w{10}.* in place of"
     ):
         refuse_others(other, inputs_of(first), "cpu-3")
+
+
+def plays(folder: Path, _rows: int) -> None:
+    lines = (["x" * 80, "y" * 80], ["\n", "z"])
+    write(folder, {"shakespeare/train/a.json": leaf_file({"HAMLET": lines})})
+
+
+@pytest.mark.parametrize(("data", "make"), [*KINDS, ({"name": "shakespeare", "test_fraction": 0}, plays)])
+def test_data_are_like_what_their_own_record_says(folder: Path, data: dict[str, Any], make: Any) -> None:
+    """A class may be named by a line feed, which a record does not hold as it is."""
+    make(folder, 4)
+    found = of_job(data, "one")
+
+    refuse_others(found, Inputs.model_validate_json(inputs_of(found).model_dump_json()), "cpu-1")
 
 
 def test_silos_have_files_of_their_own_to_begin_with(folder: Path) -> None:

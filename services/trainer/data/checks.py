@@ -28,9 +28,10 @@ def refuse_unfit(x: Array, what: str) -> None:
     if not finite.all():
         places = np.argwhere(~finite)
         first = ", ".join(map(str, places[0]))
+        count = "1 value that is" if len(places) == 1 else f"{len(places)} values that are"
         raise BadInput(
-            f"{what} with {len(places)} values that are NaN, infinite or beyond float32 (3.4e38), the first of them "
-            f"at [{first}]: mend them, or leave these examples out"
+            f"{what} with {count} NaN, infinite or beyond float32 (3.4e38), the first at [{first}]: mend "
+            "what is wrong, or leave these examples out"
         )
 
 

@@ -15,18 +15,17 @@ NAMES = {"digest": "files of digest"}  #: in a sentence
 
 def inputs_of(data: Dataset) -> Inputs:
     """What the data look like. Of the user's own nothing is known beside shape and classes."""
-    about = Inputs(shape=tuple(int(size) for size in data.shape), classes=int(data.classes))
+    about: dict[str, Any] = {"shape": tuple(data.shape), "classes": data.classes}
     if not isinstance(data, SharedOut):
-        return about
+        return Inputs(**about)
     prepared, labels = data.source.prepare, data.names
     is_short = sum(len(label.encode()) for label in labels) <= MOST and max(map(len, labels)) <= LONGEST
-    return about.model_copy(
-        update={
-            "labels": _listed(labels) if is_short else None,
-            "offset": _listed(prepared.offset),
-            "scale": _listed(prepared.scale),
-            "digest": data.source.digest if data.is_common else None,
-        }
+    return Inputs(
+        **about,
+        labels=_listed(labels) if is_short else None,
+        offset=_listed(prepared.offset),
+        scale=_listed(prepared.scale),
+        digest=data.source.digest if data.is_common else None,
     )
 
 
