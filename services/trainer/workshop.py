@@ -55,10 +55,8 @@ class Workshop:
 
     def tidy(self) -> None:
         """Ends the process of a job that is over, or that has gone on without this slot."""
-        if isinstance(self._work, Order):
-            job, number, *rest = self._work.work
-            if self._board.is_over(job, number + 1, *rest):
-                self.close()
+        if self._work is not None and self._board.is_over(self._work.job, self._work.round + 1, 0, 0):
+            self.close()
 
     def close(self) -> None:
         """Ends the process, if there is one."""
