@@ -211,24 +211,24 @@ def _files() -> list[str]:
 
 def stack_file() -> Path | None:
     """`.fedq/env` of the working folder, or of the nearest folder above it that may say where our servers are."""
-    found = (folder / FILE for folder in _searched())
+    found = (folder / FILE for folder in searched())
     return next((file for file in found if os.access(file, os.R_OK)), None)
 
 
-def _searched() -> list[Path]:
+def searched() -> list[Path]:
     """The working folder and those above it, up to our home or to the last in which nobody else can write.
 
     Whoever could put a file there would lead us to servers of theirs.
     """
     folder = Path.cwd()
-    searched = [folder]
+    found = [folder]
     while folder not in (Path.home(), folder.parent):
         folder = folder.parent
         here = folder.stat()
         if here.st_uid != os.geteuid() or here.st_mode & stat.S_IWOTH:
             break
-        searched.append(folder)
-    return searched
+        found.append(folder)
+    return found
 
 
 def _say_missing(names: list[str]) -> str:
@@ -236,9 +236,9 @@ def _say_missing(names: list[str]) -> str:
     both = f"{', '.join(others)} and {last} are" if others else f"{last} is"
     typos = ", ".join(typo for typo, meant in unknown().items() if meant in names)
     but = f" (but {typos} {'are' if ',' in typos else 'is'})" if typos else ""
-    file, searched = stack_file(), _searched()
-    up = f" to {searched[-1]}" if len(searched) > 1 else ""
-    looked = f"{file} does not have {'them' if others else 'it'}" if file else f"there is none from {searched[0]}{up}"
+    file, folders = stack_file(), searched()
+    up = f" to {folders[-1]}" if len(folders) > 1 else ""
+    looked = f"{file} does not have {'them' if others else 'it'}" if file else f"there is none from {folders[0]}{up}"
     return (
         f"{both} not set{but}: set {'them' if others else 'it'} in the environment (of the container, where this is "
         f"one) or in .env; `make up` starts servers and writes {FILE}, and {looked}"

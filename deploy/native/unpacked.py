@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from deploy.native.state import locked
+from shared.errors import BadInput
 
 
 def unpacked(
@@ -16,9 +18,15 @@ def unpacked(
 ) -> Path:
     """The folder `name` with what is in the packages that `download(folder)` fetches, as `mend` leaves it.
 
-    Whoever comes first makes it, whole or not at all; others wait.
+    Whoever comes first makes it, whole or not at all; others wait. `BadInput` where its scripts could not run there.
     """
     home = Path(os.environ.get("FEDQ_NATIVE_CACHE", Path.home() / ".cache/fedq/native"))
+    # RabbitMQ's scripts quote none of their own paths, and a search path is cut at its colons.
+    if unfit := re.search(r"[^\w/.,+@%=-]", str(home)):
+        raise BadInput(
+            f"The folder {str(home)!a} cannot hold {what}, for the character {unfit[0]!a} in its name: "
+            "set FEDQ_NATIVE_CACHE to another."
+        )
     tree = home / name
     with locked(home / f"{name}.lock"):
         if not tree.exists():

@@ -91,6 +91,7 @@ def test_the_last_job_needs_no_id(fedq: Fedq, aggregator: Aggregator, servers: S
         assert "job digits-bbbbbb has ended already: finished" in fedq(command, LAST).err
     assert "job digits-bbbbbb has 1 committed rounds" in fedq("start", "--resume", LAST, "--set", "rounds.count=1").err
     assert "digits-bbbbbb" in fedq("verify", LAST, "--json").out
+    assert "last is no job's id" not in fedq("logs", LAST, "--on", "native").err
     assert fedq("rm", LAST, "--yes").out.startswith("removed digits-bbbbbb: ")
     assert fedq("show", LAST, "--json").document["id"] == "digits-aaaaaa"
 

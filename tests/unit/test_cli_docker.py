@@ -84,3 +84,13 @@ def test_a_stack_that_has_ended_is_not_one_that_was_never_started(
     with pytest.raises(Nowhere, match=r"the stack in \.fedq/stack does not run any more \(--on native shows"):
         chosen(None, None, [On.native])
     assert chosen(On.native, None, [On.native]).sources(follow=True)
+
+
+def test_a_stack_is_found_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its settings are."""
+    (tmp_path / ".fedq/stack").mkdir(parents=True)
+    (tmp_path / ".fedq/stack/stack.json").write_text(json.dumps({"processes": []}))
+    (tmp_path / "jobs").mkdir()
+    monkeypatch.chdir(tmp_path / "jobs")
+
+    assert chosen(On.native, None, [On.native]).place == "the stack in ../.fedq/stack"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.native.stack import check_folder
+from deploy.native.unpacked import unpacked
 from shared import settings_file
 from shared.errors import BadInput
 
@@ -73,3 +74,16 @@ def test_a_value_that_no_line_can_hold_is_refused_with_its_name() -> None:
     """A password, say, which is not shown."""
     with pytest.raises(BadInput, match=r"^FEDQ_KEY: a file of settings cannot hold the character '\$' of its value"):
         settings_file.lines({"FEDQ_URL": "http://host:1", "FEDQ_KEY": "it's $ecret"})
+
+
+@pytest.mark.parametrize(("name", "character"), [("a b", "' '"), ("it's", '"\'"'), ("a:b", "':'"), ("a*", r"'\*'")])
+def test_a_folder_that_the_servers_scripts_would_not_find_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, character: str
+) -> None:
+    """Before anything is fetched into it."""
+    monkeypatch.setenv("FEDQ_NATIVE_CACHE", str(tmp_path / name))
+    with pytest.raises(
+        BadInput, match=rf"cannot hold RabbitMQ, for the character {character} in its name: set FEDQ_NA"
+    ):
+        unpacked("programs", "RabbitMQ", lambda _: [])
+    assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,14 @@
 """fedq without Docker: the processes that `make up` started in this folder, and the files they log to."""
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from services.cli.orchestrators.tools import Source
+from shared import settings
 from shared.errors import BadInput
 
 STACK = Path(".fedq/stack")  #: as `make up` has it; `stack.json` in it lists the processes
@@ -16,23 +19,29 @@ SERVERS = {"rabbitmq", "redis", "seaweedfs"}  #: whose lines are not about jobs
 class Native:
     """The stack of one folder."""
 
+    directory: Path
     processes: tuple[Any, ...]
 
     name = "native"
 
     @property
     def place(self) -> str:
-        return f"the stack in {STACK}"
+        return f"the stack in {os.path.relpath(self.directory)}"
 
     @property
     def runs(self) -> bool:
         return any(_started(one["pid"]) == one["started"] for one in self.processes)
 
     def count(self, pool: str) -> int:
-        raise _unscaled(pool)
+        raise self._unscaled(pool)
 
     def scale(self, pool: str, wanted: int) -> str:  # noqa: ARG002 - an orchestrator is asked for a number
-        raise _unscaled(pool)
+        raise self._unscaled(pool)
+
+    def _unscaled(self, pool: str) -> BadInput:
+        return BadInput(
+            f"{self.place} has no orchestrator: each `python -m services.trainer --pool {pool}` is one trainer more"
+        )
 
     def sources(self, follow: bool) -> list[Source]:
         """A file for each service, from its first line on, also where the service has ended."""
@@ -42,17 +51,12 @@ class Native:
 
 
 def find() -> Native | None:
-    """The stack that was started here, or None; what it logged is there also when it runs no more."""
-    try:
-        return Native(tuple(json.loads((STACK / "stack.json").read_text())["processes"]))
-    except FileNotFoundError:
-        return None
-
-
-def _unscaled(pool: str) -> BadInput:
-    return BadInput(
-        f"the stack in {STACK} has no orchestrator: each `python -m services.trainer --pool {pool}` is one trainer more"
-    )
+    """The stack that was started here or above, or None; what it logged is there also when it runs no more."""
+    for folder in settings.searched():
+        with suppress(FileNotFoundError):
+            state = json.loads((folder / STACK / "stack.json").read_text())
+            return Native(folder / STACK, tuple(state["processes"]))
+    return None
 
 
 def _started(pid: int) -> int:
