@@ -98,6 +98,7 @@ def test_a_file_of_the_same_size_is_another_once_it_was_written_again(folder: Pa
     """Labels that were swapped leave the size as it was."""
     data = {"name": "csv", "path": "t.csv", "test_fraction": 0}
     (folder / "t.csv").write_text("a,label\n1,0\n2,1\n")
+    os.utime(folder / "t.csv", (1, 1))  # clocks of file systems tick in milliseconds
     before = of_job(data, "one").client("", 0)[1].tolist()
     (folder / "t.csv").write_text("a,label\n1,1\n2,0\n")
 
@@ -192,3 +193,24 @@ def test_what_programs_leave_behind_changes_nothing(folder: Path) -> None:
     assert place.stamp(folder, folder) == before
     os.utime(folder / "pets/0/0.png", (1, 1))
     assert place.stamp(folder, folder) != before
+
+
+def test_a_copy_with_the_time_and_size_of_what_it_replaces_is_another(folder: Path) -> None:
+    """As `cp -p` and `rsync -t` write over a file."""
+    table(folder, 4)
+    os.utime(folder / "t.csv", (1, 1))
+    before = place.stamp(folder / "t.csv", folder)
+    until_the_clock_ticks(folder)
+    (folder / "t.csv").write_bytes((folder / "t.csv").read_bytes()[::-1])
+    os.utime(folder / "t.csv", (1, 1))
+
+    assert place.stamp(folder / "t.csv", folder) != before
+
+
+def until_the_clock_ticks(folder: Path) -> None:
+    """Returns once the file system's clock shows another time; it does so in milliseconds."""
+    file = folder / ".tick"
+    file.touch()
+    first = file.stat().st_ctime_ns
+    while file.stat().st_ctime_ns == first:
+        os.utime(file, (1, 1))

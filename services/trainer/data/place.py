@@ -80,6 +80,7 @@ def stamp(path: Path, base: Path) -> str:
         except OSError:
             digest.update(f"{file}\0absent\0".encode(errors="surrogateescape"))
         else:
-            about = f"{file}\0{found.st_ino} {found.st_size} {found.st_mtime_ns}\0"
+            # A copy may have the time of its original, but not the time of its last change in this place.
+            about = f"{file}\0{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\0"
             digest.update(about.encode(errors="surrogateescape"))
     return digest.hexdigest()
