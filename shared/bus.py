@@ -140,9 +140,9 @@ class Bus:
         self._consuming.subscribe(subscription, self._patience)
         return subscription
 
-    def cancel(self, subscription: Subscription, *, delete: bool = False) -> None:
-        """Ends a subscription; its unsettled messages go back to the queue."""
-        self._consuming.unsubscribe(subscription)
+    def cancel(self, subscription: Subscription, *, delete: bool = False, settling: bool = False) -> None:
+        """Ends a subscription; its unsettled messages go back to the queue, or are settled later if `settling`."""
+        self._consuming.unsubscribe(subscription, settling=settling)
         if delete:
             self.delete(subscription.queue.name)
 

@@ -8,7 +8,7 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
@@ -94,6 +94,7 @@ class Subscription:
     on_ready: Callable[[], None] | None = None
     priority: int = 0
     channel: BlockingChannel | None = field(default=None, repr=False)
+    tag: str = ""  # of the consumer on that channel
 
     @property
     def connected(self) -> bool:
@@ -253,12 +254,18 @@ class Link:
             self.unsubscribe(subscription)
             raise
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """Ends a subscription; when this returns, the broker knows."""
+    def unsubscribe(self, subscription: Subscription, *, settling: bool = False) -> None:
+        """Ends a subscription; when this returns, the broker knows.
+
+        What was delivered goes back, unless it is `settling`, and may be settled until the connection ends.
+        """
 
         def end(_channels: Channels) -> None:
             if subscription.channel is not None and subscription.channel.is_open:
-                subscription.channel.close()
+                if settling:
+                    subscription.channel.basic_cancel(subscription.tag)
+                else:
+                    subscription.channel.close()
 
         with self._lock:
             if subscription not in self._subscriptions:
@@ -272,14 +279,18 @@ class Link:
 
     def close(self, timeout: float = 10.0) -> None:
         """Closes the connection, and waits for that no longer than this: a broker that hangs does not answer."""
-        self._closing.set()
         with self._lock:
             channels, thread = self._channels, self._thread
-        if channels is not None:
-            with _ignored(pika.exceptions.ConnectionWrongStateError):
-                channels.connection.add_callback_threadsafe(lambda: None)  # wakes the loop
+        try:
+            if channels is not None:  # by its own thread: after all that was settled so far
+                channels.connection.add_callback_threadsafe(self._closing.set)
+            else:
+                self._closing.set()
+        except pika.exceptions.ConnectionWrongStateError:
+            self._closing.set()
         if thread is not None:
             thread.join(timeout)
+        self._closing.set()
 
     def _submit(self, function: Callable[[Channels], Result], deadline: float) -> "Future[Result]":
         future: Future[Result] = Future()
@@ -367,13 +378,12 @@ class Link:
         channel.basic_qos(prefetch_count=subscription.prefetch)
 
         def on_message(channel: BlockingChannel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-            redelivered = int((properties.headers or {}).get("x-delivery-count", 0))
             subscription.deliver(
                 Delivery(
                     queue=subscription.queue.name,
                     type=properties.type,
                     body=body,
-                    attempt=1 + redelivered,
+                    attempt=deliveries(properties.headers or {}),
                     message_id=properties.message_id,
                     _link=self,
                     _channel=channel,
@@ -388,10 +398,21 @@ class Link:
 
         channel.add_on_cancel_callback(on_cancel)
         arguments = {"x-priority": subscription.priority} if subscription.priority else None
-        channel.basic_consume(subscription.queue.name, on_message, arguments=arguments)
+        subscription.tag = channel.basic_consume(subscription.queue.name, on_message, arguments=arguments)
         subscription.channel = channel
         if subscription.on_ready is not None:
             subscription.on_ready()
+
+
+#: RabbitMQ's count of the earlier deliveries; from 4.0 on there is a second one, of those too that ended with their
+#: connection, and from 4.3 that one alone.
+COUNTS = ("x-delivery-count", "x-acquired-count")
+
+
+def deliveries(headers: Mapping[str, Any]) -> int:
+    """Of a message, this one included, by headers that the first has not; what is no count is a stranger's."""
+    counts = [headers.get(name) for name in COUNTS]
+    return 1 + max(count if type(count) is int and count > 0 else 0 for count in counts)
 
 
 def _declare(channel: BlockingChannel, wanted: Queue) -> None:

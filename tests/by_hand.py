@@ -166,7 +166,7 @@ class Federation:
 
     def initial(self, spec: JobSpec, group: str = "cpu") -> BlobRef:
         """Round 0: the model that the rounds of a test begin with."""
-        self.ask(0, spec.clients[0], spec=spec, group=group)
+        self.ask(0, group if spec.silos else spec.clients[0], spec=spec, group=group)
         found = self.update()
         assert found.update is not None, found.error
         return found.update

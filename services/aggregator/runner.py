@@ -371,8 +371,9 @@ class Runner:
         self._happenings.append(moves.Reviewed(left))
 
     def _queued(self, group: str) -> bool:
-        """Whether work waits in a group's queues."""
-        depths = (self._edges.bus.depth(name(group)) for name in (names.rounds_queue, names.tasks_queue))
+        """Whether work waits in a group's queues; a silo has none of tasks."""
+        queues = (names.rounds_queue, names.tasks_queue) if self._seated.spec.silos is None else (names.rounds_queue,)
+        depths = (self._edges.bus.depth(name(group)) for name in queues)
         return any(depth is not None and depth[0] > 0 for depth in depths)
 
     def _fail(self, error: Exception) -> None:

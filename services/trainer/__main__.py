@@ -14,6 +14,7 @@ import structlog
 
 from services.trainer.board import Board, private_directory
 from services.trainer.dispatch import Dispatch, on_notice
+from services.trainer.handover import Handover
 from services.trainer.heartbeat import Heartbeat
 from services.trainer.worker import Worker, make_app
 from shared import events, failpoints, logs, service, settings, topology
@@ -61,7 +62,7 @@ def _serve(
     stop: threading.Event,
 ) -> None:
     name, slots = arguments.name, arguments.slots
-    group = arguments.pool or arguments.client
+    group, silo = arguments.pool or arguments.client, arguments.pool is None
     log = structlog.get_logger().bind(trainer=name)
     began = time.monotonic()
     bus = Bus(configuration, name, patience=PATIENCE)
@@ -89,7 +90,7 @@ def _serve(
         rounds = None
         while rounds is None:
             try:
-                rounds = bus.serve(topology.rounds(group), dispatch)
+                rounds = work.begin()
             except Unavailable as error:
                 log.warning("not listening yet", reason=str(error))
                 if stop.wait(RETRY):
@@ -98,14 +99,14 @@ def _serve(
         probes.serving()
         log.info("ready", group=group, slots=slots, device=worker.device, seconds=round(time.monotonic() - began, 2))
         stop.wait()
-        bus.cancel(rounds)
+        bus.cancel(rounds, settling=True)
 
-    app = make_app(configuration, group, name, board.directory, silo=arguments.pool is None)
-    dispatch = Dispatch(app, name)
+    app = make_app(configuration, group, name, board.directory, silo=silo)
     heartbeat = Heartbeat(bus, configuration.heartbeat_s, describe, probes)
     worker = Worker(app, board, name, slots, on_ready, probes.loop())
+    work = Handover(bus, worker, group, slots) if silo else Dispatch(bus, app, group)
 
-    stopping = (stop, ended, configuration.grace_s, worker, dispatch, probes)
+    stopping = (stop, ended, configuration.grace_s, worker, work, probes)
     threading.Thread(target=_stop_in_time, args=stopping, name="stop", daemon=True).start()
     queues = (topology.dead_letters(), topology.rounds(group))
     if not service.at_start(stop, {"FEDQ_AMQP_URL": lambda: bus.declare(*queues, patience=service.TRY)}):
@@ -122,7 +123,12 @@ def _serve(
 
 
 def _stop_in_time(
-    stop: threading.Event, ended: threading.Event, grace: float, worker: Worker, dispatch: Dispatch, probes: Probes
+    stop: threading.Event,
+    ended: threading.Event,
+    grace: float,
+    worker: Worker,
+    work: Dispatch | Handover,
+    probes: Probes,
 ) -> None:
     """Once `stop` is set: lets the slots finish for `grace` seconds, and has the process end soon after in any case."""
     stop.wait()
@@ -131,7 +137,7 @@ def _stop_in_time(
     probes.stopping()
     if worker.begun:
         worker.request_stop(time.monotonic() + grace)
-        dispatch.close()
+        work.close()
         if ended.wait(grace + HEED):
             return
         if worker.busy:

@@ -3,37 +3,45 @@
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import structlog
 from amqp.exceptions import MessageNacked
 from celery import Celery
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError
+from kombu.messaging import Producer
 
 from services.trainer.board import Board
+from services.trainer.message import CONTENT_ENCODING, CONTENT_TYPE, Task
 from services.trainer.orders import orders, task_id
+from shared import topology
+from shared.bus import Bus
 from shared.errors import QueueFull, Stale, Unavailable
 from shared.events import AnyEvent, EvaluateModel, RoundEnd, RoundStart, TrainingEnd
 from shared.failpoints import failpoint
+from shared.link import Subscription
+
+log = structlog.get_logger()
 
 CLOSING = 2.0  #: seconds that an event in hand may take to be finished when the trainer stops
-
-Task = tuple[str, str, str, dict[str, Any]]  # its kind, id, description and argument
 
 
 class Dispatch:
     """Publishes tasks, each confirmed by the broker before the event is acknowledged."""
 
-    def __init__(self, app: Celery, trainer: str) -> None:
-        self._app = app
-        self._log = structlog.get_logger().bind(trainer=trainer)
+    def __init__(self, bus: Bus, app: Celery, group: str) -> None:
+        self._bus, self._app, self._group = bus, app, group
+        (self._queue,) = app.amqp.queues.values()  # the group's
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._begun: tuple[AnyEvent, int] | None = None  # an event that failed half-way, and where
 
-    def __call__(self, event: AnyEvent) -> None:
+    def begin(self) -> Subscription:
+        """Hears of work from now on; `Unavailable` where the broker is away."""
+        return self._bus.serve(topology.rounds(self._group), self._on_event)
+
+    def _on_event(self, event: AnyEvent) -> None:
         """Handles a `RoundStart` or `EvaluateModel`; `Unavailable` where the broker is away."""
         with self._lock:
             if self._closed:
@@ -52,36 +60,37 @@ class Dispatch:
     def _publish(self, event: AnyEvent) -> None:
         began = time.monotonic()
         failpoint("trainer.heard")
-        tasks = list(_tasks(event, time.time()))
+        found = list(tasks(event, time.time()))
         done = self._begun[1] if self._begun is not None and self._begun[0] == event else 0
-        while done < len(tasks):
+        while done < len(found):
             self._begun = (event, done)
-            self._send(*tasks[done])
+            self._send(found[done])
             done += 1
         self._begun = None
         failpoint("trainer.dispatched")
-        self._log.info(
+        log.info(
             event.type,
             job=getattr(event, "job", None),
             round=getattr(event, "round", None),
-            tasks=len(tasks),
+            tasks=len(found),
             seconds=round(time.monotonic() - began, 4),
         )
 
-    def _send(self, kind: str, identity: str, description: str, argument: dict[str, Any]) -> None:
+    def _send(self, task: Task) -> None:
         # A connection that nobody reads from dies unnoticed, and the queue that it declared may be gone since: so a
         # second one, made now, which declares it again, before giving up.
         for last in (False, True):
             connection = self._connection = self._connection or self._connect()
             try:
-                self._app.send_task(
-                    kind,
-                    (argument,),
-                    task_id=identity,
-                    argsrepr=description,  # what a person sees in the RabbitMQ console
-                    connection=connection,
-                    ignore_result=True,
-                    retry=False,
+                Producer(connection, auto_declare=False).publish(  # type: ignore[no-untyped-call]
+                    task.body,
+                    content_type=CONTENT_TYPE,
+                    content_encoding=CONTENT_ENCODING,
+                    headers=task.headers,
+                    correlation_id=task.identity,
+                    exchange=self._queue.exchange,
+                    routing_key=self._queue.routing_key,
+                    declare=[self._queue],
                     mandatory=True,  # a task that no queue takes is an error
                 )
             except MessageNacked as error:
@@ -122,15 +131,16 @@ def on_notice(board: Board, event: AnyEvent) -> None:
             raise Stale(f"{event.type} is no notice")
 
 
-def _tasks(event: AnyEvent, now: float) -> Iterator[Task]:
+def tasks(event: AnyEvent, now: float) -> Iterator[Task]:
+    """The tasks that an event is, heard `now`, in seconds since the epoch; `Stale` where it is no work."""
     match event:
         case RoundStart():
             for order in orders(event, now):
                 others = f" and {len(order.members) - 1} more" if len(order.members) > 1 else ""
                 description = f"{order.client}{others}, round {order.round} of {order.job}"
-                yield "train", order.identity, description, order.model_dump(mode="json")
+                yield Task("train", order.identity, description, order.model_dump(mode="json"))
         case EvaluateModel():
             identity = task_id(event.job, event.round, 0, event.model.digest, *event.clients[:1])
-            yield "evaluate", identity, f"round {event.round} of {event.job}", event.model_dump(mode="json")
+            yield Task("evaluate", identity, f"round {event.round} of {event.job}", event.model_dump(mode="json"))
         case _:
             raise Stale(f"{event.type} is no work for a trainer")

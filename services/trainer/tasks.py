@@ -18,6 +18,7 @@ from services.trainer.orders import HandedBack, Order
 from services.trainer.workshop import Workshop
 from shared.errors import FedqError, Unavailable
 from shared.events import EvaluateModel
+from shared.link import COUNTS, deliveries
 
 if TYPE_CHECKING:
     from services.trainer.slot import Slot
@@ -45,7 +46,7 @@ def evaluate(task: Any, event: dict[str, Any]) -> None:
 def _try(task: Any, work: Order | EvaluateModel) -> None:
     """Does the work, or puts it back to be tried again; at last answers why it is given up, for the dead letters."""
     assert _slot is not None, "a task outside a slot"  # noqa: S101
-    tries = _deliveries(task.request)
+    tries = deliveries({name: task.request.get(name) for name in COUNTS})
     try:
         reason = _failure(_slot, work, tries)
         if reason is None:
@@ -81,14 +82,6 @@ def _do(slot: "Slot", work: Order | EvaluateModel, tries: int) -> None:
     else:
         _workshop.tidy()
         slot.do(work, tries)
-
-
-def _deliveries(request: Any) -> int:
-    """Of this task, this one included. RabbitMQ counts the earlier ones, in a header that the first has not.
-
-    From 4.0 on it counts in a second header also those that ended with their connection, and from 4.3 there alone.
-    """
-    return 1 + max(int(request.get(name) or 0) for name in ("x-delivery-count", "x-acquired-count"))
 
 
 def warm_up(**_: Any) -> None:

@@ -33,6 +33,7 @@ from kombu.common import ignore_errors
 from kombu.entity import Exchange, Queue
 
 from services.trainer.board import Board
+from services.trainer.message import fault
 from shared import names, topology
 from shared.errors import BadInput, FedqError, Unavailable, tls_trouble
 from shared.probes import Loop
@@ -47,29 +48,11 @@ SILENCE = 30.0  #: seconds that it may take otherwise
 
 
 def make_app(settings: Trainer, group: str, trainer: str, board: Path, *, silo: bool = False) -> Celery:
-    """The Celery app of one trainer: one quorum queue for its group, and nothing else on the broker."""
-    queue = Queue(  # type: ignore[no-untyped-call]
-        names.tasks_queue(group),
-        Exchange(names.TASKS, "topic", durable=True),  # type: ignore[no-untyped-call]
-        routing_key=names.tasks_queue(group),
-        queue_arguments=dict(topology.QUORUM),
-    )
-    url = settings.amqp_url.get_secret_value()
+    """The Celery app of one trainer: of a pool, with one quorum queue and nothing else; of a silo, without a broker."""
     app = Celery("trainer", set_as_current=False)
-    if url.startswith("amqps:"):
-        # Without a host any server's valid certificate would do; kombu, left to itself, takes 127.0.0.1 for localhost.
-        app.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": urlsplit(url).hostname}
+    app.conf.update(_without_broker() if silo else _with_queue(app, settings, group))
     app.conf.update(
-        broker_url=url,
-        broker_heartbeat=settings.amqp_heartbeat_s,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,  # for ever
         include=["services.trainer.tasks"],
-        task_queues=[queue],
-        task_default_queue=queue.name,
-        task_default_exchange=names.TASKS,
-        task_default_exchange_type="topic",
-        task_default_routing_key=queue.name,
         task_create_missing_queues=False,
         task_acks_late=True,
         task_acks_on_failure=False,  # to the dead letters: a task answers errors of training itself
@@ -85,7 +68,6 @@ def make_app(settings: Trainer, group: str, trainer: str, board: Path, *, silo: 
         worker_enable_remote_control=False,
         # A lost connection costs the acknowledgement, not the training: the update goes out by another one.
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_consumer=f"{__name__}:Consumer",
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         slot={  # what `tasks.warm_up` is told
@@ -99,6 +81,36 @@ def make_app(settings: Trainer, group: str, trainer: str, board: Path, *, silo: 
     )
     app.steps["worker"].add(WarmUp)
     return app
+
+
+def _without_broker() -> dict[str, Any]:
+    # A transport that goes nowhere: Celery asks each for the classes of its errors.
+    return {"broker_url": "memory://", "worker_consumer": "services.trainer.handover:Consumer"}
+
+
+def _with_queue(app: Celery, settings: Trainer, group: str) -> dict[str, Any]:
+    queue = Queue(  # type: ignore[no-untyped-call]
+        names.tasks_queue(group),
+        Exchange(names.TASKS, "topic", durable=True),  # type: ignore[no-untyped-call]
+        routing_key=names.tasks_queue(group),
+        queue_arguments=dict(topology.QUORUM),
+    )
+    url = settings.amqp_url.get_secret_value()
+    if url.startswith("amqps:"):
+        # Without a host any server's valid certificate would do; kombu, left to itself, takes 127.0.0.1 for localhost.
+        app.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": urlsplit(url).hostname}
+    return {
+        "broker_url": url,
+        "broker_heartbeat": settings.amqp_heartbeat_s,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # for ever
+        "task_queues": [queue],
+        "task_default_queue": queue.name,
+        "task_default_exchange": names.TASKS,
+        "task_default_exchange_type": "topic",
+        "task_default_routing_key": queue.name,
+        "worker_consumer": f"{__name__}:Consumer",
+    }
 
 
 class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no types
@@ -144,6 +156,19 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
             state.maybe_shutdown()
 
         return conn.ensure_connection(failed, callback=turn)
+
+    def create_task_handler(self) -> Callable[[Any], None]:
+        """Celery's, for messages that are ours to the last header; any other is a dead letter at once."""
+        handle = super().create_task_handler()
+
+        def received(message: Any) -> None:
+            if (reason := fault(message)) is None:
+                handle(message)
+            else:
+                log.error("no task, and a dead letter now: %s", reason)
+                message.reject_log_error(log, self.connection_errors)
+
+        return received
 
     def shutdown(self) -> None:
         """Closes the connection; Celery would cancel the consumer twice more, each time waiting for an answer."""
@@ -198,6 +223,7 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
             without_mingle=True,
             without_heartbeat=True,
             task_events=False,
+            use_eventloop=True,
         )
 
     def start(self) -> None:
@@ -216,7 +242,8 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
             signal.signal(number, signal.SIG_DFL)
         self.turning.end()
         # Celery waits without end for a broker that hangs to confirm that the consumer is cancelled.
-        bound_open_broker_sockets(self.consumer.connection, CLOSING)
+        if self.consumer.connection is not None:
+            bound_open_broker_sockets(self.consumer.connection, CLOSING)
         super().on_close()
 
     def on_consumer_ready(self, consumer: Any) -> None:  # noqa: ARG002 - Celery passes it

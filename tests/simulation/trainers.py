@@ -50,7 +50,11 @@ class Trainers:
     def begin(self) -> None:
         for trainer in self.all:
             self._world.broker.declare(topology.rounds(trainer.group))
-            self._world.broker.queues.setdefault(names.tasks_queue(trainer.group), [])
+            self._world.broker.queues.setdefault(self._home(trainer), [])
+
+    def _home(self, trainer: Trainer) -> str:
+        """Where tasks wait: a silo has no queue of them, and its events wait until they are done."""
+        return (names.tasks_queue if self._world.spec.pool else names.rounds_queue)(trainer.group)
 
     def alive(self) -> list[Member]:
         return [
@@ -75,9 +79,9 @@ class Trainers:
         for trainer in self.all:
             if trainer.gone:
                 continue
-            if queues.get(names.rounds_queue(trainer.group)):
+            if self._world.spec.pool and queues.get(names.rounds_queue(trainer.group)):
                 yield lambda trainer=trainer: self._hear(trainer)
-            if queues.get(names.tasks_queue(trainer.group)) and len(trainer.busy) < SLOTS:
+            if queues.get(self._home(trainer)) and len(trainer.busy) < SLOTS:
                 yield lambda trainer=trainer: self._take(trainer)
 
     def leave(self, trainer: Trainer) -> None:
@@ -93,7 +97,7 @@ class Trainers:
             self._world.trace(f"{trainer.name} is back")
             trainer.gone = False
             self._world.broker.declare(topology.rounds(trainer.group))
-            self._world.broker.queues.setdefault(names.tasks_queue(trainer.group), [])
+            self._world.broker.queues.setdefault(self._home(trainer), [])
             self._world.broker.publish(TrainerJoined(trainer=trainer.name, group=trainer.group), required=False)
 
     def recover(self) -> None:
@@ -119,8 +123,11 @@ class Trainers:
                 return
 
     def _take(self, trainer: Trainer) -> None:
-        task = self._world.broker.queues[names.tasks_queue(trainer.group)].pop(0)
-        assert isinstance(task, Task)
+        task = self._world.broker.queues[self._home(trainer)].pop(0)
+        if not isinstance(task, Task):  # what a silo hears is its task
+            event = task.decode()
+            (work,) = orders(event, self._world.now) if isinstance(event, RoundStart) else (event,)
+            task = Task("task", b"", work=work)
         if self._is_over(task):
             return
         trainer.busy.append(task)
@@ -150,7 +157,7 @@ class Trainers:
 
     def _put_back(self, trainer: Trainer, task: Task) -> None:
         task.returned += 1
-        self._world.broker.queues.setdefault(names.tasks_queue(trainer.group), []).append(task)
+        self._world.broker.queues.setdefault(self._home(trainer), []).append(task)
 
     def _evaluate(self, trainer: Trainer, task: Task, fate: str) -> None:
         if fate == "die early":
