@@ -17,7 +17,12 @@ COUNTS = ("x-delivery-count", "x-acquired-count")
 AFTER = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=9) | st.binary(max_size=9),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.binary(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
     max_leaves=6,
 )
