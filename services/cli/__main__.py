@@ -277,7 +277,7 @@ def replay(
     if as_json:
         output.emit(verdict.document())
     else:
-        print(verdict)
+        output.say(str(verdict))
     if not verdict.agrees:
         raise typer.Exit(1)
 
@@ -421,6 +421,7 @@ def _announce(job: str, as_json: bool) -> None:
 
 def _conclude(end: "TrainingEnd", as_json: bool) -> None:
     """The last line of a job that finished; an error for one that did not."""
+    from services.cli import output
     from services.cli.progress import last_line, missing
     from shared.errors import JobFailed
 
@@ -428,7 +429,7 @@ def _conclude(end: "TrainingEnd", as_json: bool) -> None:
         reason = "; ".join(part for part in (end.reason or "no reason given", missing(end.missing)) if part)
         raise JobFailed(f"job {end.job} {end.outcome}: {reason}")
     if not as_json:
-        print(last_line(end))
+        output.say(last_line(end))
 
 
 def main() -> None:

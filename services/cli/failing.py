@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from services.cli import writing
 from shared.errors import FedqError
 
 BROKEN_PIPE = 141  #: what a shell reports for a program that a closed pipe ended
@@ -16,6 +17,10 @@ BROKEN_PIPE = 141  #: what a shell reports for a program that a closed pipe ende
 
 class Commands(TyperGroup):
     """The commands, each ending in the exit code of what it raises. The one place that decides it."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        writing.prepare()  # before the first word, which may be Typer's
+        return super().main(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -41,5 +46,5 @@ def _fail(sentence: str, code: int) -> NoReturn:
     if os.environ.get("FEDQ_LOG_LEVEL", "").lower() == "debug":
         traceback.print_exc()
     text = f" {sentence}" if "\n" not in sentence else "\n" + textwrap.indent(sentence, "  ")
-    print(f"error:{text}", file=sys.stderr)
+    writing.note(f"error:{text}")
     raise typer.Exit(code)

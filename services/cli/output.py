@@ -1,12 +1,22 @@
-"""How the command line writes: tables and numbers for people, JSON for programs."""
+"""How the command line writes: tables and numbers for people, JSON for programs.
 
-import json
-import math
+What is written was often read: from messages, from the bucket, from logs. Control characters in it are replaced here,
+so that a terminal shows it and obeys nothing.
+"""
+
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.table import Table
+
+from services.cli.writing import note, say
+from shared import records
+from shared.text import lines
+
+__all__ = ["note", "say"]  # for who uses more of this too
 
 WIDE = 200  #: columns of what no terminal will show: lines are for grep then, and not folded
 
@@ -20,6 +30,11 @@ class Terminal(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # `services.cli.failing` handles it, and Rich would exit with 1
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        # Where all that is printed passes, and what Rich itself has the terminal do can be told from text.
+        shown = (one if one.control else Segment(lines(one.text), one.style) for one in buffer)
+        return super()._render_buffer(shown)
 
 
 def table(*columns: str, numbers: tuple[str, ...] = (), long: tuple[str, ...] = ()) -> Table:
@@ -35,15 +50,9 @@ def table(*columns: str, numbers: tuple[str, ...] = (), long: tuple[str, ...] = 
     return made
 
 
-def note(sentence: str) -> None:
-    """Something a person should know and a script that reads standard output should not."""
-    print(sentence, file=sys.stderr)
-
-
 def emit(document: Any, *, line: bool = False) -> None:
     """One JSON document on standard output, or one line of a stream of them."""
-    text = json.dumps(_finite(document), indent=None if line else 2, allow_nan=False)
-    print(text, flush=True)
+    print(records.dumps(document, indent=None if line else 2), flush=True)
 
 
 def figure(value: float | None) -> str:
@@ -80,14 +89,3 @@ def shortened(names: "list[str] | tuple[str, ...]", most: int = 6) -> str:
     """A list for a terminal: its first few, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity, and the loss of a model that diverged is one."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value

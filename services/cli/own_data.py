@@ -19,11 +19,11 @@ def show(found: Mapping[str, Any], as_json: bool) -> None:
     print(f"{found['place']}: {found['examples']} examples of shape {shape}{held}")
     labels = found["labels"]
     for label, count in list(labels.items())[:LABELS]:
-        print(f"  {label}: {count}")
+        output.say(f"  {label}: {count}")
     if len(labels) > LABELS:
         print(f"  and {len(labels) - LABELS} more labels; --json has all of them")
     if found["problem"] is not None:
-        print(f"it does not fit the job file: {found['problem']}")
+        output.say(f"it does not fit the job file: {found['problem']}")
     print("in the job file, below data:, once all silos agree:")
     said = {"classes": list(labels), "columns": found["columns"], "statistics": found["statistics"]}
     for key, value in said.items():

@@ -49,8 +49,8 @@ def results(
     else:
         _print(rounds)
         if told := _traffic(rounds):
-            print(told)
-        print(_ending(job, end, len(rounds) - 1, spec["rounds"]["count"]))
+            output.say(told)
+        output.say(_ending(job, end, len(rounds) - 1, spec["rounds"]["count"]))
     if export is not None:
         model = end.model if end and end.model else _last_model(job, rounds)
         exporting.export(servers.blobs, model, exporting.about(job, spec, rounds, model), export)

@@ -69,7 +69,7 @@ class Plain:
 
     def _print(self, sentence: str) -> None:
         if sentence:
-            print(sentence, flush=True)
+            output.say(sentence)
             self._printed = self._clock()
 
 

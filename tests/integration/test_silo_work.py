@@ -3,7 +3,6 @@
 import signal
 
 from shared import names
-from shared.errors import BadMessage
 from shared.events import EvaluateModel
 from shared.jobs import JobSpec
 from tests.by_hand import Federation, digits, until
