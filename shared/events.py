@@ -368,18 +368,20 @@ def decode(kind: str | None, body: bytes) -> AnyEvent:
         first = error.errors(include_url=False, include_input=False)[0]
         where = plain(".".join(str(part) for part in first["loc"]))
         raise BadMessage(f"{kind}.{where:.100}: {plain(first['msg']):.300}") from error
-    _check_places(found)
+    if isinstance(found, Event):
+        check_places(found.job, found)
     return found
 
 
-def _check_places(event: AnyEvent) -> None:
-    """`BadMessage` where a blob lies outside the event's own job."""
-    for name in type(event).model_fields:
-        ref = getattr(event, name)
-        if isinstance(ref, BlobRef) and isinstance(event, Event):
+def check_places(job: str, value: Value) -> None:
+    """`BadMessage` where a blob that a value refers to lies outside its job."""
+    for name in type(value).model_fields:
+        ref = getattr(value, name)
+        if isinstance(ref, BlobRef):
             place = re.fullmatch(r"jobs/([^/]+)((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)", ref.key)
-            if place is None or place[1] != event.job:
-                raise BadMessage(f"{event.type}.{name}: {ref.key[:100]!a} is no blob of job {event.job}")
+            if place is None or place[1] != job:
+                kind = getattr(value, "type", "a task")
+                raise BadMessage(f"{kind}.{name}: {ref.key[:100]!a} is no blob of job {job}")
 
 
 def slices(

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from kombu import Connection, Producer
+
 from services.trainer.data import dataset
+from services.trainer.message import CONTENT_ENCODING, CONTENT_TYPE, Task
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
 from shared import jobs, names, topology
@@ -163,6 +166,21 @@ class Federation:
         found = self.updates.get(timeout=WAIT)
         assert isinstance(found, ModelUpdate)
         return found
+
+    def publish_task(self, task: Task, queue: str = names.tasks_queue("cpu"), **changes: Any) -> None:
+        """A task as a trainer publishes it, or changed: `headers` are added, all else takes its place."""
+        parts = {
+            "body": task.body,
+            "content_type": CONTENT_TYPE,
+            "content_encoding": CONTENT_ENCODING,
+            "correlation_id": task.identity,
+            "exchange": names.TASKS,
+            "routing_key": queue,
+        }
+        headers = {**task.headers, **changes.pop("headers", {})}
+        url = self.servers.environment("trainer")["FEDQ_AMQP_URL"]
+        with Connection(url) as connection:
+            Producer(connection).publish(**{**parts, **changes}, headers=headers)
 
     def initial(self, spec: JobSpec, group: str = "cpu") -> BlobRef:
         """Round 0: the model that the rounds of a test begin with."""

@@ -57,12 +57,15 @@ class Cache:
         return file
 
     def _find(self, ref: BlobRef, shortcut: Shortcut | None) -> File:
+        if ref.size > self._limit:  # before a byte of the disk is reserved for it
+            kept, most = ref.size >> 20, self._limit >> 20
+            raise Refused(f"{ref.key} has {kept} MB, and FEDQ_CACHE_MB lets this trainer keep {most}")
         path = self._directory / f"{ref.digest}.safetensors"
-        if (found := _opened(path, ref.size)) is not None:
+        if (found := _checked(path, ref)) is not None:
             return found
         with self._lock(ref.digest):
             # Whoever held the lock before has most likely brought it.
-            if (found := _opened(path, ref.size)) is not None:
+            if (found := _checked(path, ref)) is not None:
                 return found
             made = self._rebuilt(ref, shortcut) if shortcut is not None else None
             try:
@@ -136,6 +139,19 @@ class Cache:
         with open(self._directory / f"lock-{digest[0]}", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | how)
             yield
+
+
+def _checked(path: Path, ref: BlobRef) -> File | None:
+    """The file of a digest, if it has it still: the disk, or another process of this node, may have changed it.
+
+    Once for each process that opens it, and not for each task: it stays mapped.
+    """
+    file = _opened(path, ref.size)
+    if file is not None and weights.digest_of(file) != ref.digest:
+        log.warning("fetched again: its file in the cache is damaged", key=ref.key, path=str(path))
+        path.unlink(missing_ok=True)
+        return None
+    return file
 
 
 def _opened(path: Path, size: int) -> File | None:

@@ -39,9 +39,9 @@ class Dispatch:
 
     def begin(self) -> Subscription:
         """Hears of work from now on; `Unavailable` where the broker is away."""
-        return self._bus.serve(topology.rounds(self._group), self._on_event)
+        return self._bus.serve(topology.rounds(self._group), self)
 
-    def _on_event(self, event: AnyEvent) -> None:
+    def __call__(self, event: AnyEvent) -> None:
         """Handles a `RoundStart` or `EvaluateModel`; `Unavailable` where the broker is away."""
         with self._lock:
             if self._closed:

@@ -9,11 +9,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from shared.errors import Unavailable
-from shared.events import BlobRef, Digest, Fence, JobId, Name, Round, RoundStart, StateRef, Value
+from shared.errors import Refused, Unavailable
+from shared.events import BlobRef, Digest, EvaluateModel, Fence, JobId, Name, Round, RoundStart, StateRef, Value
 from shared.jobs import JobSpec
 
 _NAMESPACE = uuid.UUID("8a0c9f2e-5d0b-5c6e-9d0e-6f6564710001")  # any fixed one
+
+
+VECTORS = 4  #: what a client or a strategy keeps is at most this many times as long as the model
 
 
 class HandedBack(Unavailable):
@@ -56,6 +59,24 @@ class Order(Value):
     @property
     def identity(self) -> str:
         return task_id(self.job, self.round, self.attempt, *self.members)
+
+
+def check_sizes(work: Order | EvaluateModel) -> None:
+    """`Refused` where a blob that the work needs is longer than its job allows, before anything is kept for it."""
+    limit = work.spec.limits.max_model_mb
+    for name, ref, times in _needed(work):
+        if ref is not None and ref.size > times * limit << 20:
+            raise Refused(f"the {name} has {ref.size >> 20} MB; limits.max_model_mb is {limit}")
+
+
+def _needed(work: Order | EvaluateModel) -> Iterator[tuple[str, BlobRef | StateRef | None, int]]:
+    """What is fetched for it: what that is, where it is, and how many times as long as the model it may be."""
+    if isinstance(work, Order):
+        yield from (("base", work.base, 1), ("difference", work.delta, 1))
+        yield from (("server state", work.server, VECTORS), ("client's state", work.state, VECTORS))
+    else:
+        yield "model", work.model, 1
+        yield from (("client's state", state, VECTORS) for state in work.states)
 
 
 def task_id(job: str, number: int, attempt: int, *clients: str) -> str:

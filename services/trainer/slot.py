@@ -14,7 +14,7 @@ from services.trainer.client import Clients
 from services.trainer.data import dataset
 from services.trainer.data.inputs import inputs_of
 from services.trainer.hindrance import Hindrance
-from services.trainer.orders import Order
+from services.trainer.orders import Order, check_sizes
 from services.trainer.stopwatch import Stopwatch
 from shared import names, receipts, weights
 from shared.blobs import NotFound
@@ -59,6 +59,7 @@ class Slot:
         failpoint("trainer.taken")
         try:
             self._refuse_if_over(order)
+            check_sizes(order)
             update = self._answered(order, tries, watch)
         except Stale as stale:
             about.info("abandoned", reason=str(stale), **watch.total())
@@ -86,6 +87,7 @@ class Slot:
             if bench.patiently(lambda: bench.blobs.exists(names.result_blob(event.job))):
                 about.info("not evaluated", reason="the job is over")
                 return
+            check_sizes(event)
             if event.clients:
                 members = evaluation.on_clients(bench, event)
                 examples = sum(member.examples for member in members)

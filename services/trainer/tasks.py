@@ -5,25 +5,29 @@ Torch is imported there alone.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from billiard import current_process
 from celery import current_app, shared_task, signals
 from celery.exceptions import Reject
+from pydantic import ValidationError
 
 from services.trainer import warming, worker
 from services.trainer.board import Board
 from services.trainer.orders import HandedBack, Order
 from services.trainer.workshop import Workshop
-from shared.errors import FedqError, Unavailable
-from shared.events import EvaluateModel
+from shared.errors import BadMessage, FedqError, Unavailable
+from shared.events import EvaluateModel, check_places
 from shared.link import COUNTS, deliveries
+from shared.text import plain
 
 if TYPE_CHECKING:
     from services.trainer.slot import Slot
 
 log = structlog.get_logger()
+
+Work = TypeVar("Work", Order, EvaluateModel)
 
 TRIES = 5  #: deliveries of a task that are tried; the task queues' delivery limit lies above, for what cannot be said
 
@@ -35,12 +39,24 @@ _workshop: Workshop | None = None
 
 def train(task: Any, order: dict[str, Any]) -> None:
     """Trains a client, or a batch of them, and says so."""
-    _try(task, Order.model_validate(order))
+    _try(task, _read(Order, order))
 
 
 def evaluate(task: Any, event: dict[str, Any]) -> None:
     """Evaluates a model on held-out examples and says so."""
-    _try(task, EvaluateModel.model_validate(event))
+    _try(task, _read(EvaluateModel, event))
+
+
+def _read(kind: type[Work], argument: dict[str, Any]) -> Work:
+    """The work that a task's argument is; a dead letter where it is none."""
+    try:
+        work = kind.model_validate(argument)
+        check_places(work.job, work)
+    except (ValidationError, BadMessage) as error:
+        reason = plain(" ".join(str(error).split()))[:300]
+        log.error("dead-lettered", reason=reason)
+        raise Reject(reason, requeue=False) from None
+    return work
 
 
 def _try(task: Any, work: Order | EvaluateModel) -> None:

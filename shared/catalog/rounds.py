@@ -34,7 +34,7 @@ class LimitsSpec(Strict):
     max_abs: float = Field(default=256.0, gt=0, le=2**20)
     max_examples: StrictInt = Field(default=2**20, ge=1, le=2**28)
     max_norm: float | None = Field(default=None, gt=0)
-    max_model_mb: StrictInt = Field(default=4096, ge=1)
+    max_model_mb: StrictInt = Field(default=1024, ge=1, le=2**20)
 
 
 class StopSpec(Strict):

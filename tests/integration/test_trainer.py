@@ -18,8 +18,8 @@ import pytest
 
 from services.trainer.board import EVER, Board
 from services.trainer.cache import Cache
-from services.trainer.dispatch import Dispatch, on_notice
-from services.trainer.orders import orders
+from services.trainer.dispatch import Dispatch, on_notice, tasks
+from services.trainer.message import Task
 from services.trainer.worker import make_app
 from shared import failpoints, names, settings, weights
 from shared.blobs import Blobs
@@ -435,18 +435,15 @@ def test_a_task_that_fails_for_the_fifth_time_is_given_up(federation: Federation
     event = RoundStart(
         job=job, group="cpu", round=1, attempt=1, base=base, cohort=("client-1",), spec=spec, deadline=0, fence=3
     )
-    app = make_app(federation.servers.settings(settings.Trainer), "cpu", "test", federation.directory)
-    with app.connection_for_write() as connection:
-        order = next(orders(event, 0)).model_dump(mode="json")
-        app.send_task("train", (order,), headers={"x-delivery-count": 4}, connection=connection)
-        update = federation.update()
-        assert (update.error, update.tries) == ("given up after 5 tries: failpoint trainer.taken", 5)
+    federation.publish_task(next(tasks(event, 0)), headers={"x-delivery-count": 4})
+    update = federation.update()
+    assert (update.error, update.tries) == ("given up after 5 tries: failpoint trainer.taken", 5)
 
-        asked = EvaluateModel(job=job, group="cpu", round=1, model=base, spec=spec).model_dump(mode="json")
-        app.send_task("evaluate", (asked,), headers={"x-delivery-count": 5}, connection=connection)
-        found = federation.updates.get(timeout=WAIT)
-        assert isinstance(found, ModelEvaluated)
-        assert (found.error or "").startswith("given up after 5 tries: each ended without an answer")
+    asked = EvaluateModel(job=job, group="cpu", round=1, model=base, spec=spec)
+    federation.publish_task(next(tasks(asked, 0)), headers={"x-delivery-count": 5})
+    found = federation.updates.get(timeout=WAIT)
+    assert isinstance(found, ModelEvaluated)
+    assert (found.error or "").startswith("given up after 5 tries: each ended without an answer")
     until(lambda: federation.bus.depth(names.DEAD_LETTERS) == (2, 0), "both are dead letters")
 
 
@@ -494,10 +491,7 @@ def test_a_store_that_is_away_costs_no_task(federation: Federation) -> None:
 def test_a_task_that_is_none_becomes_a_dead_letter(federation: Federation) -> None:
     """A trainer of another version may have sent it; a person finds it, and the next task is done."""
     federation.start("--pool", "cpu")
-    configuration = federation.servers.settings(settings.Trainer)
-    app = make_app(configuration, "cpu", "test", federation.directory)
-    with app.connection_for_write() as connection:
-        app.send_task("train", ({"what": "is this"},), connection=connection)
+    federation.publish_task(Task("train", "an id", "what it is", {"what": "is this"}))
     assert federation.initial(digits())
     until(lambda: federation.bus.depth(names.DEAD_LETTERS) == (1, 0), "it is a dead letter")
 
@@ -555,7 +549,7 @@ def test_a_trainer_outlives_its_queues(federation: Federation) -> None:
 def test_a_task_for_a_queue_that_is_gone_is_not_lost(federation: Federation) -> None:
     """It is declared again: the connection that declared it before knows nothing of its end."""
     configuration = federation.servers.settings(settings.Trainer, "trainer")
-    dispatch = Dispatch(make_app(configuration, "cpu", "t1", federation.directory), "t1")
+    dispatch = Dispatch(federation.bus, make_app(configuration, "cpu", "t1", federation.directory), "cpu")
     event = EvaluateModel(job=federation.job, group="cpu", round=1, model=federation.given(digits()), spec=digits())
     dispatch(event)
     assert federation.waiting() == 1

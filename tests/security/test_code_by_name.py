@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from services.trainer.message import Task
 from services.trainer.orders import Order
-from services.trainer.worker import make_app
-from shared import names, settings
+from shared import names
 from shared.events import ModelUpdate
 from tests.by_hand import Federation, digits
 from tests.conftest import Servers
@@ -86,13 +86,12 @@ def test_a_forged_round_start_is_no_command_at_another_silo(federation: Federati
     assert not sign.exists()
 
 
-def test_a_forged_task_is_no_command(federation: Federation, servers: Servers, sign: Path, tmp_path: Path) -> None:
+def test_a_forged_task_is_no_command(federation: Federation, sign: Path) -> None:
     """A19: published past every round-start, straight onto the queue of tasks."""
     federation.start("--pool", "cpu", "--name", "pooled", FEDQ_ALLOW="")
     spec = digits(model=command(sign))
     order = Order(job=federation.job, round=0, attempt=1, members=("client-0",), base=None, asked=0, spec=spec)
-    app = make_app(servers.settings(settings.Trainer, "trainer"), "cpu", "forger", tmp_path)
-    app.send_task("train", (order.model_dump(mode="json"),), task_id=order.identity)
+    federation.publish_task(Task("train", order.identity, "forged", order.model_dump(mode="json")))
 
     assert refused(federation.update(), "pooled", "model")
     assert not sign.exists()
