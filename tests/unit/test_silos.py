@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from structlog.testing import capture_logs
 
 from services.trainer.data import dataset, pictures
 from services.trainer.data.inputs import inputs_of, refuse_others
@@ -324,3 +325,19 @@ class Own:
 
     def test(self) -> None:
         return None
+
+
+def test_owners_that_no_client_stands_for_are_told_in_the_trainers_log(folder: Path) -> None:
+    """A pool of fewer clients than owners leaves their examples out, and not in silence."""
+    rows = "".join(f"{row},{row},{'abcde'[row % 5]},{row % 2}\n" for row in range(20))
+    (folder / "t.csv").write_text("age,dose,ward,label\n" + rows)
+    natural = {"name": "natural", "key": "ward"}
+    pool = {"name": "csv", "path": "t.csv", "clients": 3, "partition": natural, "test_fraction": 0}
+    with capture_logs() as lines:
+        found = dataset.load(spec(pool, silos=None, pool="cpu"))
+
+    assert [line for line in lines if line["event"] == "owners left out"] == [
+        {"event": "owners left out", "log_level": "warning", "owners": 5, "unused": 2, "first": "d"}
+    ]
+    assert isinstance(found, SharedOut)
+    assert found.owners == ("a", "b", "c", "d", "e")
