@@ -81,12 +81,12 @@ def _tell(blobs: Blobs, key: str, number: int, abandoned: int, turnout: Turnout)
     try:
         with reading(key):
             cohort: list[str] = []
-            accepted: list[str] = []
+            accepted: set[str] = set()
             rejected: dict[str, str] = {}
             for piece in parts.pieces(blobs, key, blobs.get_json(key)):
                 told = piece["accepted"] if abandoned else (update["client"] for update in piece["updates"])
                 cohort.extend(map(str, piece["cohort"]))
-                accepted.extend(map(str, told))
+                accepted.update(map(str, told))
                 rejected.update(piece["rejected"])
             turnout.tell(number, cohort, accepted, rejected, abandoned=abandoned)
     except NotFound:

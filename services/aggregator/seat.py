@@ -81,7 +81,7 @@ class Seat:
     server: BlobRef | None = None  # what the strategy keeps
     evaluations: dict[int, Evaluation] = field(default_factory=dict)  # that are asked for and not complete
     evaluated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # clients' figures since the last commit
-    turnout: Turnout = field(default_factory=Turnout)  # of the rounds that this owner committed, and at the end of all
+    turnout: Turnout = field(init=False)  # of the rounds that this owner committed, and at the end of all
     tester: str = ""  # the pool or silo that had a test set last
     untested: set[str] = field(default_factory=set)  # those that said they have none
     judged: int = -1  # the last round whose evaluation this owner has heard
@@ -90,6 +90,7 @@ class Seat:
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.edges.blobs, self.job, self.spec, self.edges.clock)
+        self.turnout = Turnout(self.spec.clients)
         self.log = structlog.get_logger().bind(job=self.job)
 
     def settle_clearing(self) -> None:

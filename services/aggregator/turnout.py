@@ -1,21 +1,24 @@
 """Who was asked in a job's rounds and never heard, and how many updates were refused.
 
-Pure. Each round is told once, in any order. It keeps the names of all who were ever asked.
+Pure. A byte for each of the job's clients, whatever the number of rounds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from services.aggregator.entries import COULD_NOT
 from shared.events import NAMED, Missing
+
+ASKED, HEARD = 1, 2  #: what a client's byte says; 0 of one that nobody asked
 
 
 class Turnout:
     """What came of asking clients, over the rounds that were told of; the initial model is nobody's part."""
 
-    def __init__(self) -> None:
+    def __init__(self, clients: Sequence[str]) -> None:
+        self._clients = clients
+        self._marks = bytearray(len(clients))
         self._rounds: set[tuple[int, int]] = set()  # and attempts that were abandoned; 0: that which was committed
-        self._heard: set[str] = set()
-        self._unheard: set[str] = set()
         self._refused = self._failed = 0
 
     def knows(self, number: int) -> bool:
@@ -26,7 +29,7 @@ class Turnout:
         self,
         number: int,
         cohort: Iterable[str],
-        accepted: Iterable[str],
+        accepted: Container[str],
         rejected: Mapping[str, str],
         *,
         abandoned: int = 0,
@@ -35,9 +38,8 @@ class Turnout:
         if number == 0 or (number, abandoned) in self._rounds:
             return
         self._rounds.add((number, abandoned))
-        self._heard.update(accepted)
-        self._unheard.update(cohort)
-        self._unheard -= self._heard
+        for client in cohort:
+            self._mark(client, HEARD if client in accepted else ASKED)
         failed = sum(reason.startswith(COULD_NOT) for reason in rejected.values())
         self._failed += failed
         self._refused += len(rejected) - failed
@@ -45,8 +47,22 @@ class Turnout:
     def missing(self) -> Missing:
         """What is to be said of it at the job's end."""
         return Missing(
-            clients=len(self._unheard),
-            first=tuple(sorted(self._unheard)[:NAMED]),
+            clients=self._marks.count(ASKED),
+            first=tuple(islice(self._unheard(), NAMED)),
             refused=self._refused,
             failed=self._failed,
         )
+
+    def _mark(self, client: str, mark: int) -> None:
+        try:
+            place = self._clients.index(client)
+        except ValueError:
+            return  # a record may name others
+        self._marks[place] = max(self._marks[place], mark)
+
+    def _unheard(self) -> Iterator[str]:
+        """In the job's order."""
+        place = self._marks.find(ASKED)
+        while place >= 0:
+            yield self._clients[place]
+            place = self._marks.find(ASKED, place + 1)

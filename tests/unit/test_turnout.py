@@ -10,6 +10,7 @@ from services.aggregator import closing, recovery
 from services.aggregator.turnout import Turnout
 from services.cli.progress import missing
 from shared import names, parts
+from shared.clients import Listed, Numbered
 from shared.events import NAMED, Missing
 from tests.simulation.fakes import FakeBlobs
 
@@ -28,7 +29,7 @@ ROUND = st.tuples(
 @given(st.dictionaries(st.integers(0, 5), ROUND), st.randoms(use_true_random=False))
 def test_rounds_come_in_any_order_and_count_once(rounds: Mapping[int, tuple[list[str], dict[str, str]]], order) -> None:
     """Who is asked in some round and counts in none; the initial model is nobody's part."""
-    turnout, numbers = Turnout(), [*rounds, *rounds]
+    turnout, numbers = Turnout(Listed(CLIENTS)), [*rounds, *rounds]
     order.shuffle(numbers)
     for number in numbers:
         accepted, rejected = rounds[number]
@@ -36,7 +37,7 @@ def test_rounds_come_in_any_order_and_count_once(rounds: Mapping[int, tuple[list
 
     told = {number: found for number, found in rounds.items() if number}
     asked = {client for number in told for client in CLIENTS[: number + 1]}
-    counted = {client for accepted, _ in told.values() for client in accepted}
+    counted = {client for number in told for client in CLIENTS[: number + 1] if client in told[number][0]}
     reasons = [reason for _, rejected in told.values() for reason in rejected.values()]
     failed = sum("could not" in reason for reason in reasons)
     unheard = sorted(asked - counted)
@@ -47,13 +48,14 @@ def test_rounds_come_in_any_order_and_count_once(rounds: Mapping[int, tuple[list
 
 def test_of_many_some_are_named() -> None:
     """And the number of the others is said."""
-    turnout = Turnout()
-    turnout.tell(1, [f"c-{number:04d}" for number in range(2000)], ["c-0000"], {"c-0001": "holds NaN"})
+    clients = Numbered(3000)
+    turnout = Turnout(clients)
+    turnout.tell(1, clients[:2000], clients[:1], {"client-0001": "holds NaN", "stranger": "is not in the cohort"})
     found = turnout.missing()
 
     assert (found.clients, len(found.first)) == (1999, NAMED)
-    assert missing(found).startswith("never heard: c-0001, c-0002, ")
-    assert missing(found).endswith("c-0010 and 1989 more, 1 update refused")
+    assert missing(found).startswith("never heard: client-0001, client-0002, ")
+    assert missing(found).endswith("client-0010 and 1989 more, 2 updates refused")
 
 
 def test_nothing_is_said_where_nothing_is_missing() -> None:
@@ -80,6 +82,6 @@ def test_a_later_owner_reads_what_earlier_ones_committed() -> None:
     abandoned = {"cohort": ["c-0000", "late"], "accepted": ["c-0000"], "rejected": {"late": "could not train: no data"}}
     blobs.put_json(names.abandoned_blob(JOB, 4, 1), abandoned)
 
-    turnout = Turnout()
+    turnout = Turnout(Listed([*cohort, "late"]))
     recovery.recall(blobs, JOB, 3, turnout)
     assert turnout.missing() == Missing(clients=1, first=("late",), refused=2, failed=1)
