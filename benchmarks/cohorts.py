@@ -42,13 +42,14 @@ MODEL = weights.layout_of({"w": ("F32", (VALUES,))})
 SUMS = weights.layout_of({"sums": ("I64", (VALUES,))})
 
 
-def spec(clients: int, batch: int, rounds: int) -> JobSpec:
+def spec(clients: int, population: int, batch: int, rounds: int) -> JobSpec:
     return jobs.parse(
         {
             "name": "cohorts",
             "model": {"name": "benchmarks.noise:model"},
-            "data": {"name": "benchmarks.noise:data", "clients": clients},
+            "data": {"name": "benchmarks.noise:data", "clients": population},
             "train": {"name": "benchmarks.noise:step"},
+            "select": {"name": "random", "clients": clients},
             "rounds": {"count": rounds, "deadline": "30m", "clients_per_task": batch},
             "evaluate": {"every": 0},
             "pool": services.POOL,
@@ -126,18 +127,18 @@ def _batches(event: RoundStart) -> Iterator[tuple[str, ...]]:
         yield event.cohort[start : start + most]
 
 
-def measure(clients: int, batch: int, rounds: int) -> dict[str, Any]:
+def measure(clients: int, population: int, batch: int, rounds: int) -> dict[str, Any]:
     """Runs one job in a stack of its own and returns the figures."""
     directory = Path(tempfile.mkdtemp(prefix="fedq-bench-"))
     try:
         with Stack(directory) as stack:
             services.start(stack, trainers=0)
             with Trainer(stack):
-                figures = listen(stack, spec(clients, batch, rounds))
+                figures = listen(stack, spec(clients, population, batch, rounds))
             aggregator = _process(stack, "aggregator")
             figures["aggregator_peak_mb"] = round(sum(peak_mb(pid) for pid in tree(aggregator)), 1)
             services.stop(stack, grace=5)
-            return {"clients": clients, "batch": batch, "rounds": rounds, **figures}
+            return {"clients": clients, "population": population, "batch": batch, "rounds": rounds, **figures}
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -165,7 +166,7 @@ def listen(stack: Stack, job_spec: JobSpec) -> dict[str, Any]:
                         before = {name: processor(pid) for name, pid in watched.items()}
                     opened.setdefault(event.round, now)
                 case RoundEnd() if event.round:
-                    if event.accepted < job_spec.population:
+                    if event.accepted < job_spec.cohort_size:
                         raise SystemExit(f"error: round {event.round} has {event.accepted} updates: {event.reason}")
                     took.append(now - opened[event.round])
                 case TrainingEnd():
@@ -195,23 +196,23 @@ def _values(stack: Stack, role: Any) -> dict[str, str]:
 
 
 def show(row: dict[str, Any]) -> None:
-    cells = ("clients", "batch", "round_s", "aggregator_cpu_s", "redis_cpu_s", "aggregator_peak_mb")
+    cells = ("clients", "population", "batch", "round_s", "aggregator_cpu_s", "redis_cpu_s", "aggregator_peak_mb")
     print("| " + " | ".join(f"{row[cell]:,}" for cell in cells) + " |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cohorts", description=__doc__)
     parser.add_argument("--clients", type=int, help="clients of a round; all of the table's where left out")
+    parser.add_argument("--population", type=int, help="clients of the job; as many as a round asks where left out")
     parser.add_argument("--batch", type=int, default=250, help="rounds.clients_per_task")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON object for each row on standard output")
     options = parser.parse_args()
     if not options.json:
-        print(
-            "| clients | batch | round s | aggregator CPU s | Redis CPU s | aggregator MB |\n|---|---|---|---|---|---|"
-        )
+        columns = ("clients", "of", "batch", "round s", "aggregator CPU s", "Redis CPU s", "aggregator MB")
+        print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for clients in TABLE if options.clients is None else (options.clients,):
-        row = measure(clients, options.batch, options.rounds)
+        row = measure(clients, options.population or clients, options.batch, options.rounds)
         print(json.dumps(row), flush=True) if options.json else show(row)
 
 

@@ -220,8 +220,9 @@ def _folded_again(
         if base is None:
             return replace(past, replayed=replaying.initial(blobs, found))
         folding = Replay(blobs, found, base, server)
-        for index, group in enumerate(found.groups, 1):
-            tell(f"round {past.number}: update {index} of {len(found.groups)}")
+        groups = found.groups
+        for index, group in enumerate(groups, 1):
+            tell(f"round {past.number}: update {index} of {len(groups)}")
             try:
                 _check_base(blobs, group[0], found)
                 folding.add(group)
