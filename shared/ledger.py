@@ -378,8 +378,8 @@ class Ledger:
         self._step(steps.FAIL, job, keys, [fence, reason, *_amounts(came_to)])
 
     def drop_round(self, job: str, number: int) -> None:
-        """Forgets a committed round: its manifest is the record."""
-        self._redis.delete(*_round_keys(job, number))
+        """Forgets a committed round: its manifest is the record. Its memory is freed while Redis answers others."""
+        self._redis.unlink(*_round_keys(job, number))
 
     def round(self, job: str, number: int) -> RoundRecord | None:
         row = self._redis.hgetall(names.round_key(job, number))

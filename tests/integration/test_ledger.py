@@ -1080,3 +1080,19 @@ def processor(servers: Servers) -> float:
     """Seconds that Redis has worked, whoever else works on the machine."""
     found = servers.redis().info("cpu")
     return float(found["used_cpu_user"] + found["used_cpu_sys"])
+
+
+def test_what_a_batch_has_in_common_is_in_memory_once(ledger: Ledger) -> None:
+    """And each entry is still what was said: equal numbers of another kind are not the same."""
+    fence = opened(ledger)
+    blob = {"key": "k", "size": 1, "digest": "d"}
+    said: dict[str, Any] = {
+        "a": {"blob": blob, "metrics": {"loss": 1}},
+        "b": {"blob": blob, "metrics": {"loss": 1.0}},
+        "c": {"blob": blob, "metrics": {"loss": -0.0}, "state": {"loss": 0.0}},
+    }
+    ledger.accept_all(JOB, fence, 0, said)
+    found = ledger.close_round(JOB, fence, 0).accepted
+
+    assert repr(found) == repr(said)
+    assert found["a"]["blob"] is found["b"]["blob"] is found["c"]["blob"]

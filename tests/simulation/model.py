@@ -470,6 +470,8 @@ class ModelRedis:
     def delete(self, *keys: str) -> None:
         self.data.delete(*keys)
 
+    unlink = delete
+
     def time(self) -> tuple[int, int]:
         milliseconds = round(self._clock() * 1000)
         return milliseconds // 1000, milliseconds % 1000 * 1000
