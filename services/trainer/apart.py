@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+import traceback
 from typing import Any
 
 from services.trainer import warming
@@ -63,5 +64,10 @@ def read(document: dict[str, Any]) -> tuple[Order | EvaluateModel, int]:
 if __name__ == "__main__":
     # What is edited twice in a second has the time and the size of what Python compiled before.
     sys.dont_write_bytecode = True
-    main()
-    os._exit(os.EX_OK)  # whatever threads the user's code has left
+    code = os.EX_SOFTWARE
+    try:
+        main()
+        code = os.EX_OK
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)  # whatever threads the user's code has left, and would be waited for

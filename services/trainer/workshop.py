@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from shared.events import EvaluateModel
 log = structlog.get_logger()
 
 WARM_UP = 120.0  #: seconds that such a process may take to import torch
+LEAVE = 5.0  #: seconds in which it may end by itself, once it says nothing any more
 
 
 class Workshop:
@@ -113,8 +115,11 @@ class Workshop:
     def _ended(self) -> Unavailable:
         """Why there is no answer, and no process any more."""
         assert self._process is not None  # noqa: S101 - for the type checker
-        code = self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # its socket may be closed, and it be there
+            self._process.wait(LEAVE)
+        process = self._process
         self.close()
+        code = process.returncode
         if code < 0:
             how = f"was killed ({signal.Signals(-code).name}), by lack of memory perhaps"
         else:
