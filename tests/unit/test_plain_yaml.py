@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 
 import pytest
 import yaml
@@ -113,3 +114,17 @@ def test_values_are_known_as_they_were_written() -> None:
     assert plain_yaml.read("{a: {b: [1.50, +3]}, c: True}").texts == {
         ("a", "b", 0): "1.50", ("a", "b", 1): "+3", ("c",): "True",
     }  # fmt: skip
+
+
+pieces = st.sampled_from([
+    *"[]{},:-?&*!|>%@`'\"# \n\tab01._~<=+", "!!int ", "!!map ", "!!seq ", "!!float ", "!!bool ", "!!null ", "!!str ",
+    "&a ", "*a ", "<<: ", "- ", "? ", ": ", "---\n", "...\n", "%YAML 1.1\n", "010", "no", "\x85", "\u2028", "\ufeff",
+])  # fmt: skip
+
+
+@settings(deadline=None, max_examples=1000)
+@given(st.lists(pieces, max_size=25).map("".join))
+def test_whatever_a_file_holds_is_read_or_refused(text: str) -> None:
+    """Nothing else comes out of it: no error of Python's, no recursion without end."""
+    with suppress(yaml.YAMLError):
+        plain_yaml.read(text)
