@@ -220,14 +220,18 @@ def searched() -> list[Path]:
 
     Whoever could put a file there would lead us to servers of theirs.
     """
-    folder = Path.cwd()
-    found = [folder]
-    while folder not in (Path.home(), folder.parent):
-        folder = folder.parent
-        here = folder.stat()
-        if here.st_uid != os.geteuid() or here.st_mode & stat.S_IWOTH:
-            break
-        found.append(folder)
+    home = Path(os.path.expanduser("~"))  # Path's own raises for a user without a home, as in a container
+    try:
+        folder = Path.cwd()
+        found = [folder]
+        while folder not in (home, folder.parent):
+            folder = folder.parent
+            here = folder.stat()
+            if here.st_uid != os.geteuid() or here.st_mode & stat.S_IWOTH:
+                break
+            found.append(folder)
+    except OSError:  # it was removed, or we may not look
+        return [Path()]
     return found
 
 

@@ -284,6 +284,22 @@ def test_no_file_is_taken_from_where_others_write_or_from_above_the_home(
         settings.load(settings.Cli)
 
 
+def test_a_user_without_a_home_and_a_folder_that_is_gone_are_no_trouble(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose user is a number; the environment is enough there."""
+    set_all(monkeypatch)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])
+    assert settings.load(settings.Store).s3_bucket == "fedq"
+
+    gone = nowhere / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert settings.load(settings.Store).s3_bucket == "fedq"
+
+
 def test_a_file_that_leaves_something_out_is_named(nowhere: Path) -> None:
     """It is found, and that is not the trouble."""
     write(nowhere, ".fedq/env", **{name: value for name, value in RIGHT.items() if name != "FEDQ_REDIS_URL"})
