@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from services.aggregator import effects, hearing, moves, recovery, rounds
+from services.aggregator import effects, hearing, judging, moves, recovery, rounds
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.seat import Edges, Faults, Seat
 from services.aggregator.takeover import take_over
@@ -342,9 +342,9 @@ class Runner:
             case moves.Abandon():
                 effects.abandon(seat, effect)
             case moves.Evaluate(number):
-                self._complete(effects.evaluate(seat, number))
+                self._complete(judging.evaluate(seat, number))
             case moves.AskAnother(number):
-                self._complete(effects.ask_another(seat, number))
+                self._complete(judging.ask_another(seat, number))
             case moves.Pause(reason):
                 effects.pause(seat, reason)
             case moves.End(outcome, reason):

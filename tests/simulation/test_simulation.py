@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from services.aggregator import closing, effects, entries, hearing, moves, recovery, rounds, takeover
+from services.aggregator import closing, effects, entries, hearing, judging, moves, recovery, rounds, takeover
 from services.aggregator import memory as memories
 from services.aggregator import tally as tally_module
 from services.aggregator.evaluation import Evaluation
@@ -582,7 +582,7 @@ def first_part(patch: pytest.MonkeyPatch) -> None:
 
 def mixed_parts(patch: pytest.MonkeyPatch) -> None:
     """An answer that an earlier owner had asked for is taken for one to another question."""
-    patch.setattr(effects, "part_of", lambda clients: 1 + int(clients[0].rpartition("-")[2]) if clients else 0)
+    patch.setattr(judging, "part_of", lambda clients: 1 + int(clients[0].rpartition("-")[2]) if clients else 0)
 
 
 def heard_once(patch: pytest.MonkeyPatch) -> None:
