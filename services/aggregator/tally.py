@@ -72,6 +72,9 @@ class Tally:
         self.counted.clear()
         self.seconds = 0.0
         self._advanced = None
+        if number == 0:  # an attempt before this one may have adopted a model as it was given up
+            self.model = self._aggregation = self._intake = self._grid = None
+            self.bases.clear()
         if self.model is None or self._aggregation is None:
             return
         self.bases[number] = self.model.blob

@@ -232,6 +232,23 @@ def test_an_update_that_redis_forgot_is_not_folded_twice(seed: int) -> None:
     story.ended_well(world)
 
 
+def test_an_initial_model_that_came_with_the_end_of_its_attempt_is_no_base_of_the_next() -> None:
+    """A client's first answer is refused, which ends the attempt, and its second is taken in with it."""
+    machine = Machine()
+    machine.begin(seed=0)
+    for _ in range(5):
+        machine.fail_a_server()
+    machine.tick(count=4)
+    machine.at_a_boundary(left=0, fate="kill")
+    machine.fail_a_server()
+    machine.fail_a_server()
+    machine.trainers_go_wrong(fates=["die early", "die early", "nan"])
+    for _ in range(3):
+        machine.fail_a_server()
+    machine.tick(count=37)
+    machine.teardown()
+
+
 # --- a test set that not everybody has -----------------------------------------------------------
 
 
