@@ -192,6 +192,7 @@ class ModelUpdate(Event):
     timings: Timings = {}
     downloaded: Count = 0  # bytes; 0 where the node had the base already
     inputs: Inputs | None = None  # of the initial model: what the data are that it was made for
+    code: Digest | None = None  # of the user's own files that a pool's trainer ran for it
     tries: Annotated[Count, Field(ge=1)] = 1  # deliveries of its task, this one included
     error: Sentence | None = None
 

@@ -3,11 +3,17 @@
 Python imports a module once: what is edited later is run by the processes that start later, and by no other.
 """
 
+import functools
+import hashlib
 import os
 import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+
+MANY = 500  #: source files in a package that are still read for its digest
 
 #: Where Python is, and what is installed: a module from there is nobody's own, unless a job names its package.
 _INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -35,6 +41,27 @@ def changed() -> list[str]:
     """The files of the user's modules that are not as they were; some 30 µs for each."""
     _take_down()  # what a function imported when it was called
     return sorted(file for file, stamp in _files.items() if _stamp(file) != stamp)
+
+
+@functools.cache
+def digest(modules: tuple[str, ...]) -> str:
+    """SHA-256 of the source files of these imported modules, and of the packages that they are in, read once.
+
+    It is the same wherever the same files are, whatever else was imported. A package of more than `MANY` files is
+    taken for a library, of which the module's own file counts.
+    """
+    found = hashlib.sha256()
+    for name in sorted(set(modules)):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if not isinstance(file, str):
+            continue
+        top = Path(file).parents[name.count(".") + (Path(file).name == "__init__.py")] / name.partition(".")[0]
+        files = sorted(islice(top.rglob("*.py"), MANY + 1)) if top.is_dir() else []
+        for source in files if 0 < len(files) <= MANY else [Path(file)]:
+            with suppress(OSError):
+                text = source.read_bytes()
+                found.update(f"{name} {source.relative_to(top.parent)} {len(text)}\n".encode() + text)
+    return found.hexdigest()
 
 
 def _take_down() -> None:

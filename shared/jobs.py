@@ -131,7 +131,12 @@ class JobSpec(Strict):
     @property
     def has_code(self) -> bool:
         """Whether trainers run code of the user's own for it."""
-        return any(isinstance(part, Custom) for part in (self.model, self.data, self.train))
+        return bool(self.code)
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The names, `module:attribute`, of the user's own code that trainers run."""
+        return tuple(part.name for part in (self.model, self.data, self.train) if isinstance(part, Custom))
 
     def group_of(self, client: str) -> str:
         """Whose queue a client's work goes to: its pool's, or its own."""

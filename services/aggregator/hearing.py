@@ -13,6 +13,8 @@ from shared.errors import RecordLost, Refused, Stale, Unfit
 from shared.events import ModelEvaluated, ModelUpdate
 from shared.failpoints import failpoint
 
+DIFFERENT = 16  #: digests of the user's code that are told apart in one job: a trainer says what it likes
+
 Happenings = tuple[moves.Happening, ...]
 
 
@@ -76,6 +78,7 @@ def _take_in(seat: Seat, number: int, update: ModelUpdate) -> str:
     if answer == "ok":
         failpoint("aggregator.accepted")
         seat.tally.count(update)
+        _compare_code(seat, number, update)
         seat.log.info(
             "accepted",
             round=number,
@@ -86,6 +89,21 @@ def _take_in(seat: Seat, number: int, update: ModelUpdate) -> str:
             seconds=round(time.monotonic() - began, 4),
         )
     return answer
+
+
+def _compare_code(seat: Seat, number: int, update: ModelUpdate) -> None:
+    """Says once which trainer runs other files of the user's than those before it. The update counts all the same.
+
+    It may be the user who has edited them, and the trainers follow one after the other.
+    """
+    if update.code is None or update.code in seat.code or len(seat.code) >= DIFFERENT:
+        return
+    if seat.code:
+        others = next(iter(seat.code.values()))
+        detail = f"trainer {update.trainer} runs other files of your code than trainer {others}; give both the same"
+        seat.log.warning("other code", round=number, trainer=update.trainer, reason=detail)
+        seat.faults.note("other-code", detail, number)
+    seat.code[update.code] = update.trainer
 
 
 def clients_of(update: ModelUpdate) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ class Seat:
     turnout: Turnout = field(init=False)  # of the rounds that this owner committed, and at the end of all
     tester: str = ""  # the pool or silo that had a test set last
     untested: set[str] = field(default_factory=set)  # those that said they have none
+    code: dict[str, str] = field(default_factory=dict)  # digest of the user's files → the trainer that ran them first
     judged: int = -1  # the last round whose evaluation this owner has heard
     unsound: Unsound = field(default_factory=Unsound)  # what is not finite in the last evaluation
     progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job

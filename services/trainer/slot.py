@@ -16,7 +16,7 @@ from services.trainer.data.inputs import inputs_of
 from services.trainer.hindrance import Hindrance
 from services.trainer.orders import Order, check_sizes
 from services.trainer.stopwatch import Stopwatch
-from shared import names, receipts, weights
+from shared import imported, names, receipts, weights
 from shared.blobs import NotFound
 from shared.bus import Bus
 from shared.errors import FedqError, QueueFull, Refused, Stale, Unavailable
@@ -115,7 +115,7 @@ class Slot:
         if (tries > 1 or order.again) and not order.is_batch and (found := self._stored(order)) is not None:
             return found
         watch.timings["wait"] = max(0.0, round(time.time() - order.asked, 6))
-        update = self._made(order, watch)
+        update = self._made(order, watch).model_copy(update={"code": self._code(order)})
         self._answers[order.identity] = (order, update)
         while len(self._answers) > ANSWERS:
             self._answers.popitem(last=False)
@@ -141,6 +141,12 @@ class Slot:
         if order.is_batch:
             return self._batch(order, order.base, watch)
         return self._client(order, order.base, watch)
+
+    def _code(self, order: Order) -> str | None:
+        """The digest of the user's files that this process ran: all trainers of a pool should have the same."""
+        if order.spec.pool is None or not order.spec.has_code:
+            return None
+        return imported.digest(tuple(name.partition(":")[0] for name in order.spec.code))
 
     def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
         """The model that a job begins with, whole."""

@@ -414,6 +414,24 @@ def test_a_client_that_cannot_train_is_not_waited_for(servers, aggregators, trai
     )
 
 
+def test_trainers_that_run_other_code_are_named(servers, aggregators, trainers) -> None:
+    """Once, by both names; the updates count, for it may be the user who edits the files."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        one = client == event.cohort[0]
+        file = trainers.file(event, client)
+        trainers.send(event, client, file, code="a" * 64 if one else "b" * 64, trainer="t1" if one else "t2")
+
+    job = start(trainers, spec(rounds={"count": 2}))
+    end = trainers.until(TrainingEnd, answer)
+
+    assert end.outcome == "finished"
+    (fault,) = servers.ledger().log(job)
+    assert fault["fault"] == "other-code"
+    assert fault["detail"] == "trainer t2 runs other files of your code than trainer t1; give both the same"
+
+
 def test_a_refused_initial_model_ends_the_round_at_once(servers, aggregators, trainers) -> None:
     """The reason names the tensor, and no fault is noted that was none."""
     aggregators()

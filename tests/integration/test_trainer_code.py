@@ -129,6 +129,20 @@ def test_code_that_was_edited_is_what_runs(federation: Federation) -> None:
         assert sorted(layers(federation, spec)) == sorted([[width, 64], [10, width]])
 
 
+def test_an_update_says_which_code_made_it(federation: Federation) -> None:
+    """The same files, the same digest; a job of the catalog has none."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="net.")
+    spec = digits(model={"name": "net:make"})
+    codes = []
+    for number, width in enumerate((5, 5, 7), 1):
+        write(federation, "net", NET.format(width=width))
+        federation.ask(0, "client-1", base=None, spec=spec, attempt=number)
+        codes.append(federation.update().code)
+    assert codes[0] == codes[1] != codes[2]
+    federation.ask(0, "client-1", base=None, spec=digits(), attempt=9)
+    assert federation.update().code is None
+
+
 def test_a_process_of_a_jobs_code_ends_when_its_job_is_seen_to_be_over(federation: Federation) -> None:
     """It holds the job's data and model, and nobody needs them any more."""
     federation.start("--pool", "cpu", FEDQ_ALLOW="own_job.")

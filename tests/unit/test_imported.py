@@ -90,3 +90,35 @@ def test_what_was_there_before_is_nobodys_own(package: Path) -> None:
 
     assert len(imported._files) == 4
     assert not any(file == module.__file__ for file in imported._files for module in (pytest, sys.modules[__name__]))
+
+
+def test_the_digest_is_that_of_a_packages_files(package: Path, tmp_path: Path) -> None:
+    """Of the module that is named and of all beside it in its package, and of nothing else; wherever they lie."""
+    module = importlib.import_module(f"{package.name}.nets")
+
+    def fresh() -> str:
+        imported.digest.cache_clear()
+        return imported.digest((module.__name__,))
+
+    first = fresh()
+    edit(package / "parts.py")
+    (tmp_path / "other.py").write_text("pass")
+    assert fresh() == first
+    (package / "parts.py").write_text("pass")
+    assert fresh() != first
+
+
+def test_one_file_is_a_digest_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module without a package, whatever lies beside it."""
+    name = "job_alone_" + "".join(letter for letter in tmp_path.name if letter.isalnum())
+    (tmp_path / f"{name}.py").write_text("x = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(name)
+    first = imported.digest((name,))
+    (tmp_path / "beside.py").write_text("")
+    imported.digest.cache_clear()
+    assert imported.digest((name,)) == first
+    (tmp_path / f"{name}.py").write_text("x = 2")
+    imported.digest.cache_clear()
+    assert imported.digest((name,)) != first
+    imported.digest.cache_clear()
