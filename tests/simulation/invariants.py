@@ -10,7 +10,7 @@ from services.aggregator.rounds import RINGS
 from shared import names, parts, weights
 from shared.events import BlobRef, RoundEnd, RoundStart
 from shared.jobs import CLAIMS
-from shared.ledger import ENDED, JobRecord
+from shared.ledger import ENDED, JobRecord, RoundRecord
 from tests.simulation import arithmetic, chain
 from tests.simulation.arithmetic import Meant
 from tests.simulation.chain import Chain, Manifest
@@ -38,6 +38,12 @@ def every_accepted_update_counts(accepted: set[str], manifest: Manifest) -> None
     listed = {update["client"] for update in manifest["updates"]} | manifest["rejected"].keys()
     missing = sorted((accepted - listed) & set(manifest["cohort"]))  # another cohort, after Redis lost the first
     hold(not missing, f"P1: round {manifest['round']} accepted {missing} and its manifest does not list them")
+
+
+def those_accepted_were_asked(record: RoundRecord | None, updates: Mapping[str, Any]) -> None:
+    cohort = record.cohort if record is not None else ()
+    strangers = sorted(updates.keys() - set(cohort))
+    hold(not strangers, f"P2: {strangers} were accepted, and nobody asked them")
 
 
 def each_client_once(manifests: Chain, manifest: Manifest) -> None:

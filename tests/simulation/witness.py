@@ -75,6 +75,7 @@ class Witness:
     def _happened(self, who: str, where: str, args: Any, found: Any) -> None:  # noqa: C901 - one line per case
         match where:
             case "ledger.accept_all" if found == "ok":
+                invariants.those_accepted_were_asked(self._world.ledger.round(args[0], args[2]), args[3])
                 self.accepted[args[2]] |= {client: entry["blob"]["key"] for client, entry in args[3].items()}
             case "ledger.exclude":
                 self.accepted[args[2]].pop(args[3], None)
