@@ -24,4 +24,5 @@ def check(file: File, layout: Layout) -> None:
     for name, values in layout.views(file).items():
         # NaN passes through both, so that no array of answers is made.
         if name in trained and values.size and not math.isfinite(float(values.max()) - float(values.min())):
-            raise Refused(f"the model's tensor {name} holds NaN or Inf")
+            advice = "; where it is a mask, register it with persistent=False" if name in layout.buffers else ""
+            raise Refused(f"the model's tensor {name} holds NaN or Inf, or values beyond float32{advice}")

@@ -16,7 +16,7 @@ from services.trainer.gradients import changes_of, corrections
 from services.trainer.optimizers import Gradients, optimizer_of
 from services.trainer.schedules import rate
 from shared.catalog.training import TrainSpec
-from shared.errors import Stale
+from shared.errors import BadInput, Stale
 
 EVALUATED = 2048  #: examples looked at in one batch
 
@@ -86,6 +86,8 @@ class _Step:
     ) -> None:
         self._model = model
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if not named:
+            raise BadInput("the model has no parameter with requires_grad, and training needs one")
         self._parameters = list(named.values())
         self._changes = changes_of(
             spec, self._parameters, None if correction is None else corrections(named, correction)
@@ -124,7 +126,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """The mean cross-entropy `loss` and the `accuracy` on x (n, …) and y (n,)."""
     model.eval()
     loss, correct = 0.0, 0
-    with torch.inference_mode():
+    with torch.no_grad():  # a model may keep what it makes in a pass, and an inference tensor cannot be trained with
         for start in range(0, len(y), EVALUATED):
             labels = y[start : start + EVALUATED]
             logits = model(x[start : start + EVALUATED])

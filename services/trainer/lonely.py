@@ -4,6 +4,7 @@ It joins the batch before it. Nothing changes for models that can take it alone:
 whose batch norm sees images of more than a pixel.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def is_normalised_alone(model: nn.Module, x: Tensor) -> bool:
     try:
         model.eval()  # or statistics would learn of the example, and layers draw
         if layers:
-            with torch.no_grad():
+            with torch.no_grad(), suppress(ValueError):  # of a layer without running statistics, once it was looked at
                 model(x)
     finally:
         model.train()

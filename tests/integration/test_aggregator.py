@@ -447,7 +447,7 @@ def test_a_refused_initial_model_ends_the_round_at_once(servers, aggregators, tr
     assert end.outcome == "failed"
     assert end.reason == (
         "round 0 has 0 of the 1 updates it needs and nobody is left to answer (asked 1, failed 0, refused 1); "
-        "client-0: its update is refused: the model's tensor b holds NaN or Inf"
+        "client-0: its update is refused: the model's tensor b holds NaN or Inf, or values beyond float32"
     )
     assert {line["fault"] for line in servers.ledger().log(job)} == {"refused", "round-failed"}
 

@@ -42,6 +42,15 @@ def test_the_tensor_that_is_not_finite_is_named(value: float) -> None:
         initial.check(model(**{"bn.running_mean": value}), LAYOUT)
 
 
+def test_a_buffer_that_is_not_finite_may_be_a_mask() -> None:
+    """Attention is masked by -inf, and such a buffer need not travel."""
+    layout = weights.layout_of({"mask": ("F32", (3,)), "w": ("F32", (2,))}, {"mask"})
+    file = layout.empty_file()
+    layout.flat(file)[:] = [0, 0, 0, -np.inf, 0]
+    with pytest.raises(Refused, match=r"tensor mask holds .*; where it is a mask, register it with persistent=False"):
+        initial.check(file, layout)
+
+
 def test_a_model_without_parameters_is_nothing_to_train() -> None:
     """Integers alone are not learned."""
     layout = weights.layout_of({"seen": ("I64", ())})
@@ -59,7 +68,10 @@ def test_a_model_is_as_long_as_the_job_allows() -> None:
 def test_a_trainer_sends_no_initial_model_that_would_be_refused() -> None:
     """It says where the values come from: the file that the job begins with, or the model's own code."""
     parcel.check_initial(model(), LAYOUT, spec())
-    with pytest.raises(BadInput, match=r"^model\.start, base\.safetensors: the model's tensor w holds NaN or Inf$"):
+    with pytest.raises(
+        BadInput,
+        match=r"^model\.start, base\.safetensors: the model's tensor w holds NaN or Inf, or values beyond float32$",
+    ):
         parcel.check_initial(model(w=np.nan), LAYOUT, spec(start="base.safetensors"))
     with pytest.raises(BadInput, match=r"^model, softmax: the model's tensor w holds"):
         parcel.check_initial(model(w=np.nan), LAYOUT, spec())

@@ -401,6 +401,13 @@ def test_to_look_whether_it_can_changes_nothing() -> None:
     assert looked.training
 
 
+def test_batch_norm_without_statistics_is_not_left_alone_either() -> None:
+    """It normalises by the batch where the others have their statistics, and so refuses one example there too."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10, track_running_stats=False))
+
+    assert batches_of(model, 33, TrainSpec(batch_size=16))[0] == [16, 17]
+
+
 @pytest.mark.parametrize(
     ("size", "batch_size", "words"),
     [
@@ -436,3 +443,34 @@ def test_no_batch_norm_is_given_one_value(size: int, batch_size: int, steps: int
     assert metrics["steps"] == len(found) == (steps or len(found))
     if steps is None:
         assert sum(found) == size
+
+
+class Keeping(nn.Module):
+    """A model that makes a tensor in its first pass and keeps it, as a table of positions or a mask."""
+
+    table: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.linspace(1, 2, 10)
+        found: Tensor = self.head(x.flatten(1)) * self.table
+        return found
+
+
+def test_what_a_model_keeps_of_an_evaluation_can_be_trained_with() -> None:
+    """A client's model is evaluated before it is trained."""
+    model = Keeping()
+    learning.evaluate(model, *examples())
+
+    assert learning.train(model, *examples(), SPEC, seed=1, client="a", number=0)["steps"] == 12
+
+
+def test_a_model_without_a_parameter_to_train_is_refused() -> None:
+    """By a word of what it lacks."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+    with pytest.raises(BadInput, match="the model has no parameter with requires_grad"):
+        learning.train(model, *examples(), SPEC, seed=1, client="a", number=0)

@@ -313,6 +313,36 @@ def test_base_plus_update_is_the_trained_model() -> None:
     assert model.update(base) is update  # the buffer stays
 
 
+def test_no_client_begins_with_anothers_gradients() -> None:
+    """A step that gathers gradients over batches leaves the last ones, and may begin without clearing them."""
+    model = nn.Linear(2, 3)
+    flat = FlatModel(model)
+    base = flat.save()
+    model(torch.ones(1, 2)).sum().backward()
+    flat.load(base)
+
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def unbuilt() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
+
+
+def test_a_model_that_is_not_built_yet_is_refused(allow: Callable[..., None]) -> None:
+    """A lazy layer has no shape before its first example."""
+    allow(f"{__name__}.")
+    with pytest.raises(BadInput, match=r"a model whose 0\.weight is not built yet; let it take an example first"):
+        catalog.build(CustomModel(name=f"{__name__}:unbuilt"), (3,), 4, 0)
+
+
+def test_the_statistics_of_instance_norm_may_stay_with_a_client() -> None:
+    """They are what batch norm's are."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, affine=True, track_running_stats=True))
+    names = {tensor.name for tensor in FlatModel(model, Kept(buffers="local")).layout.tensors}
+
+    assert names == {"0.weight", "0.bias", "1.weight", "1.bias"}
+
+
 def test_a_file_of_another_model_is_refused() -> None:
     """Not loaded in part."""
     model = FlatModel(catalog.build(Softmax(), (1, 8, 8), 10, seed=0))

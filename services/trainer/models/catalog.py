@@ -1,7 +1,10 @@
 """The models that a job file may name, and the way to the user's own."""
 
+import itertools
+
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from services.trainer.models.classic import lenet, mlp, softmax
 from services.trainer.models.convolutional import cnn, vgg9, vgg11
@@ -66,4 +69,10 @@ def _own(spec: CustomModel, shape: Shape, classes: int, seed: int) -> nn.Module:
     model = user_code.call(function, spec.args, {"shape": shape, "classes": classes, "seed": seed})
     if not isinstance(model, nn.Module):
         raise BadInput(f"model.name: {spec.name} gave a {type(model).__name__}, not a torch.nn.Module")
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    if unbuilt := [name for name, tensor in tensors if is_lazy(tensor)]:
+        raise BadInput(
+            f"model.name: {spec.name} gave a model whose {unbuilt[0]} is not built yet; let it take an example first, "
+            "model(torch.zeros(2, *shape))"
+        )
     return model

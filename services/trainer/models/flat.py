@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from services.trainer.models.tied import is_one, refuse_overlaps, tie, tied
 from shared import weights
@@ -79,9 +79,11 @@ class FlatModel:
     def load(self, file: File, personal: Mapping[str, Array] | None = None) -> None:
         """Takes over the tensors of a model file, or `Refused` where they are not those that this model shares.
 
-        What the client keeps comes from `personal`; what is absent there begins as the model did.
+        What the client keeps comes from `personal`; what is absent there begins as the model did. Gradients that were
+        left in the model are another client's, and are gone.
         """
         weights.check_header(file, self.layout)
+        self.model.zero_grad(set_to_none=True)
         personal = personal or {}
         self._check(personal)
         with torch.no_grad():
@@ -168,7 +170,10 @@ def layout_of(model: nn.Module, apart: Collection[str] = ()) -> Layout:
             raise BadInput(f"model: {name} is a {type(tensor).__name__}; a model's state holds tensors alone")
         dtype = "F32" if tensor.is_floating_point() else _KEPT.get(tensor.dtype)
         if dtype is None or tensor.is_sparse:
-            raise BadInput(f"model: {name} is {tensor.dtype} ({tensor.layout}); a model has real, dense tensors")
+            raise BadInput(
+                f"model: {name} is {tensor.dtype} ({tensor.layout}); a model's tensors are dense, and of floats, of "
+                "integers from int8 to int64, uint8 or bool"
+            )
         tensors[name] = (dtype, tuple(tensor.shape))
     if not any(dtype == "F32" for dtype, _ in tensors.values()):
         raise BadInput("model: it has no floating point tensors to train")
@@ -208,10 +213,10 @@ def _personal(model: nn.Module, patterns: Sequence[str], names: Collection[str])
 
 
 def _batch_norm(model: nn.Module, *, parameters: bool) -> set[str]:
-    """The running statistics of batch norm layers, with their parameters too where asked."""
+    """The layers of batch norm, parameters and all; without parameters, the running statistics of instance norm too."""
     found = set()
     for prefix, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm if parameters else _NormBase):
             own = [name for name, _ in module.named_buffers(recurse=False)]
             own += [name for name, _ in module.named_parameters(recurse=False)] if parameters else []
             found |= {f"{prefix}.{name}" if prefix else name for name in own}
