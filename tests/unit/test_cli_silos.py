@@ -84,6 +84,20 @@ def test_a_silo_sees_before_the_job_that_its_file_does_not_fit(
     assert sentence in found.output
 
 
+def test_labels_that_must_be_declared_are_shown_once_they_are(folder: Path) -> None:
+    """Such as numbers beside a word, or a word that stands for a missing value elsewhere; a fitting file is no error."""
+    (folder / "patients.csv").write_text("seen,outcome\n1700000000,3+\n1700000060,None\n1700000120,1\n")
+    data = {"name": "csv", "path": "patients.csv", "label": "outcome", "test_fraction": 0}
+    assert "declare" in run("data", DRAFT | {"data": data}, folder).stderr
+
+    found = run("data", DRAFT | {"data": data | {"classes": ["1", "3+", "None"]}}, folder, "--json")
+    assert found.exit_code == 0, found.stderr
+    said = json.loads(found.stdout)
+    assert (said["labels"], said["problem"]) == ({"1": 1, "3+": 1, "None": 1}, None)
+    # As near as a small part of the deviation, of large numbers too.
+    assert said["statistics"] == {"mean": [1700000060.0], "deviation": [48.9898]}
+
+
 def test_archives_and_folders_of_images_are_shown_too(folder: Path) -> None:
     """As JSON, all of it."""
     np.savez(folder / "a.npz", x=np.zeros((5, 2)), y=np.array([0, 2, 1, 0, 2]))

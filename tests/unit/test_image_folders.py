@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,3 +280,31 @@ def test_images_of_16_bits_that_use_12_of_them_are_refused(tmp_path: Path) -> No
     save(tmp_path, "dog/9.png", LEVELS)
 
     assert len(read(tmp_path).y) == 7
+
+
+def test_colours_of_16_bits_that_use_12_of_them_are_refused(tmp_path: Path) -> None:
+    """Of these Pillow drops the lower bits by itself."""
+    for place in range(2):
+        _colours(tmp_path / f"pets/cat/{place}.png", LEVELS >> 4)
+        _colours(tmp_path / f"pets/dog/{place}.png", LEVELS >> 4)
+    with pytest.raises(BadInput, match="its images of 16 bits hold no value above 4095, so that they would be nearly"):
+        read(tmp_path)
+    _colours(tmp_path / "pets/dog/9.png", LEVELS)
+
+    assert np.array_equal(pixels(tmp_path / "pets/dog/9.png", grey=False), np.stack([BYTES] * 3))
+    assert len(read(tmp_path).y) == 5
+
+
+def _colours(file: Path, levels: np.ndarray) -> None:
+    """A PNG of three equal channels of 16 bits, by hand: Pillow writes none."""
+    rows = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in levels)
+    about = struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], 16, 2, 0, 0, 0)
+    parts = [(b"IHDR", about), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+            for name, body in parts
+        )
+    )

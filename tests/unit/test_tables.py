@@ -16,10 +16,10 @@ from shared.catalog.data import Csv
 from shared.errors import BadInput
 
 
-def read(folder: Path, text: str | bytes, **spec: Any) -> Source:
+def read(folder: Path, text: str | bytes, key: str | None = None, **spec: Any) -> Source:
     file = folder / "t.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return tables.read(file, Csv(**{"path": "t.csv", "scale": False, **spec}), None)
+    return tables.read(file, Csv(**{"path": "t.csv", "scale": False, **spec}), key)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,12 @@ def test_whole_numbers_may_have_a_point_and_words_may_begin_with_a_number(tmp_pa
     [
         ("a,label\n1,cat\n2,\n3, \n", r"row 3, column label: no value; add it, or remove the row \(2 such rows\)"),
         ("a,label\n1,0\n2,nan\n3,1\n", "row 3, column label: no value"),
+        ("a,label\n1,cat\n2,NA\n3,dog\n4,?\n", r"row 3, column label: a word for a missing value; .* \(2 such rows\)"),
+        ("a,label\n1,0\n2,null\n3,1\n", "row 3, column label: a word for a missing value; .* declare it"),
+        (
+            "a,label\n1,True\n2,False\n3,true\n",
+            "row 4, column label: a label that differs from another one in capitals",
+        ),
         (
             "a,label\n1,0\n2,--1\n3,1\n",
             "row 3, column label: a word, where others are whole numbers; mend it, or declare",
@@ -107,6 +113,32 @@ def test_what_is_wrong_is_refused_with_its_place(tmp_path: Path, text: str | byt
     """Where it is, what it is and what to do; a row counts as a spreadsheet counts it."""
     with pytest.raises(BadInput, match=sentence):
         read(tmp_path, text)
+
+
+def test_what_looks_like_no_label_or_twice_the_same_is_declared(tmp_path: Path) -> None:
+    """There are classes of this kind, and single letters are two by their size."""
+    text = "a,label\n1,None\n2,mild\n3,Mild\n"
+
+    assert read(tmp_path, text, classes=("None", "mild", "Mild")).y.tolist() == [0, 1, 2]
+    assert read(tmp_path, "a,label\n1,a\n2,A\n").names == ("A", "a")
+    assert read(tmp_path, "a,label\n1,+\n2,-\n").names == ("+", "-")
+
+
+def test_an_owner_who_is_missing_is_no_owner(tmp_path: Path) -> None:
+    """Rows of many whose names are not known would be one client."""
+    with pytest.raises(BadInput, match="row 3, column who: a word for a missing value"):
+        read(tmp_path, "a,who,label\n1,ann,x\n2,NA,y\n", key="who")
+
+
+@pytest.mark.parametrize("rows", [2, 37, 1000])
+@pytest.mark.parametrize("value", ["0.1", "19.7", "-3e30", "0"])
+def test_a_feature_that_does_not_change_becomes_zero(tmp_path: Path, value: str, rows: int) -> None:
+    """Its deviation is 0, but for what the mean is rounded by: another file's values must not be divided by that."""
+    text = "a,label\n" + "".join(f"{value},{'xy'[row % 2]}\n" for row in range(rows))
+    source = read(tmp_path, text, scale=True)
+
+    assert source.prepare.scale == (1.0,)
+    assert not source.x.any()
 
 
 def test_a_column_without_a_name_is_left_out_where_the_job_names_its_features(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ many examples of each), `columns` and `statistics` of a table, and `problem`: wh
 says, or null. An error is one line on stderr and exit code 2.
 """
 
-from contextlib import suppress
+import math
 from typing import Any
 
 import numpy as np
@@ -46,29 +46,37 @@ def described(draft: jobs.Draft) -> dict[str, Any]:
 
 def _read(data: InFiles) -> tuple[Source, str | None]:
     """The data as they are, and why they are not as the job file says."""
-    as_it_is: dict[str, Any] = {"classes": None}
+    unscaled: dict[str, Any] = {"scale": False, "statistics": None} if isinstance(data, Csv) else {}
+    views: list[dict[str, Any]] = [{**unscaled, "classes": None}, unscaled]  # some labels are none unless declared
     if isinstance(data, Csv):
-        as_it_is |= {"scale": False, "statistics": None}
-    try:
-        source = dataset.read_source(data.model_copy(update=as_it_is))
-    except BadInput as error:
-        if not isinstance(data, Csv) or data.columns is None:
-            raise
-        with suppress(BadInput):  # of a column that holds words
-            return dataset.read_source(data.model_copy(update={**as_it_is, "columns": None})), str(error)
-        raise
+        views += [{**view, "columns": None} for view in views]
     try:
         dataset.read_source(data)
+        problem = None
     except BadInput as error:
-        return source, str(error)
-    return source, None
+        problem = str(error)
+    reason: BadInput | None = None
+    for view in views:
+        try:
+            return dataset.read_source(data.model_copy(update=view)), problem
+        except BadInput as error:  # of a column that holds words, say
+            reason = reason or error
+    assert reason is not None  # noqa: S101 - for the type checker
+    raise reason
 
 
 def _statistics(source: Source) -> dict[str, list[float]]:
     mean, deviation = tables.statistics(source.x.astype(np.float64))
     return {
-        name: [float(f"{value:.{DIGITS}g}") for value in of] for name, of in (("mean", mean), ("deviation", deviation))
+        "mean": [_rounded(value, deviation) for value, deviation in zip(mean, deviation, strict=True)],
+        "deviation": [_rounded(value, value) for value in deviation],
     }
+
+
+def _rounded(value: float, deviation: float) -> float:
+    """A number to as many digits that what is lost is little beside the deviation: of a time in seconds, more."""
+    more = math.floor(math.log10(abs(value) / deviation)) if value else 0
+    return float(f"{value:.{DIGITS + max(more, 0)}g}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ def read(file: Path, size: int, grey: bool) -> tuple[npt.NDArray[np.uint8], int]
         with pillow.open(file, formats=FORMATS) as image:
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's, with a preview beside it
                 raise _Unfit(f"it holds {image.n_frames} images; save each of them by itself")
+            is_wide = any(";16" in str(tile[3]) for tile in image.tile)  # known until it is decoded
             flat, highest = _of_bytes(operations.exif_transpose(image), image, pillow)
+            if is_wide and not image.mode.startswith("I"):  # of colours Pillow gives the upper 8 bits alone
+                highest = 256 * max(most for _, most in flat.convert("RGB").getextrema()) + 255
             scaled = flat.convert("L" if grey else "RGB").resize((size, size), pillow.Resampling.BILINEAR)
     except _Unfit as unfit:
         raise BadInput(f"{file}: {unfit}") from None

@@ -62,6 +62,11 @@ class Table:
             self._fail(name, wrong.tolist(), f"{reason}; mend it, or name the column in data.drop")
         return found
 
+    def refuse_words_for_nothing(self, name: str, advice: str) -> None:
+        """`BadInput` where a column of words has one for a missing value; a minus may be a word beside a plus."""
+        reason = f"a word for a missing value; mend it, {advice}"
+        self.refuse(name, self.columns[name], lambda value: value.lower() in _WORDS_FOR_NOTHING - {"-"}, reason)
+
     def refuse(self, name: str, column: Column, is_wrong: Callable[[str], bool], reason: str) -> None:
         """`BadInput` with the first row whose value is wrong, and how many there are."""
         if wrong := [place for place, value in enumerate(column) if is_wrong(value)]:

@@ -14,6 +14,8 @@ from services.trainer.data.source import Labels, Preparation, Source, as_floats,
 from shared.catalog.data import MOST_CLASSES, Csv
 from shared.errors import BadInput
 
+_ROUNDING = 2.0**-40  #: of a mean, what its error may be
+
 _WHOLE = re.compile(r"[-+]?[0-9]+(\.0*)?")
 
 
@@ -36,6 +38,8 @@ def read(file: Path, spec: Csv, key: str | None) -> Source:
     x = np.stack([table.numbers(name) for name in features], axis=1)
     x, prepare = _scaled(x, spec)
     y, names = _classes(table, spec.label, spec.classes)
+    if key is not None:
+        table.refuse_words_for_nothing(key, "or remove the row")
     return Source(
         x=floats(x, f"{file}: scaled by data.statistics it has values"),
         y=y,
@@ -68,8 +72,9 @@ def _refuse_index(table: Table, features: Sequence[str]) -> None:
 
 def statistics(x: Numbers) -> tuple[Numbers, Numbers]:
     """The mean and the deviation of each feature, from x (n, features); of a constant one 1, so that it becomes 0."""
-    deviation = x.std(axis=0, dtype=np.float64)
-    return x.mean(axis=0, dtype=np.float64), np.where(deviation > 0, deviation, 1)
+    mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    is_constant = deviation <= _ROUNDING * np.abs(mean)  # of equal values the mean is rounded: the deviation is not 0
+    return np.where(is_constant, x[0], mean), np.where(is_constant, 1, deviation)
 
 
 def _scaled(x: Numbers, spec: Csv) -> tuple[Numbers, Preparation]:
@@ -96,12 +101,23 @@ def _classes(table: Table, name: str, declared: Sequence[str] | None) -> tuple[L
 
 
 def _sorted(table: Table, name: str, column: Column) -> tuple[str, ...]:
-    """The labels that there are, which are all whole numbers or all words; `BadInput` names the row that is not so."""
+    """The labels that there are, which are all whole numbers or all words; `BadInput` names the row that is not so.
+
+    What may be two spellings of one label is refused, unless it is one letter: these may well differ in size.
+    """
     names = set(column)
     if len(names) > MOST_CLASSES:
         raise BadInput(f"{table.file}: column {name} has {len(names)} different labels; is it the column of labels?")
     whole = {label for label in names if _WHOLE.fullmatch(label)}
+    table.refuse_words_for_nothing(name, "remove the row, or declare it in data.classes where it is a label")
     if not whole and not all(map(rows.is_number, names)):
+        seen: dict[str, str] = {}
+        twice = (
+            "a label that differs from another one in capitals alone; spell them alike, or declare both in data.classes"
+        )
+        for label in sorted(names):
+            if len(label) > 1 and seen.setdefault(label.casefold(), label) != label:
+                table.refuse(name, column, lambda value, wrong=label: value == wrong, twice)  # type: ignore[misc]
         return tuple(sorted(names))
     some_other = "a number that is not whole" if all(map(rows.is_number, names)) else "a word"
     reason = (
