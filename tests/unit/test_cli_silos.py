@@ -85,7 +85,7 @@ def test_a_silo_sees_before_the_job_that_its_file_does_not_fit(
 
 
 def test_labels_that_must_be_declared_are_shown_once_they_are(folder: Path) -> None:
-    """Such as numbers beside a word, or a word that stands for a missing value elsewhere; a fitting file is no error."""
+    """Such as numbers beside a word, or a word that stands for a missing value elsewhere; such a file fits."""
     (folder / "patients.csv").write_text("seen,outcome\n1700000000,3+\n1700000060,None\n1700000120,1\n")
     data = {"name": "csv", "path": "patients.csv", "label": "outcome", "test_fraction": 0}
     assert "declare" in run("data", DRAFT | {"data": data}, folder).stderr

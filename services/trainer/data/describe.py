@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from services.trainer.data import dataset, tables
+from services.trainer.data import dataset
 from services.trainer.data.sharing import held_out
 from services.trainer.data.source import Source
 from services.trainer.data.split import THERE, answering
@@ -46,8 +46,8 @@ def described(draft: jobs.Draft) -> dict[str, Any]:
 
 def _read(data: InFiles) -> tuple[Source, str | None]:
     """The data as they are, and why they are not as the job file says."""
-    unscaled: dict[str, Any] = {"scale": False, "statistics": None} if isinstance(data, Csv) else {}
-    views: list[dict[str, Any]] = [{**unscaled, "classes": None}, unscaled]  # some labels are none unless declared
+    by_itself: dict[str, Any] = {"scale": True, "statistics": None} if isinstance(data, Csv) else {}
+    views: list[dict[str, Any]] = [{**by_itself, "classes": None}, by_itself]  # some labels are none unless declared
     if isinstance(data, Csv):
         views += [{**view, "columns": None} for view in views]
     try:
@@ -66,10 +66,10 @@ def _read(data: InFiles) -> tuple[Source, str | None]:
 
 
 def _statistics(source: Source) -> dict[str, list[float]]:
-    mean, deviation = tables.statistics(source.x.astype(np.float64))
+    means, deviations = source.prepare.offset or (), source.prepare.scale or ()  # as the file has them, in float64
     return {
-        "mean": [_rounded(value, deviation) for value, deviation in zip(mean, deviation, strict=True)],
-        "deviation": [_rounded(value, value) for value in deviation],
+        "mean": [_rounded(mean, deviation) for mean, deviation in zip(means, deviations, strict=True)],
+        "deviation": [_rounded(deviation, deviation) for deviation in deviations],
     }
 
 

@@ -70,7 +70,7 @@ def _refuse_index(table: Table, features: Sequence[str]) -> None:
         )
 
 
-def statistics(x: Numbers) -> tuple[Numbers, Numbers]:
+def _statistics(x: Numbers) -> tuple[Numbers, Numbers]:
     """The mean and the deviation of each feature, from x (n, features); of a constant one 1, so that it becomes 0."""
     mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     is_constant = deviation <= _ROUNDING * np.abs(mean)  # of equal values the mean is rounded: the deviation is not 0
@@ -82,7 +82,7 @@ def _scaled(x: Numbers, spec: Csv) -> tuple[Numbers, Preparation]:
     if not spec.scale:
         return x, as_floats
     given = spec.statistics
-    mean, deviation = statistics(x) if given is None else (np.array(given.mean), np.array(given.deviation))
+    mean, deviation = _statistics(x) if given is None else (np.array(given.mean), np.array(given.deviation))
     known = replace(as_floats, offset=tuple(mean.tolist()), scale=tuple(deviation.tolist()))
     with np.errstate(over="ignore"):  # the result is looked at
         return (x - mean) / deviation, known
