@@ -200,7 +200,8 @@ class Fold:
         """Takes the server step in place: `model = step(model, mean · factor, state)`, tile by tile in float64.
 
         That is of the parameters, of which `model` and each vector of `state` have the same number and the fold
-        `channels` times as many; `factor` may be one for each channel. The buffers become their mean.
+        `channels` times as many; `factor` may be one for each channel. The buffers become their mean, and those that
+        no client changed, such as a frozen weight or a constant of 1e-12, stay as they are to the bit.
         """
         if self.weight == 0:
             raise ValueError("nothing was folded")
@@ -219,7 +220,12 @@ class Fold:
             for name, vector in kept.items():
                 state[name][tile] = vector  # type: ignore[index]
         if self._buffers is not None:
-            model[parameters:] = self._buffers.origin + self.sums[end:] * unit
+            rounded = self.count / 2 * unit  # what rounding to the grid changes of the mean, at most
+            for start in range(0, model.size - parameters, TILE):
+                tile = slice(parameters + start, parameters + start + TILE)
+                before = model[tile].astype(np.float64)
+                mean = self._buffers.origin[start : start + TILE] + self.sums[end + start : end + start + TILE] * unit
+                model[tile] = np.where(np.abs(mean - before) <= rounded, before, mean)
 
 
 def _tiles(update: Flat | Tiles, buffers: Buffers | None) -> Tiles:

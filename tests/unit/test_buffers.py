@@ -278,6 +278,27 @@ def test_statistics_of_an_older_model_stay_in_their_range() -> None:
     assert model[8:].tolist() == pytest.approx([0.1, 0.1])
 
 
+@settings(deadline=None)
+@given(
+    values=st.lists(st.floats(-(2.0**20), 2.0**20, width=32), min_size=5, max_size=5),
+    weights_=st.lists(st.integers(1, 1000), min_size=1, max_size=5),
+    cohort=st.sampled_from([5, 100_000]),
+)
+def test_what_no_client_changes_stays_to_the_bit(values: list[float], weights_: list[int], cohort: int) -> None:
+    """A frozen weight, or the 1e-12 that a model adds to what it divides by, which the grid would make 0."""
+    model = of_norm(*values)
+    model[-1] = 1e-12
+    fold = Fold(model.size, Grid(256.0, 1 << 20, cohort), Buffers.of(model, NORM.of_updates(), 256.0))
+    update = model.copy()
+    update[: NORM.parameters] = 0
+    for weight in weights_:
+        fold.add(update, weight)
+    found = model.copy()
+    fold.apply(found, lambda tile, mean, _: tile + mean)
+
+    assert np.array_equal(found, model)
+
+
 # --- limits and norms -----------------------------------------------------------------------------
 
 
