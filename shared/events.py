@@ -9,7 +9,8 @@ larger than JSON's integers, text shows and does nothing else, and a blob lies b
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgpack
@@ -33,6 +34,8 @@ MAX_BODY = 64 * 1024  #: bytes; what is longer belongs in the object store
 LISTED = 1024  #: labels or numbers that `Inputs` lists; twice as many numbers and 16 KB of labels stay under 64 KiB
 COHORT_SLICE = 500  #: clients in one round-start: 500 names of 63 characters stay under 64 KiB
 STATEFUL_SLICE = 200  #: where their states are named beside them
+FIGURES = 100  #: in one event, and of a job at its end: their names alone take 25 KB at most
+SENTENCE = 4000  #: characters
 NAMED = 10  #: clients that are named where there may be any number of them
 MAX_SLOTS = 256  #: of one trainer
 
@@ -40,8 +43,10 @@ JobId = Annotated[str, Field(pattern=JOB_ID)]
 Name = Annotated[str, Field(pattern=CLIENT_NAME)]
 Round = Annotated[int, Field(ge=0, le=1_000_000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Sentence = Annotated[str, Field(max_length=4000), AfterValidator(plain)]
-Label = Annotated[str, Field(max_length=64), AfterValidator(plain)]
+#: What is said to a person; cut where it is long, for ours repeat what others said.
+Sentence = Annotated[str, AfterValidator(lambda text: plain(text[:SENTENCE]))]
+LABEL = 64  #: characters
+Label = Annotated[str, Field(max_length=LABEL), AfterValidator(plain)]
 Class = Annotated[str, Field(max_length=200), AfterValidator(plain)]
 Count = Annotated[int, Field(ge=0, le=2**53)]  #: every program that reads JSON has these integers
 Fence = Count  #: the fencing token of the aggregator that speaks; grows with each owner of a job
@@ -61,8 +66,13 @@ Figure = Annotated[
     AfterValidator(_bounded),
     PlainSerializer(lambda value: None if math.isnan(value) else value, when_used="json"),
 ]
-Figures = dict[Label, Figure]
-Timings = dict[Label, Annotated[float, Field(ge=0)]]  #: seconds
+Figures = Annotated[dict[Label, Figure], Field(max_length=FIGURES)]
+Timings = Annotated[dict[Label, Annotated[float, Field(ge=0)]], Field(max_length=FIGURES)]  #: seconds
+
+
+def fitting(figures: Mapping[str, float]) -> dict[str, float]:
+    """The first of these figures, as many as an event has room for; none with a name that is too long for one."""
+    return dict(islice(((name, value) for name, value in figures.items() if len(name) <= LABEL), FIGURES))
 
 
 class Value(BaseModel):

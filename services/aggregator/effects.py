@@ -207,7 +207,7 @@ def close(seat: Seat, number: int) -> moves.Committed:
     outdated = seat.remembered.key.rpartition("-")[0] if seat.remembered else ""
     _move_on(seat, number, model, left, memory)
     seat.turnout.tell(number, record.cohort, accepted, record.rejected)
-    seat.metrics = {**seat.metrics, **commit["metrics"]}
+    seat.measured(commit["metrics"])
     seat.log.info(
         "committed",
         round=number,

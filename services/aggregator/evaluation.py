@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from services.aggregator.selection import lottery, population
-from shared.events import BlobRef, ModelEvaluated
+from shared.events import BlobRef, ModelEvaluated, fitting
 from shared.jobs import JobSpec
 
 SERVER = 0  #: the part that is the server's test set
@@ -104,9 +104,9 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The server's figures by their names, the clients' with `local_` before them."""
+        """The server's figures by their names, the clients' with `local_` before them; as many as can be told."""
         own = {name: value for event in self.answered.values() for name, value in event.metrics.items()}
-        return own | summary(self.clients)
+        return fitting(own | summary(self.clients))
 
     def document(self) -> dict[str, Any]:
         """What the record keeps."""

@@ -12,6 +12,7 @@ from shared import names, parts
 from shared.errors import RecordLost, Refused, Stale, Unfit
 from shared.events import ModelEvaluated, ModelUpdate
 from shared.failpoints import failpoint
+from shared.records import reading
 
 DIFFERENT = 16  #: digests of the user's code that are told apart in one job: a trainer says what it likes
 
@@ -30,6 +31,8 @@ def on_model_update(seat: Seat, state: rounds.State, update: ModelUpdate) -> Hap
             raise Refused(f"sent an update for round {update.round} while round {number} is open")
         if update.tries > 1:
             seat.faults.note("tried-again", f"{update.client} answered in try {update.tries}", number)
+        if stranger := next((client for client in update.failures if client not in state.cohort), None):
+            raise Refused(f"{stranger} is not in the round's cohort")  # before anything of it is counted
         if update.error is not None:
             return _on_failure(seat, state, {update.client: update.error, **update.failures})
         first = clients_of(update)[0]
@@ -59,8 +62,6 @@ def _refuse(seat: Seat, state: rounds.State, update: ModelUpdate, refused: Refus
 
 
 def _on_failure(seat: Seat, state: rounds.State, failures: Mapping[str, str]) -> Happenings:
-    if stranger := next((client for client in failures if client not in state.cohort), None):
-        raise Refused(f"{stranger} is not in the round's cohort")
     for client, error in failures.items():
         seat.edges.ledger.reject(seat.job, seat.fence, state.round, client, f"{COULD_NOT}{error}")
         seat.log.warning("client failed", round=state.round, client=client, reason=error)
@@ -155,6 +156,7 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> moves.Happening:
     is_wanted = seat.spec.evaluate.where == "server" and group is not None and event.examples > 0
     if event.round not in seat.evaluations and not is_wanted:
         raise Stale(f"the evaluation of round {event.round} was asked for by another owner, or is complete")
+    _check_model(seat, event)
     pending = seat.evaluations.setdefault(event.round, Evaluation(event.round, {event.part}))
     if event.error is not None:
         seat.log.warning("not evaluated", round=event.round, reason=event.error)
@@ -173,6 +175,19 @@ def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> moves.Happening:
     return complete(seat, pending)
 
 
+def _check_model(seat: Seat, event: ModelEvaluated) -> None:
+    """`Stale` where what was evaluated is not the model of a committed round, or is known to be evaluated."""
+    pending, blobs, model = seat.evaluations.get(event.round), seat.edges.blobs, None
+    if pending is not None and pending.model is not None:
+        model = pending.model.digest
+    elif event.round <= seat.committed and not blobs.exists(names.evaluation_blob(seat.job, event.round)):
+        key = names.manifest_blob(seat.job, event.round)  # an earlier owner asked
+        with reading(key):
+            model = blobs.get_json(key)["model"]["digest"]
+    if event.model != model:
+        raise Stale(f"{event.trainer} evaluated {event.model[:12]}…, which round {event.round} does not wait for")
+
+
 def complete(seat: Seat, pending: Evaluation) -> moves.Evaluated:
     """Records what those have answered who were asked how good a model is, and what that says of the job."""
     if pending.examples:
@@ -182,7 +197,7 @@ def complete(seat: Seat, pending: Evaluation) -> moves.Evaluated:
         unsound = soundness.after(Unsound() if late else seat.unsound, pending.round, metrics, clients)
         if not late:
             seat.judged, seat.unsound = pending.round, unsound
-            seat.metrics = {**seat.metrics, **metrics}
+            seat.measured(metrics)
             seat.evaluated = {**seat.evaluated, **clients}
         # The ledger first: it knows whether the job is still ours to write about.
         seat.edges.ledger.set_metrics(seat.job, seat.fence, seat.metrics)

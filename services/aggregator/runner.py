@@ -380,9 +380,9 @@ class Runner:
         """The job's last word after an error that its runner could not handle."""
         reason = f"the aggregator gave up: {error or type(error).__name__}"
         try:
-            if self._seat is not None:
+            if self._seat is not None and self._state is not None:
                 effects.end(self._seat, "failed", reason)
-            else:
+            else:  # its record cannot be gone on from: to write the end into it might fail for the same reason
                 self._edges.ledger.end(self.job, self.fence, "failed", str(error))
         except Exception:
             self._log.exception("the end could not be recorded")

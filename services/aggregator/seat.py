@@ -16,7 +16,7 @@ from services.aggregator.turnout import Turnout
 from shared.blobs import Blobs
 from shared.bus import Bus
 from shared.errors import Unavailable
-from shared.events import BlobRef
+from shared.events import BlobRef, fitting
 from shared.jobs import JobSpec
 from shared.ledger import Ledger
 from shared.link import Subscription
@@ -93,6 +93,11 @@ class Seat:
         self.tally = Tally(self.edges.blobs, self.job, self.spec, self.edges.clock)
         self.turnout = Turnout(self.spec.clients)
         self.log = structlog.get_logger().bind(job=self.job)
+
+    def measured(self, metrics: Mapping[str, float]) -> None:
+        """Takes in what was measured last; of all that ever was, no more is kept than the job's end can tell."""
+        earlier = {name: value for name, value in self.metrics.items() if name not in metrics}
+        self.metrics = fitting({**metrics, **earlier})
 
     def settle_clearing(self) -> None:
         """Waits until the last round's leftovers are gone."""

@@ -12,7 +12,7 @@ from services.aggregator.seat import Seat
 from shared import names, parts
 from shared.blobs import NotFound
 from shared.errors import Refused
-from shared.events import BlobRef
+from shared.events import BlobRef, fitting
 from shared.jobs import CLAIMS
 from shared.ledger import JobRecord, RoundRecord
 from shared.records import figures, reading
@@ -61,7 +61,7 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
     _recall_bases(seat, committed)
     _recall_soundness(seat, committed)
     seat.first_opened = record.started
-    seat.metrics = {**metrics, **seat.metrics}
+    seat.metrics = fitting({**seat.metrics, **metrics} | seat.metrics)
     # Its owner may have died before it said so, or before it tidied up.
     with reading(names.manifest_blob(seat.job, committed)):
         tell_round_end(seat, manifest)

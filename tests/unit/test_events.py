@@ -150,6 +150,7 @@ def body_of(event: Any, **changes: Any) -> bytes:
 
 
 STOP = StopTraining(job=JOB, reason="enough")
+MANY = {f"m{number}": 1.0 for number in range(events.FIGURES + 1)}
 EVALUATED = ModelEvaluated(job=JOB, round=0, model="0" * 64, trainer="t", examples=0)
 UPDATE = ModelUpdate(job=JOB, round=0, attempt=1, client="c", trainer="t", base=None, update=None, examples=0)
 BLOB = {"key": f"jobs/{JOB}/k", "size": 1, "digest": "0" * 64}
@@ -182,7 +183,8 @@ def nested(depth: int) -> bytes:
         ("stop-training", body_of(STOP, more=1), "stop-training.more: Extra inputs are not permitted"),
         ("stop-training", body_of(STOP, type="stop-training"), "stop-training.type: Extra inputs"),
         ("stop-training", body_of(STOP, reason=7), "stop-training.reason: Input should be a valid string"),
-        ("stop-training", body_of(STOP, reason="x" * 4001), "stop-training.reason: String should have at most 4000"),
+        ("model-update", body_of(UPDATE, metrics=MANY), "model-update.metrics: Dictionary"),
+        ("model-update", body_of(UPDATE, timings=MANY), "model-update.timings: Dictionary"),
         ("stop-training", body_of(STOP, job="../../etc"), "stop-training.job: String should match pattern"),
         ("stop-training", body_of(STOP, job=f"{JOB}\n"), "stop-training.job: String should match pattern"),
         ("model-update", body_of(UPDATE, client="a.b"), "model-update.client: String should match"),
@@ -302,6 +304,14 @@ def test_a_figure_that_is_no_number_is_null_on_the_wire_and_nan_here(value: Any)
     assert found.metrics["auc"] == 0.5
     assert msgpack.unpackb(encode(found))["metrics"] == {"loss": None, "auc": 0.5}
     assert found.model_dump(mode="json")["metrics"]["loss"] is None
+
+
+def test_a_sentence_is_cut_where_it_is_long() -> None:
+    """Ours repeat what others said, who may have said as much as a sentence has room for."""
+    longest = decode("stop-training", body_of(STOP, reason="x" * events.SENTENCE + "y"))
+    assert isinstance(longest, StopTraining)
+    assert longest.reason == "x" * events.SENTENCE
+    assert len(StopTraining(job=JOB, reason=f"hospital-a: {longest.reason}").reason) == events.SENTENCE
 
 
 def test_an_event_above_64_kib_is_not_made() -> None:
