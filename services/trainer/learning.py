@@ -6,6 +6,7 @@ Pure. Bit for bit holds for one version of torch, one device and one number of t
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,22 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
         for start in range(0, len(y), EVALUATED):
             labels = y[start : start + EVALUATED]
             logits = model(x[start : start + EVALUATED])
+            _check(logits, labels)
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())
     return {"loss": loss / len(y), "accuracy": correct / len(y)}
+
+
+def _check(logits: Any, y: Tensor) -> None:
+    """`BadInput` where what a model gave are no logits (n, classes) of the labels y (n,): a GPU would only crash."""
+    if not isinstance(logits, Tensor):
+        raise BadInput(f"the model gave a {type(logits).__name__} for {len(y)} examples; it gives logits (n, classes)")
+    if logits.ndim != 2 or len(logits) != len(y):
+        raise BadInput(
+            f"the model gave {list(logits.shape)} for {len(y)} examples; it gives logits, [{len(y)}, classes]"
+        )
+    if (most := int(y.max())) >= logits.shape[1]:
+        raise BadInput(
+            f"the model gave {logits.shape[1]} logits for each example, and there is a label {most}, counted from 0; "
+            "it gives one for each class of the data"
+        )

@@ -474,3 +474,26 @@ def test_a_model_without_a_parameter_to_train_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
     with pytest.raises(BadInput, match="the model has no parameter with requires_grad"):
         learning.train(model, *examples(), SPEC, seed=1, client="a", number=0)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (nn.Linear(64, 9), "gave 9 logits for each example, and there is a label 9, counted from 0"),
+        (nn.Linear(64, 1), "gave 1 logits for each example"),
+        (nn.Unflatten(1, (8, 8)), r"gave \[40, 8, 8\] for 40 examples; it gives logits, \[40, classes\]"),
+        (nn.MultiheadAttention(64, 1), "gave a tuple for 40 examples"),
+    ],
+)
+def test_a_model_that_gives_no_logits_is_refused(head: nn.Module, words: str) -> None:
+    """By what it gave: an index that is out of bounds says nothing, and ends all that a GPU does."""
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            x = x.flatten(1)
+            return head(x, x, x) if isinstance(head, nn.MultiheadAttention) else head(x)
+
+    x, y = examples()
+    y[0] = 9
+    with pytest.raises(BadInput, match=words):
+        learning.evaluate(Model(), x, y)
