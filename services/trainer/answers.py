@@ -1,5 +1,6 @@
 """What a slot answers: the events, filled in with what was asked."""
 
+from contextlib import suppress
 from typing import Any
 
 from services.trainer.orders import Order
@@ -64,7 +65,9 @@ def base_of(order: Order) -> str | None:
 
 def sentence(error: BaseException, length: int = SENTENCE) -> str:
     """`<Type>: <what it says>`, on one line that fits into an event; a person's mistake by what it says alone."""
-    text = plain(" ".join(str(error).split()))
+    text = ""
+    with suppress(Exception):  # an exception of the user's may have no words that can be had
+        text = plain(" ".join(str(error).split()))
     if text and isinstance(error, BadInput):
         return text[:length]
     return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:length]

@@ -324,6 +324,55 @@ def test_no_client_begins_with_anothers_gradients() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class Counting(nn.Module):
+    """A model with a counter, and with a hook of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+        self.dropout = nn.Dropout(0.0)
+        self.calls = 0
+        self.layer.weight.register_hook(lambda gradient: gradient * 2)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        found: Tensor = self.dropout(self.layer(x)) * self.calls
+        return found
+
+
+def test_no_client_begins_with_what_anothers_step_left_beside_the_tensors() -> None:
+    """A hook that adds to gradients, in code that makes a model for each client, would add twice for the second."""
+    model = Counting()
+    flat = FlatModel(model)
+    base = flat.save()
+
+    def tripled(bias: Tensor) -> None:
+        assert bias.grad is not None
+        bias.grad.mul_(3)
+
+    def gradients() -> list[list[float]]:
+        flat.load(base)
+        for parameter in model.parameters():
+            parameter.register_hook(lambda gradient: gradient + 1)  # type: ignore[no-untyped-call]
+        model.layer.bias.register_post_accumulate_grad_hook(tripled)  # type: ignore[no-untyped-call]
+        model.layer.register_forward_hook(lambda _module, _inputs, output: output * 5)
+        model.layer.register_full_backward_hook(lambda *_: None)
+        model(torch.ones(1, 2, requires_grad=True)).sum().backward()
+        model.dropout.p = 1.0
+        return [parameter.grad.flatten().tolist() for parameter in model.parameters() if parameter.grad is not None]
+
+    first = gradients()
+
+    assert first == [[2 * 5 + 1] * 6, [3 * (5 + 1)] * 3]
+    assert gradients() == first
+    assert gradients() == first
+    flat.load(base)
+    assert (model.calls, model.dropout.p) == (0, 0.0)
+    model(torch.ones(1, 2)).sum().backward()
+    left = [float(parameter.grad.sum()) for parameter in model.parameters() if parameter.grad is not None]
+    assert left == [12.0, 3.0]
+
+
 def unbuilt() -> nn.Module:
     return nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.trainer import own_step
+from services.trainer import answers, own_step
 from shared.catalog.training import CustomTrain
 from shared.errors import BadInput, Stale
 
@@ -165,3 +165,16 @@ def test_what_a_step_draws_is_its_clients(monkeypatch: pytest.MonkeyPatch) -> No
     others = [drawn("b", 1), drawn("a", 2)]
     assert drawn("a", 1) == first
     assert all(first[name] != other[name] for other in others for name in first)
+
+
+class Wordless(Exception):
+    """An exception that fails when it is asked what it says."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_exception_without_words_is_told_by_its_name() -> None:
+    """To ask it must not end the process, and be tried until the round is over."""
+    assert answers.sentence(Wordless()) == "Wordless"
+    assert answers.sentence(ValueError("a\nb")) == "ValueError: a b"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from services.trainer.models.beside import Beside
 from services.trainer.models.tied import is_one, refuse_overlaps, tie, tied
 from shared import weights
 from shared.catalog.training import Kept
@@ -67,6 +68,7 @@ class FlatModel:
             tie(model.to(device), self.layout.tied)
             state = model.state_dict()
         self._own = apart if kept.buffers == "local" else personal
+        self._beside = Beside(model)
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
         self._kinds = _kinds(state)
         # What is not in the base must not pass from one client to the next: it begins as it was.
@@ -79,11 +81,11 @@ class FlatModel:
     def load(self, file: File, personal: Mapping[str, Array] | None = None) -> None:
         """Takes over the tensors of a model file, or `Refused` where they are not those that this model shares.
 
-        What the client keeps comes from `personal`; what is absent there begins as the model did. Gradients that were
-        left in the model are another client's, and are gone.
+        What the client keeps comes from `personal`; what is absent there begins as the model did. Gradients, hooks and
+        plain attributes that were left in the model are another client's, and are gone.
         """
         weights.check_header(file, self.layout)
-        self.model.zero_grad(set_to_none=True)
+        self._beside.put_back()
         personal = personal or {}
         self._check(personal)
         with torch.no_grad():
