@@ -261,7 +261,7 @@ class RoundEnd(Event):
 
 
 class Missing(Value):
-    """What is not in a job's models: `clients` that were asked and never accepted, the first of them by name."""
+    """What is not in a job's models: `clients` that were wanted and never accepted, the first of them by name."""
 
     clients: Count = 0
     first: Annotated[tuple[Name, ...], Field(max_length=NAMED)] = ()

@@ -15,6 +15,7 @@ from services.aggregator.tally import Tally
 from services.aggregator.turnout import Turnout
 from shared.blobs import Blobs
 from shared.bus import Bus
+from shared.catalog.selection import SelectAll
 from shared.errors import Unavailable
 from shared.events import BlobRef, fitting
 from shared.jobs import JobSpec
@@ -91,7 +92,8 @@ class Seat:
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.edges.blobs, self.job, self.spec, self.edges.clock)
-        self.turnout = Turnout(self.spec.clients)
+        everybody = self.spec.silos is not None and isinstance(self.spec.select, SelectAll)
+        self.turnout = Turnout(self.spec.clients, everybody=everybody)
         self.log = structlog.get_logger().bind(job=self.job)
 
     def measured(self, metrics: Mapping[str, float]) -> None:

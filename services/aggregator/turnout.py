@@ -13,10 +13,14 @@ ASKED, HEARD = 1, 2  #: what a client's byte says; 0 of one that nobody asked
 
 
 class Turnout:
-    """What came of asking clients, over the rounds that were told of; the initial model is nobody's part."""
+    """What came of asking clients, over the rounds that were told of; the initial model is nobody's part.
 
-    def __init__(self, clients: Sequence[str]) -> None:
+    Where `everybody` is wanted in each round, a client that was away and therefore not asked counts as asked.
+    """
+
+    def __init__(self, clients: Sequence[str], *, everybody: bool = False) -> None:
         self._clients = clients
+        self._everybody = everybody
         self._marks = bytearray(len(clients))
         self._rounds: set[tuple[int, int]] = set()  # and attempts that were abandoned; 0: that which was committed
         self._refused = self._failed = 0
@@ -38,7 +42,7 @@ class Turnout:
         if number == 0 or (number, abandoned) in self._rounds:
             return
         self._rounds.add((number, abandoned))
-        for client in cohort:
+        for client in self._clients if self._everybody else cohort:
             self._mark(client, HEARD if client in accepted else ASKED)
         failed = sum(reason.startswith(COULD_NOT) for reason in rejected.values())
         self._failed += failed

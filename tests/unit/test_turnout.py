@@ -46,6 +46,16 @@ def test_rounds_come_in_any_order_and_count_once(rounds: Mapping[int, tuple[list
     )
 
 
+def test_a_silo_that_was_away_all_the_time_is_named() -> None:
+    """Though nobody could ask it; one that came later is heard, and of a job without a round nothing is said."""
+    turnout = Turnout(Listed(["north", "south", "west"]), everybody=True)
+    assert turnout.missing() == Missing()
+
+    turnout.tell(1, ["north"], ["north"], {})
+    turnout.tell(2, ["north", "south"], ["north", "south"], {})
+    assert turnout.missing() == Missing(clients=1, first=("west",))
+
+
 def test_of_many_some_are_named() -> None:
     """And the number of the others is said."""
     clients = Numbered(3000)
