@@ -400,7 +400,11 @@ def _start(
             watching = Watch(servers, job, view)
             begin(watching)
             _announce(job, as_json)
-            end = watching.follow()
+            try:
+                end = watching.follow()
+            except KeyboardInterrupt:  # whoever began a job may take it for ended
+                output.note(f"job {job} goes on: `fedq watch {job}` follows it, `fedq stop {job}` ends it")
+                raise
         _conclude(end, as_json)
 
 

@@ -684,3 +684,19 @@ def test_ctrl_c_ends_watching_and_not_the_job(fedq: Fedq, servers: Servers) -> N
 
     assert (done.code, done.err) == (130, "")
     assert servers.ledger().required("digits-aaaaaa").status == "queued"
+
+
+def test_ctrl_c_after_a_start_says_that_the_job_goes_on(fedq: Fedq, servers: Servers) -> None:
+    """And how to end it."""
+    process = fedq.begin("start", DIGITS, "--id", "digits-aaaaaa", "--watch")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "digits-aaaaaa\n"
+    assert process.stdout.readline().startswith("queued: no aggregator is running")
+    process.send_signal(signal.SIGINT)
+    done = fedq.finish(process)
+
+    assert done.code == 130
+    assert done.err == (
+        "job digits-aaaaaa goes on: `fedq watch digits-aaaaaa` follows it, `fedq stop digits-aaaaaa` ends it\n"
+    )
+    assert servers.ledger().required("digits-aaaaaa").status == "queued"
