@@ -241,11 +241,11 @@ def _say_missing(names: list[str]) -> str:
     typos = ", ".join(typo for typo, meant in unknown().items() if meant in names)
     but = f" (but {typos} {'are' if ',' in typos else 'is'})" if typos else ""
     file, folders = stack_file(), searched()
-    up = f" to {folders[-1]}" if len(folders) > 1 else ""
-    looked = f"{file} does not have {'them' if others else 'it'}" if file else f"there is none from {folders[0]}{up}"
+    up = f" or above, up to {folders[-1]}" if len(folders) > 1 else ""
+    looked = f"{file} does not have {'them' if others else 'it'}" if file else f"there is none in {folders[0]}{up}"
     return (
         f"{both} not set{but}: set {'them' if others else 'it'} in the environment (of the container, where this is "
-        f"one) or in .env; `make up` starts servers and writes {FILE}, and {looked}"
+        f"one) or in .env; `make up` starts servers and writes {FILE} in its folder, and {looked}"
     )
 
 

@@ -39,6 +39,7 @@ def up(directory: Path, *, trainers: int, servers_only: bool) -> int:
         stack = Stack(directory, tethered=False)
         if stack.state.running():
             return _already(stack)
+        print("Starting RabbitMQ, Redis, S3 and fedq's services ...", file=sys.stderr, flush=True)
         try:
             stack.start()
             if not servers_only:

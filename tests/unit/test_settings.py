@@ -64,7 +64,8 @@ def test_everything_missing_is_named_at_once(kind: type[settings.Common], missin
     assert (verb, rest.split()[1]) == (("is", "it") if len(missing) == 1 else ("are", "them"))
     assert rest.endswith(
         " in the environment (of the container, where this is one) or in .env; "
-        f"`make up` starts servers and writes .fedq/env, and there is none from {nowhere} to {nowhere.parents[1]}"
+        f"`make up` starts servers and writes .fedq/env in its folder, "
+        f"and there is none in {nowhere} or above, up to {nowhere.parents[1]}"
     )
 
 
@@ -280,7 +281,7 @@ def test_no_file_is_taken_from_where_others_write_or_from_above_the_home(
         theirs = os.stat_result((0o40755, 0, 0, 0, os.geteuid() + 1, 0, 0, 0, 0, 0))
         monkeypatch.setattr(Path, "stat", lambda path, **how: theirs if path == nowhere else whole(path, **how))
 
-    with pytest.raises(BadInput, match=rf"writes \.fedq/env, and there is none from {below} to {middle}$"):
+    with pytest.raises(BadInput, match=rf"and there is none in {below} or above, up to {middle}$"):
         settings.load(settings.Cli)
 
 
