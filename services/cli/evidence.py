@@ -22,6 +22,7 @@ from shared.events import BlobRef
 from shared.jobs import JobSpec
 from shared.ledger import ENDED, JobRecord, RoundRecord
 from shared.link import Letter
+from shared.records import reading
 
 File = npt.NDArray[np.uint8]
 
@@ -128,7 +129,7 @@ def gather(servers: Servers, job: str, tell: Tell) -> Evidence:
         rounds=tuple(_read_again(blobs, job, manifests, spec.keep_updates, tell)),
         unreadable=unreadable,
         result=result,
-        final=_final(blobs, result) if redis is None or redis.ended else "",
+        final=final(blobs, job, result) if redis is None or redis.ended else "",
         redis=redis,
         letters=tuple(_of_job(letters, job)),
         unseen=max(0, depth[0] - LETTERS) if depth else 0,
@@ -242,10 +243,12 @@ def _check_base(blobs: Blobs, update: Counted, found: Manifest) -> None:
         raise Refused(f"was trained on the model {base[:12]}, not on {found.base.digest[:12]}")
 
 
-def _final(blobs: Blobs, result: dict[str, Any] | None) -> str:
-    if result is None or result["model"] is None:
+def final(blobs: Blobs, job: str, result: dict[str, Any] | None) -> str:
+    if result is None:
         return ""
-    return _model(blobs, BlobRef.model_validate(result["model"]))[0]
+    with reading(names.result_blob(job)):
+        ref = None if result["model"] is None else BlobRef.model_validate(result["model"])
+    return "" if ref is None else _model(blobs, ref)[0]
 
 
 # --- dead letters ---------------------------------------------------------------------------

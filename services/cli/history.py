@@ -7,13 +7,15 @@ from typing import Any
 
 from shared import names, parts
 from shared.blobs import Blobs, NotFound
-from shared.errors import BadInput, Unavailable
+from shared.errors import BadInput, Refused, Unavailable
 from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
+from shared.jobs import JobSpec
 from shared.ledger import JobRecord, Ledger, Wanted
 from shared.records import figures, reading
 from shared.text import plain
 
 NUMBER = (int, float)
+LARGEST = 2**70  #: bytes that a round may have moved: a million clients at the most that one may say
 AT_ONCE = 16  #: records asked for at the same time: each costs one way to the server and back
 
 
@@ -59,34 +61,37 @@ class PastRound:
     @property
     def evaluated(self) -> dict[str, dict[str, float]]:
         """What each client measured on the examples that it holds out, where clients were asked to."""
-        found = self.evaluation or {}
+        found, key = self.evaluation or {}, names.evaluation_blob(self.manifest["job"], self.number)
         if self.blobs is not None:
-            found = parts.joined(self.blobs, names.evaluation_blob(self.manifest["job"], self.number), found)
-        return {client: figures(own) for client, own in found.get("clients", {}).items()}
+            found = parts.joined(self.blobs, key, found)
+        with reading(key):
+            return {client: figures(own) for client, own in found.get("clients", {}).items()}
 
     def events(self) -> "Iterator[RoundEnd | ModelEvaluated]":
         """The events that told of it, for whoever did not hear them."""
         found = self.manifest
-        yield RoundEnd(
-            job=found["job"],
-            round=self.number,
-            attempt=found["attempt"],
-            outcome="committed",
-            accepted=self.accepted,
-            rejected=self.rejected,
-            metrics=found["metrics"],
-            model=found["model"],
-            seconds=found["seconds"],
-        )
-        if self.evaluation:
-            yield ModelEvaluated(
+        with reading(names.manifest_blob(found["job"], self.number)):
+            yield RoundEnd(
                 job=found["job"],
                 round=self.number,
-                model=self.evaluation["model"],
-                trainer="unknown",
-                examples=self.evaluation["examples"],
-                metrics=self.evaluation["metrics"],
+                attempt=found["attempt"],
+                outcome="committed",
+                accepted=self.accepted,
+                rejected=self.rejected,
+                metrics=found["metrics"],
+                model=found["model"],
+                seconds=found["seconds"],
             )
+        if self.evaluation:
+            with reading(names.evaluation_blob(found["job"], self.number)):
+                yield ModelEvaluated(
+                    job=found["job"],
+                    round=self.number,
+                    model=self.evaluation["model"],
+                    trainer="unknown",
+                    examples=self.evaluation["examples"],
+                    metrics=self.evaluation["metrics"],
+                )
 
 
 def reported(rounds: Sequence[PastRound]) -> list[str]:
@@ -109,10 +114,15 @@ def rounds(blobs: Blobs, job: str, first: int = 0, last: int | None = None) -> l
 
 
 def spec(blobs: Blobs, job: str) -> dict[str, Any] | None:
-    """The job spec with all defaults, or None where there is no such job."""
+    """The job spec with all defaults, or None where there is no such job; `Refused` where what is there is none."""
     key = names.job_blob(job)
     record = optional(blobs, key)
-    return checked(key, record, spec=dict)["spec"] if record is not None else None
+    if record is None:
+        return None
+    found: dict[str, Any] = checked(key, record, spec=dict)["spec"]
+    with reading(key):
+        JobSpec.model_validate(found)
+    return found
 
 
 def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
@@ -205,6 +215,9 @@ def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
     if found is None:
         return None
     checked(key, found, job=str, attempt=int, metrics=dict, seconds=NUMBER, model=dict)
+    if found["job"] != job:
+        raise Refused(f"{key} is the record of another job, {plain(found['job'])[:60]}")
+    _check_numbers(key, found)
     if "parts" in found:
         checked(key, checked(key, found, counts=dict)["counts"], updates=int, rejected=int)
     else:
@@ -213,13 +226,27 @@ def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
     evaluation = optional(blobs, key)
     if evaluation is not None:
         checked(key, evaluation, examples=int, metrics=dict, model=str)
+        _check_numbers(key, evaluation)
     return PastRound(number, found, evaluation, blobs)
+
+
+def _check_numbers(key: str, record: parts.Record) -> None:
+    """`Refused` unless what is drawn and summed up of a round are numbers, and no larger than these are."""
+    with reading(key):
+        figures(record["metrics"])
+        float(record.get("seconds", 0))
+        for name, count in record.get("traffic", {}).items():
+            if type(count) is not int or not 0 <= count <= LARGEST:
+                raise ValueError(f"traffic.{plain(name)} is no number of files or bytes")
 
 
 def _checked_clients(key: str, piece: parts.Record) -> parts.Record:
     checked(key, piece, updates=list, rejected=dict)
     for update in piece["updates"]:
         checked(key, update, client=str)
+    for name in ("cohort", "unanswered"):
+        if name in piece and not all(isinstance(one, str) for one in checked(key, piece, **{name: list})[name]):
+            raise Refused(f"{key} is no such record: {name} holds what is no client")
     return piece
 
 

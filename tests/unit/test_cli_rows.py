@@ -20,6 +20,7 @@ def past(number: int, **changes: Any) -> PastRound:
             {"client": "b", "examples": 20, "metrics": {"train_loss": 0.5}, "staleness": 2, **update},
         ],
         "rejected": {"c": "holds NaN or Inf"},
+        "job": "t-abc234",
         "unanswered": ["d"],
         "metrics": {"train_loss": 0.4},
         "seconds": 3.0,

@@ -1,0 +1,118 @@
+"""Records of the bucket that somebody has changed by hand: whatever they say, they are read or refused."""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.cli import evidence, history
+from shared import jobs, names, records
+from shared.blobs import Blobs, NotFound
+from shared.errors import Refused
+
+JOB = "t-abc234"
+SPEC = jobs.parse(
+    {"name": "t", "model": {"name": "softmax"}, "data": {"name": "digits", "clients": 2}, "rounds": {"count": 1},
+     "pool": "cpu"}
+)  # fmt: skip
+MODEL = {"key": f"jobs/{JOB}/rounds/0001/model-{'0' * 12}.safetensors", "size": 8, "digest": "0" * 64}
+RECORDS: dict[str, dict[str, Any]] = {
+    names.job_blob(JOB): {"job": JOB, "spec": SPEC.model_dump(mode="json")},
+    names.manifest_blob(JOB, 1): {
+        "job": JOB, "round": 1, "attempt": 1, "cohort": ["client-0", "client-1"], "model": MODEL,
+        "updates": [{"client": "client-0", "examples": 3}], "rejected": {"client-1": "holds NaN"}, "unanswered": [],
+        "metrics": {"client_loss": 1.5}, "traffic": {"files": 1, "up": 8, "up_plain": 8, "down": 0}, "seconds": 1.5,
+    },
+    names.evaluation_blob(JOB, 1): {
+        "model": "0" * 64, "examples": 5, "metrics": {"loss": 0.5}, "traffic": {"down": 8},
+        "clients": {"client-0": {"loss": 0.5, "examples": 5}},
+    },
+    names.result_blob(JOB): {
+        "job": JOB, "outcome": "finished", "reason": "", "rounds": 1, "metrics": {"loss": 0.5}, "model": MODEL,
+        "seconds": 2.5, "started": 1.0, "ended": 3.5,
+    },
+}  # fmt: skip
+ODD = [None, True, -1, 10**400, 1.5, float("inf"), "", "\ud800\x1b[2J", [], [None], [{}], {}, {"\ud800": [{}]}]
+
+
+class Kept:
+    """A store that holds these records and nothing else, in place of one whose records a test would have to change."""
+
+    def __init__(self, found: dict[str, dict[str, Any]]) -> None:
+        self._texts = {key: json.dumps(record).encode() for key, record in found.items()}
+
+    def get_json(self, key: str) -> dict[str, Any]:
+        if key not in self._texts:
+            raise NotFound(f"{key} is not there")
+        return records.loads(key, self._texts[key])
+
+    def get(self, ref: Any) -> Any:
+        raise NotFound(f"{ref.key} is not there")
+
+    def folders(self, _prefix: str) -> list[str]:
+        return ["0001"]
+
+    def exists(self, key: str) -> bool:
+        return key in self._texts
+
+
+def read_all(found: dict[str, dict[str, Any]]) -> None:
+    """Reads what `show`, `results`, `watch`, `verify` and the tables read."""
+    blobs = cast(Blobs, Kept(found))
+    history.spec(blobs, JOB)
+    for past in history.rounds(blobs, JOB, 1):
+        list(past.pieces())
+        list(past.events())
+        assert all(isinstance(value, float) for value in past.figures.values())
+        assert all(isinstance(value, int) for value in past.traffic.values())
+        assert all(isinstance(value, float) for own in past.evaluated.values() for value in own.values())
+    history.end(blobs, JOB)
+    history.record(blobs, JOB)
+    evidence.final(blobs, JOB, history.optional(blobs, names.result_blob(JOB)))
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    entries: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in entries:
+        yield (*path, name)
+        yield from places(inner, (*path, name))
+
+
+def test_records_as_they_are_written_are_read() -> None:
+    """The rest of these tests say something because this one passes."""
+    read_all(RECORDS)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(list(places(RECORDS))), st.sampled_from([*ODD, "gone"]))
+def test_no_record_is_more_than_refused(place: tuple[str, ...], value: Any) -> None:
+    """A46: each part of each record missing, or of another kind: `Refused`, or it changes nothing that is read."""
+    found = copy.deepcopy(RECORDS)
+    within: Any = found
+    for name in place[:-1]:
+        within = within[name]
+    if value == "gone":
+        del within[place[-1]]
+    else:
+        within[place[-1]] = value
+    if not all(isinstance(record, dict) for record in found.values()):
+        return
+    said = f"jobs/{JOB}/"
+    try:
+        read_all(found)
+    except Refused as refused:
+        said = str(refused)
+    assert said.startswith(f"jobs/{JOB}/")
+
+
+@pytest.mark.parametrize("count", [-1, "8", 1.5, 10**400, True])
+def test_bytes_that_are_none_are_refused(count: Any) -> None:
+    """What is summed up over the rounds is looked at where it is read."""
+    found = copy.deepcopy(RECORDS)
+    found[names.manifest_blob(JOB, 1)]["traffic"]["up"] = count
+    with pytest.raises(Refused, match=r"traffic.up is no number of files or bytes"):
+        read_all(found)
