@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import os
 import sys
 
 from shared.text import lines
@@ -10,8 +11,12 @@ SPELLED = {"✓": "+", "✗": "x", "→": ">", "…": "~", "—": "-", "–": "-
 
 
 def prepare() -> None:
-    """Has standard output and error write in any encoding, none of which must end a command."""
+    """Has standard output and error write in any encoding, none of which must end a command; nowhere, if closed."""
     codecs.register_error("fedq", _spelled)
+    if sys.stdout is None:  # `fedq … >&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open as long as the command runs
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # as it is, unless a test or a notebook took its place
             stream.reconfigure(errors="fedq")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from io import StringIO
 from typing import Any
 
@@ -69,3 +71,11 @@ def test_a_table_keeps_its_figures_however_narrow_the_terminal() -> None:
     words = shown.getvalue().replace(",", " ").split()
     assert set(clients) <= set(words)
     assert "deadline" in words
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_whose_output_is_closed_does_its_work(closed: str) -> None:
+    """A script may start it without any place to write to."""
+    command = f"exec {sys.executable} -m services.cli catalog {closed}"
+    done = subprocess.run(["sh", "-c", command], check=False, capture_output=True, timeout=60)
+    assert (done.returncode, b"unexpected" in done.stderr) == (0, False)
