@@ -220,6 +220,10 @@ def test_connect_brings_the_certificate_of_the_clusters_authority(fedq: Fedq, fe
     assert file.read_text() == "-----BEGIN CERTIFICATE-----"
     assert "SSL_CERT_FILE" not in (fedq.folder / ".fedq/env").read_text()
 
+    process.send_signal(signal.SIGINT)
+    assert fedq.finish(process).code == 0
+    assert federated.left() == []
+
 
 def test_nothing_is_left_of_a_connect_whose_terminal_is_closed(fedq: Fedq, federated: Cluster) -> None:
     """Neither a way into the cluster nor the file with its passwords."""
