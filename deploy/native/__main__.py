@@ -89,7 +89,7 @@ def status(directory: Path, *, as_json: bool) -> int:
 
 
 def logs(directory: Path) -> int:
-    """Show what all processes say, and go on until Ctrl-C."""
+    """Show what all processes say, and go on until Ctrl-C; of a stack that is stopped, the last lines."""
     stack = Stack(directory)
     files = [process.log for process in stack.state.processes.values() if process.log.exists()]
     if not files:
@@ -97,8 +97,11 @@ def logs(directory: Path) -> int:
     tail = shutil.which("tail")
     if tail is None:
         raise BadInput(f"tail is not installed to follow them with; the logs are in {stack.logs}.")
+    follow = ["--follow=name", "--retry"] if stack.state.running() else []
+    if not follow:
+        print(f"Nothing runs in {stack.directory}: these are the last lines.", file=sys.stderr, flush=True)
     try:
-        return processes.run([tail, "--lines=20", "--follow=name", "--retry", *files], environment=os.environ)
+        return processes.run([tail, "--lines=20", *follow, *files], environment=os.environ)
     except SystemExit:
         return 0  # who asks for the end gets it
 

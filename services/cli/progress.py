@@ -212,7 +212,7 @@ def missing(found: Missing) -> str:
         parts.append(f"{_many(found.refused, 'update')} refused")
     if found.failed:
         parts.append(f"clients failed {_many(found.failed, 'time')}")
-    return ", ".join(parts)
+    return "; ".join(parts)
 
 
 def _means(members: Sequence[Member]) -> dict[str, float]:

@@ -54,7 +54,7 @@ def results(
     if export is not None:
         model = end.model if end and end.model else _last_model(job, rounds)
         exporting.export(servers.blobs, model, exporting.about(job, spec, rounds, model), export)
-        output.note(f"saved {export}: the model of digest {model.digest[:12]}, {model.size} bytes")
+        output.note(f"saved {export}: the model of digest {model.digest[:12]}, {export.stat().st_size} bytes")
     if table is not None:
         with saving.replacing(table) as fresh:
             rows.save(rounds, fresh)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.native import processes
 from deploy.native.processes import Process
 from deploy.native.state import State
 
@@ -46,7 +47,7 @@ def test_logs_are_followed_until_they_are_no_longer_wanted(tmp_path: Path, sign:
     logs = {name: tmp_path / f"{name}.log" for name in ("registry", "trainer-1")}
     for name, log in logs.items():
         log.write_text(f"{name} is ready\n")
-        state.add(Process(name, os.getpid(), 0, log))
+        state.add(Process(name, os.getpid(), processes._stat(os.getpid())[1], log))
 
     with following(state.directory) as process:
         assert process.stdout is not None
@@ -59,6 +60,21 @@ def test_logs_are_followed_until_they_are_no_longer_wanted(tmp_path: Path, sign:
         process.send_signal(sign)
         assert process.wait(SECONDS) == 0
         assert process.stderr.read() == b""
+
+
+def test_a_stopped_stack_has_said_its_last(tmp_path: Path) -> None:
+    """It is shown, and nobody waits for more."""
+    state = State(tmp_path / "stack")
+    log = tmp_path / "registry.log"
+    log.write_text("registry stopped\n")
+    state.add(Process("registry", os.getpid(), 0, log))  # another process has its number
+
+    with following(state.directory) as process:
+        out, said = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 0
+    assert b"registry stopped" in out
+    assert said.decode() == f"Nothing runs in {state.directory}: these are the last lines.\n"
 
 
 def test_without_a_stack_there_is_nothing_to_follow(tmp_path: Path) -> None:

@@ -65,13 +65,13 @@ def test_of_many_some_are_named() -> None:
 
     assert (found.clients, len(found.first)) == (1999, NAMED)
     assert missing(found).startswith("never heard: client-0001, client-0002, ")
-    assert missing(found).endswith("client-0010 and 1989 more, 2 updates refused")
+    assert missing(found).endswith("client-0010 and 1989 more; 2 updates refused")
 
 
 def test_nothing_is_said_where_nothing_is_missing() -> None:
     """All that is, in one line."""
     assert missing(Missing()) == ""
-    assert missing(Missing(refused=2, failed=1)) == "2 updates refused, clients failed 1 time"
+    assert missing(Missing(refused=2, failed=1)) == "2 updates refused; clients failed 1 time"
 
 
 def test_a_later_owner_reads_what_earlier_ones_committed() -> None:
