@@ -66,7 +66,8 @@ def _merged(
         document = jobs.override(document, [(path, written.value) for path, written in given])
         for path, written in given:
             keys = tuple(path.split("."))
-            texts = {**texts, **{(*keys, *inner): text for inner, text in written.texts.items()}}
+            kept = {place: text for place, text in texts.items() if place[: len(keys)] != keys}
+            texts = kept | {(*keys, *inner): text for inner, text in written.texts.items()}
     return document, texts
 
 

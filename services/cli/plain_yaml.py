@@ -116,7 +116,9 @@ class _Loader(yaml.SafeLoader):
     def _check_scalar(self, node: ScalarNode) -> None:
         kind, text = node.tag.removeprefix(_PREFIX), node.value
         if kind == _UNCLEAR:
-            why = next(why for look, why in _DISPUTED.items() if re.fullmatch(look, text))
+            why = next((why for look, why in _DISPUTED.items() if re.fullmatch(look, text)), None)
+            if why is None:  # it was written as a tag
+                raise _problem(f"the tag {kind} means nothing", node)
             where = "".join(f"{part}." for part in self._path)[:-1]
             either = "," if ": write" in why else ":"
             sentence = f"{text} {why}{either} {'or ' if either == ',' else ''}quote it"

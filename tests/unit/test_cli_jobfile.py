@@ -108,6 +108,7 @@ def test_a_value_that_may_mean_two_things_is_refused_with_its_place(tmp_path: Pa
         ("name=1.50", "name: 1.50 is not allowed: unquoted it means a number"),
         ("name=True", "name: True is not allowed: unquoted it means true or false"),
         ("name=null", "name: null is not allowed: unquoted it means nothing"),
+        ("name=", "name: null is not allowed: unquoted it means nothing"),
         ("data.partition={name: dirichlet, alpha: true}", "data.partition.alpha: true is not allowed: it should be a"),
     ],
 )

@@ -65,6 +65,13 @@ def test_what_readers_disagree_on_is_refused(text: str) -> None:
     assert plain_yaml.read(f"{text}: 1").value == {text: 1}
 
 
+@pytest.mark.parametrize("text", ["k: !unclear word", "k: !unclear [1]", "k: !other word", "!unclear word"])
+def test_a_tag_of_ones_own_is_refused(text: str) -> None:
+    """The reader's own mark for what is unclear among them."""
+    with pytest.raises(yaml.YAMLError, match="tag"):
+        plain_yaml.read(text)
+
+
 def test_words_that_only_look_odd_are_words() -> None:
     """Addresses, versions and letters."""
     for text in ("y", "n", "=", "1.2.3", "127.0.0.1", "10:99", "12:00:99x", "2_cats", "1e", "--1", "_1", "inf", "nan"):
