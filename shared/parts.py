@@ -76,9 +76,9 @@ def joined(blobs: Blobs, key: str, record: Record) -> dict[str, Any]:
         return dict(record)
     found = {field: value for field, value in record.items() if field not in ("counts", "parts")}
     for piece in pieces(blobs, key, record):
-        for field in record["counts"]:
-            part = piece[field]
-            with records.reading(key):
+        with records.reading(key):
+            for field in record["counts"]:
+                part = piece[field]
                 if isinstance(part, dict):
                     found.setdefault(field, {}).update(part)
                 else:

@@ -37,14 +37,19 @@ def dumps(document: Any, *, indent: int | None = None, separators: tuple[str, st
 
 
 def loads(key: str, body: bytes | bytearray) -> dict[str, Any]:
-    """The record that a blob holds, or `Refused`; the NaN of other writers is read as null."""
+    """The record that a blob holds, or `Refused`; the NaN of other writers, and 1e999, are read as null."""
     try:
-        record = json.loads(body, parse_constant=lambda _: None)
+        record = json.loads(body, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise Refused(f"{key}: not a JSON object")
     return record
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 def figures(found: Any) -> dict[str, float]:

@@ -176,9 +176,13 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
     found = spec(blobs, job)
     if found is None:
         return None
-    result = optional(blobs, names.result_blob(job))
+    key = names.result_blob(job)
+    result = optional(blobs, key)
+    started, ended, metrics = 0.0, 0.0, dict[str, float]()
     if result is not None:
-        checked(names.result_blob(job), result, outcome=str, reason=str, started=NUMBER, ended=NUMBER, metrics=dict)
+        checked(key, result, outcome=str, reason=str, started=NUMBER, ended=NUMBER, metrics=dict)
+        with reading(key):
+            started, ended, metrics = float(result["started"]), float(result["ended"]), figures(result["metrics"])
     wish = optional(blobs, names.wanted_blob(job)) or {}
     wanted = Wanted(wish.get("wanted", "running"), wish.get("reason", ""))
     status, detail = "queued", "read from the object store; waiting for an aggregator"
@@ -195,9 +199,9 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
         owner="",
         fence=0,
         created=0.0,
-        started=result["started"] if result else 0.0,
-        ended=result["ended"] if result else 0.0,
-        metrics=figures(result["metrics"]) if result else {},
+        started=started,
+        ended=ended,
+        metrics=metrics,
         wanted=wanted,
     )
 

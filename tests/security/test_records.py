@@ -109,6 +109,15 @@ def test_no_record_is_more_than_refused(place: tuple[str, ...], value: Any) -> N
     assert said.startswith(f"jobs/{JOB}/")
 
 
+@pytest.mark.parametrize("field", ["started", "ended", "metrics"])
+def test_an_end_is_refused_by_whoever_reads_it_first(field: str) -> None:
+    """A46: `rm`, `stop` and `start --resume` read of a job that Redis has lost how it ended, and nothing else."""
+    found = copy.deepcopy(RECORDS)
+    found[names.result_blob(JOB)][field] = {"loss": 10**400} if field == "metrics" else 10**400
+    with pytest.raises(Refused, match=r"result\.json is no such record: int too large"):
+        history.record(cast(Blobs, Kept(found)), JOB)
+
+
 @pytest.mark.parametrize("count", [-1, "8", 1.5, 10**400, True])
 def test_bytes_that_are_none_are_refused(count: Any) -> None:
     """What is summed up over the rounds is looked at where it is read."""

@@ -133,6 +133,10 @@ def no_counts(blobs: Any, head: dict[str, Any]) -> None:
     del head["counts"]
 
 
+def counts_in_a_list(blobs: Any, head: dict[str, Any]) -> None:
+    head["counts"] = [[field, count] for field, count in head["counts"].items()]
+
+
 def no_field(blobs: Any, head: dict[str, Any]) -> None:
     text = json.dumps({"cohort": []}).encode()
     head["parts"][0] = parts._put(blobs, KEY, 0, text).model_dump()
@@ -140,7 +144,7 @@ def no_field(blobs: Any, head: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
-    "spoil", [other_key, another_jobs, other_bytes, one_less, huge, no_reference, no_counts, no_field]
+    "spoil", [other_key, another_jobs, other_bytes, one_less, huge, no_reference, no_counts, counts_in_a_list, no_field]
 )
 def test_parts_that_are_not_the_heads_are_refused(spoil: Any) -> None:
     """By the name of a key, and never by another error."""

@@ -59,6 +59,12 @@ def test_the_nan_of_an_earlier_writer_is_read_as_null() -> None:
     assert records.loads("k", b'{"loss": NaN, "a": -Infinity}') == {"loss": None, "a": None}
 
 
+def test_a_number_that_no_float_holds_is_read_as_null() -> None:
+    """JSON has it, and Python would make it infinite."""
+    found = records.loads("k", b'{"a": 1e999, "b": [-1e999, 1e308, 1.5, 7]}')
+    assert found == {"a": None, "b": [None, 1e308, 1.5, 7]}
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60) | values.map(lambda value: json.dumps(value).encode()) | st.just(b"[" * 100_000))
 def test_any_blob_is_a_record_or_refused_by_its_key(body: bytes) -> None:
