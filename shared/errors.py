@@ -13,7 +13,7 @@
     │   ├── Fenced        another replica owns the job now
     │   │   └── RecordLost    Redis no longer has what it had: the job is read from the store again
     └── Refused           an update that must not be folded                        → recorded with the reason
-        └── OverLimit     by one of the job's limits, which may be too low
+        ├── OverLimit     by one of the job's limits, which may be too low
         └── Unfit         it is what was asked for: no better one will come        → and its client has answered
 
 What a consumer does with each is decided in one place, `shared.bus.settle`.

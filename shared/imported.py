@@ -40,7 +40,8 @@ def importing(package: str) -> Iterator[None]:
 def changed() -> list[str]:
     """The files of the user's modules that are not as they were; some 30 µs for each."""
     _take_down()  # what a function imported when it was called
-    return sorted(file for file, stamp in _files.items() if _stamp(file) != stamp)
+    # A list, since another thread of an aggregator may be importing meanwhile.
+    return sorted(file for file, stamp in list(_files.items()) if _stamp(file) != stamp)
 
 
 @functools.cache

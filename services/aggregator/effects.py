@@ -191,12 +191,14 @@ def close(seat: Seat, number: int) -> moves.Committed:
     key, written = names.manifest_blob(seat.job, number), _written(seat, number)
     if record.state == "committed" and written is not None:
         commit = written  # counted as it says, though the answer was lost
+        came_to = closing.came_to(commit, parts.pieces(blobs, key, commit))
     else:
+        came_to = closing.came_to(commit, [commit])  # before it is cut: no part is fetched again
         commit = parts.split(blobs, key, commit, closing.OF_CLIENTS)
         ledger.check_owned(seat.job, seat.fence)  # one that slept through its lease must not write over a manifest
         blobs.put_json(key, commit)
     failpoint("aggregator.recorded")
-    ledger.commit_round(seat.job, seat.fence, number, closing.came_to(commit, parts.pieces(blobs, key, commit)))
+    ledger.commit_round(seat.job, seat.fence, number, came_to)
     failpoint("aggregator.committed")
     tell_round_end(seat, commit)
     failpoint("aggregator.told")

@@ -31,10 +31,11 @@ def on_model_update(seat: Seat, state: rounds.State, update: ModelUpdate) -> Hap
             raise Refused(f"sent an update for round {update.round} while round {number} is open")
         if update.tries > 1:
             seat.faults.note("tried-again", f"{update.client} answered in try {update.tries}", number)
-        if stranger := next((client for client in update.failures if client not in state.cohort), None):
+        failures = update.failures or ({update.client: update.error} if update.error is not None else {})
+        if stranger := next((client for client in failures if client not in state.cohort), None):
             raise Refused(f"{stranger} is not in the round's cohort")  # before anything of it is counted
         if update.error is not None:
-            return _on_failure(seat, state, {update.client: update.error, **update.failures})
+            return _on_failure(seat, state, failures)
         first = clients_of(update)[0]
         standing = ledger.standing(seat.job, number, first)
         if standing == "ok" and first in seat.tally.counted:
@@ -51,8 +52,7 @@ def _refuse(seat: Seat, state: rounds.State, update: ModelUpdate, refused: Refus
     number, final = state.round, isinstance(refused, Unfit)
     clients = [update.client]
     if final and update.members:
-        cohort = set(state.cohort)
-        clients = [member.client for member in update.members if member.client in cohort]
+        clients = [member.client for member in update.members if member.client in state.cohort]
     reason = f"{UNFIT}{refused}" if final else str(refused)
     for client in clients:
         seat.edges.ledger.reject(seat.job, seat.fence, number, client, reason)

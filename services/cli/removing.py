@@ -86,7 +86,7 @@ def agree(sentence: str, yes: bool) -> None:
 
 
 def _status(servers: Servers, job: str) -> str:
-    """How a job ended, `BadInput` where it has not or is none; \"in part\" of one that was not removed wholly."""
+    """How a job ended, `BadInput` where it has not or is none; "in part" of one that was not removed wholly."""
     record = servers.ledger.job(job)
     if record is None and re.fullmatch(JOB_ID, job):
         record = history.record(servers.blobs, job)

@@ -55,7 +55,7 @@ def data(file: Path, assignments: Sequence[str], *, plot: Path | None, force: bo
     else:
         _print(split, answer.get("owners", ()))
         for silo, reason in answer.get("elsewhere", {}).items():
-            print(f"{silo} is not here: {reason}")
+            output.say(f"{silo} is not here: {reason}")
     if plot is not None:
         from services.cli.plotting import shares
 
@@ -110,7 +110,7 @@ def _print(split: Split, owners: Sequence[str]) -> None:
     if split.test is not None:
         print(f"the test set has {sum(split.test)}")
     if unused := owners[len(split.clients) :]:
-        print(f"{len(unused)} of {len(owners)} owners are left out: {', '.join(unused[:5])}{', …' * (len(unused) > 5)}")
+        output.say(f"{len(unused)} of {len(owners)} owners are left out: {output.shortened(list(unused), 5)}")
     owned = ["owner"] * bool(owners)
     made = output.table("client", *owned, "examples", "classes", "most of", numbers=("examples", "classes"))
     for place, (client, counts) in enumerate(list(split.clients.items())[:ROWS]):

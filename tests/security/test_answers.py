@@ -45,12 +45,16 @@ def test_the_longest_reason_of_a_client_ends_no_round_otherwise(aggregators: Any
 
 
 def test_an_update_that_fails_a_stranger_counts_for_nothing(servers: Any, aggregators: Any, trainers: Trainers) -> None:
-    """`failures` of a client that nobody asked: the update is refused before it is counted, and a good one counts."""
+    """`failures` of a client that nobody asked: the update is refused before it is counted, and a good one counts.
+
+    Nor is the stranger's own word that it cannot train taken for an answer.
+    """
     aggregators()
 
     def answer(event: RoundStart, client: str) -> None:
         if event.round == 1 and client == HOSTILE:
             trainers.send(event, client, trainers.file(event, client), failures={"nobody": "x"})
+            trainers.send(event, "nobody", trainers.file(event, client), update=None, examples=0, error="x")
         trainers.answer(event, client)
 
     job = start(trainers, spec(rounds={"count": 1, "deadline": "20s"}))
@@ -58,6 +62,7 @@ def test_an_update_that_fails_a_stranger_counts_for_nothing(servers: Any, aggreg
     assert (end.outcome, end.rounds) == ("finished", 1), end.reason
     manifest = servers.blobs().get_json(names.manifest_blob(job, 1))
     assert len(manifest["updates"]) == 4
+    assert manifest["rejected"]["nobody"] == "nobody is not in the round's cohort"
 
 
 @pytest.mark.parametrize("number", [3, 1_000_000])
