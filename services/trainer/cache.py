@@ -3,6 +3,7 @@
 import fcntl
 import mmap
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -80,6 +81,9 @@ class Cache:
 
     def _rebuilt(self, ref: BlobRef, shortcut: Shortcut) -> File | None:
         """The model made of the one before, or None where it must be downloaded whole."""
+        if shortcut.delta.size > self._limit:  # before memory is reserved for it
+            log.warning("downloads the whole model", reason=f"{shortcut.delta.key} has {shortcut.delta.size >> 20} MB")
+            return None
         previous = _opened(self._directory / f"{shortcut.previous}.safetensors", ref.size)
         if previous is None:
             return None
@@ -135,6 +139,7 @@ class Cache:
 
     @contextmanager
     def _lock(self, digest: str, how: int = 0) -> Iterator[None]:
+        private_directory(self._directory)  # again: who tidies old files away may have taken it
         # Sixteen locks for all digests: a lock file cannot be removed safely while somebody may wait for it.
         with open(self._directory / f"lock-{digest[0]}", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | how)
@@ -156,11 +161,12 @@ def _checked(path: Path, ref: BlobRef) -> File | None:
 
 def _opened(path: Path, size: int) -> File | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # it is not there, or is not what this trainer put there
         return None
     try:
-        if os.fstat(descriptor).st_size != size:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or not found.st_size == size > 0:
             return None
         os.utime(descriptor)  # used now: `_evict` goes by it
         return _mapped(descriptor, size)

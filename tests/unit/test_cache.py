@@ -1,0 +1,59 @@
+"""What lies in a node's cache may be anything; a model is what its digest says, or it is fetched."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.trainer.cache import Cache, Shortcut
+from shared.events import BlobRef
+from tests.simulation.fakes import FakeBlobs
+
+GIB = 1 << 30
+CONTENT = bytes(range(256)) * 16
+SPOILT: dict[str, Callable[[Path], Any]] = {
+    "short": lambda path: path.write_bytes(CONTENT[1:]),
+    "empty": lambda path: path.write_bytes(b""),
+    "changed": lambda path: path.write_bytes(b"x" + CONTENT[1:]),
+    "another file": lambda path: path.symlink_to("/etc/passwd"),
+    "itself": lambda path: path.symlink_to(path.name),
+    "a folder": lambda path: path.mkdir(),
+    "no folder": lambda path: shutil.rmtree(path.parent),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_file_that_is_not_the_models_is_fetched(tmp_path: Path, what: str) -> None:
+    """The folder taken away among them, as by who tidies /tmp."""
+    blobs: Any = FakeBlobs()
+    ref = blobs.put("model", CONTENT)
+    cache = Cache(tmp_path / "cache", GIB, blobs)
+    SPOILT[what](tmp_path / "cache" / f"{ref.digest}.safetensors")
+
+    assert cache.get(ref).tobytes() == CONTENT
+    assert cache.received == len(CONTENT)
+
+
+def test_an_empty_blob_is_one(tmp_path: Path) -> None:
+    """Nothing can be mapped of it."""
+    blobs: Any = FakeBlobs()
+    ref = blobs.put("model", b"")
+    cache = Cache(tmp_path / "cache", GIB, blobs)
+    (tmp_path / "cache" / f"{ref.digest}.safetensors").touch()
+
+    assert cache.get(ref).tobytes() == b""
+
+
+def test_a_difference_that_is_longer_than_all_models_reserves_nothing(tmp_path: Path) -> None:
+    """The model is fetched whole."""
+    blobs: Any = FakeBlobs()
+    before, ref = blobs.put("before", CONTENT), blobs.put("model", CONTENT[::-1])
+    cache = Cache(tmp_path, GIB, blobs)
+    cache.get(before)
+    huge = BlobRef(key="delta", size=2**53, digest="0" * 64)
+    shortcut = Shortcut(before.digest, huge, lambda previous, _: np.flip(previous))
+
+    assert cache.get(ref, shortcut).tobytes() == CONTENT[::-1]
