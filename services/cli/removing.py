@@ -9,7 +9,7 @@ import typer
 from services.cli import history, output
 from services.cli.servers import Servers
 from shared import names
-from shared.errors import BadInput, FedqError
+from shared.errors import BadInput, FedqError, Refused
 from shared.ledger import ENDED, LIVE
 from shared.names import CLIENT_NAME, JOB_ID
 
@@ -86,10 +86,16 @@ def agree(sentence: str, yes: bool) -> None:
 
 
 def _status(servers: Servers, job: str) -> str:
-    """How a job ended, `BadInput` where it has not or is none; "in part" of one that was not removed wholly."""
+    """How a job ended, `BadInput` where it has not or is none; "in part" of one that was not removed wholly.
+
+    One that Redis does not know and whose records are damaged cannot go on either: it is "unreadable".
+    """
     record = servers.ledger.job(job)
     if record is None and re.fullmatch(JOB_ID, job):
-        record = history.record(servers.blobs, job)
+        try:
+            record = history.record(servers.blobs, job)
+        except Refused:
+            return "unreadable"
         if record is None and servers.blobs.list(names.job_prefix(job)):
             return "in part"
     status = (record or servers.ledger.required(job)).status
