@@ -197,7 +197,7 @@ def _data(spec: "JobSpec") -> Iterator[str]:
 
 
 def _silos(spec: "JobSpec") -> Iterator[str]:
-    """What silos with files of their own must agree on: none can see another's, and the model is one."""
+    """Keys that silos with files of their own must agree on: none can see another's, and the model is one."""
     data = spec.data
     if not spec.has_own_files or not isinstance(data, InFiles):
         return

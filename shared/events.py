@@ -103,7 +103,7 @@ class BlobRef(Value):
 
 
 class Inputs(Value):
-    """What examples look like to a job's model, which is what all of its clients' must look like.
+    """Form of the examples that a job's model takes, which all of its clients' must have.
 
     A value that is v in the file is (v − offset) / scale to the model, by feature or channel, or one for all of them;
     none is 0 and 1. Labels are those of the classes 0, 1, …; none where they have no names. Lists of more than
@@ -261,7 +261,7 @@ class RoundEnd(Event):
 
 
 class Missing(Value):
-    """What is not in a job's models: `clients` that were wanted and never accepted, the first of them by name."""
+    """Absences from a job's models: `clients` that were wanted and never accepted, the first of them by name."""
 
     clients: Count = 0
     first: Annotated[tuple[Name, ...], Field(max_length=NAMED)] = ()

@@ -48,7 +48,7 @@ def grid_of(spec: JobSpec, cohort: int) -> Grid:
 
 @dataclass(frozen=True)
 class Buffers:
-    """Where the buffers of an update begin, and what the grid holds them as their distances from.
+    """Place of an update's buffers, and the origin that the grid holds their distances from.
 
     That is 0, but for those beyond half of `max_abs` in the round's model it is what they are there. Folded as they
     are, values of one sign have a mean of that sign: a variance is never rounded to below 0. And a constant such as

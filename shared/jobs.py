@@ -88,12 +88,12 @@ class JobSpec(Strict):
 
     @property
     def has_own_files(self) -> bool:
-        """Whether each client trains on all of a file of its own, in place of a share of what all of them have."""
+        """True where each client trains on all of a file of its own, not on a share of what all of them have."""
         return _are_own(self.silos, self.data)
 
     @property
     def needs_test_set(self) -> bool:
-        """Whether the model is evaluated on the data's held-out test set."""
+        """True where the model is evaluated on the data's held-out test set."""
         return self.evaluate.every > 0 and self.evaluate.where != "clients"
 
     @property
@@ -130,7 +130,7 @@ class JobSpec(Strict):
 
     @property
     def has_code(self) -> bool:
-        """Whether trainers run code of the user's own for it."""
+        """True where trainers run code of the user's own for it."""
         return bool(self.code)
 
     @property
@@ -144,7 +144,7 @@ class JobSpec(Strict):
 
 
 class Draft(BaseModel):
-    """What a job file says of its data, whatever is missing before it is a job."""
+    """Data section of a job file, whatever is missing before it is a job."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     seed: StrictInt = Field(default=0, ge=0, lt=2**31)
@@ -170,7 +170,7 @@ def parse(document: object, texts: Mapping[tuple[str | int, ...], str] = {}) -> 
 
 
 def draft(document: object, texts: Mapping[tuple[str | int, ...], str] = {}) -> Draft:
-    """What a parsed YAML document says of its data, or `BadInput` with one line per mistake in that."""
+    """The data section of a parsed YAML document, or `BadInput` with one line per mistake in that."""
     return _parsed(Draft, document, texts)
 
 

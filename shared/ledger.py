@@ -347,7 +347,7 @@ class Ledger:
         self._step(steps.EXCLUDE, job, keys, [fence, client, reason])
 
     def accepted(self, job: str, number: int, clients: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """What the counted updates of these clients said, of those that have one."""
+        """Entries of the counted updates of these clients, of those that have one."""
         found: dict[str, dict[str, Any]] = {}
         for start in range(0, len(clients), PIECE):
             piece = clients[start : start + PIECE]
@@ -431,7 +431,7 @@ class Ledger:
                 return
 
     def _pairs(self, key: str) -> Iterator[tuple[str, str]]:
-        """What a hash holds, read in pieces; what is there all the while comes, perhaps twice."""
+        """Fields of a hash, read in pieces; one that is there all the while comes, perhaps twice."""
         cursor = 0
         while True:
             cursor, piece = self._redis.hscan(key, cursor, count=PIECE)

@@ -55,7 +55,7 @@ def _sentence(mistake: dict[str, Any], root: Model, texts: Mapping[tuple[str | i
 
 
 def _unquoted(found: object) -> str:
-    """Why a plain value is no word, though it may have been meant as one."""
+    """The reason why a plain value is no word, though it may have been meant as one; empty where it is one."""
     if found is not None and not isinstance(found, bool | int | float):
         return ""
     kind = "nothing" if found is None else "true or false" if isinstance(found, bool) else "a number"

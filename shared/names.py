@@ -76,7 +76,7 @@ def cohort_key(job: str, number: int) -> str:
 
 
 def staged_key(job: str, number: int, fence: int) -> str:
-    """Where an owner gathers a cohort that is too long for one call."""
+    """A sorted set in which an owner gathers a cohort that is too long for one call."""
     return f"fedq:job:{job}:round:{number}:cohort:{fence}"
 
 
@@ -161,7 +161,7 @@ def history_blob(job: str, number: int, digest: str) -> str:
 
 
 def histories(job: str, number: int) -> str:
-    """Where what selection knows lies, and its parts: what their keys begin with."""
+    """Prefix of the keys of what selection knows, and of its parts."""
     return f"{round_prefix(job, number)}history"
 
 

@@ -23,7 +23,7 @@ Record = Mapping[str, Any]
 
 
 def split(blobs: Blobs, key: str, record: Record, fields: Collection[str]) -> dict[str, Any]:
-    """What is to be stored under `key`: the record, or its head, whose parts the store has on return.
+    """The document to store under `key`: the record, or its head, whose parts the store has on return.
 
     `fields` are those that tell of clients: lists of names, lists of objects with a `client`, or objects by name.
     """
@@ -38,7 +38,7 @@ def split(blobs: Blobs, key: str, record: Record, fields: Collection[str]) -> di
 
 
 def count(record: Record, field: str) -> int:
-    """How many entries a field of a record has, or of its head."""
+    """The number of entries that a field of a record, or of its head, has."""
     return int(record["counts"][field]) if "parts" in record else len(record.get(field, ()))
 
 
@@ -100,7 +100,7 @@ def _client(entry: tuple[str, Any]) -> str:
 def _texts(
     told: Mapping[str, Sequence[tuple[str, Any]]], shapes: Mapping[str, type], clients: Sequence[str]
 ) -> Iterator[bytes]:
-    """What is told of these clients, in texts that are short enough, in the order of their names."""
+    """Texts of all that is told of these clients, each short enough, in the order of their names."""
     if len(clients) > MOST:
         for start in range(0, len(clients), MOST):
             yield from _texts(told, shapes, clients[start : start + MOST])

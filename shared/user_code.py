@@ -26,7 +26,7 @@ _CACHED = type(functools.cache(len))
 
 @dataclass(frozen=True)
 class Policy:
-    """What a process may run, as its allow list says, and what a person calls that process."""
+    """Allow list of a process, and the name that a person has for that process."""
 
     entries: frozenset[str] = frozenset()
     process: str = "this process"

@@ -75,7 +75,7 @@ class Layout:
 
     @cached_property
     def parameters(self) -> int:
-        """How many of the P values are parameters: all but the buffers', which come after them."""
+        """The number of parameters among the P values: all but the buffers', which come after them."""
         return sum(math.prod(tensor.shape) for tensor in self.trained if tensor.name not in self.buffers)
 
     @cached_property

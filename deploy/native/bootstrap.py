@@ -28,7 +28,7 @@ def main(directory: Path, extras: str) -> None:
 
 
 def _is_ours(directory: Path) -> bool:
-    """Whether it has pip, for the Python that runs this."""
+    """True where the environment has pip, for the Python that runs this."""
     asked = "import sys, pip; print(sys.base_prefix, sys.version)"
     try:
         done = subprocess.run([directory / "bin/python", "-c", asked], check=False, capture_output=True, text=True)

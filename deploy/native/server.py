@@ -135,4 +135,4 @@ class Server(ABC):
 
     @abstractmethod
     def serves(self) -> bool:
-        """Whether it does by now what it is there for; an open port or a list of what it has does not show that."""
+        """True once it does what it is there for; an open port or a list of what it has does not show that."""

@@ -93,7 +93,7 @@ def manifest(
 
 
 def _inputs(accepted: Mapping[str, Any]) -> dict[str, Any]:
-    """What the maker of the initial model said of its data; nothing in other rounds."""
+    """The description of the data by the maker of the initial model; nothing in other rounds."""
     found = [entry["inputs"] for entry in accepted.values() if "inputs" in entry]
     return {"inputs": found[0]} if found else {}
 
@@ -103,7 +103,7 @@ def _line(client: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def came_to(manifest: Mapping[str, Any], pieces: Iterable[Mapping[str, Any]]) -> Totals:
-    """What a committed round adds to the totals: the same whoever counts it, because the manifest says it all.
+    """Totals that a committed round adds: the same whoever counts it, because the manifest says it all.
 
     `pieces` are what it tells of its clients, in the order of their names.
     """

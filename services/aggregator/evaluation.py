@@ -40,13 +40,13 @@ def whose_tests(spec: JobSpec, part: int) -> str | None:
 
 
 def next_tester(spec: JobSpec, alive: Mapping[str, int], without: Collection[str], known: str) -> str | None:
-    """Who is asked for the test set: the one that is `known` to have it, else the next that may; None for nobody."""
+    """The group to ask for the test set: the one `known` to have it, else the next that may; None for nobody."""
     there = [group for group in _testers(spec) if group not in without and (spec.pool is not None or alive.get(group))]
     return known if known in there else next(iter(there), None)
 
 
 def nobody_has_tests(spec: JobSpec, untested: Collection[str]) -> bool:
-    """Whether all whose data the job has said that they have no test set."""
+    """True where all that hold data of the job have said that they have no test set."""
     return all(group in untested for group in _testers(spec))
 
 
@@ -72,11 +72,11 @@ class Evaluation:
         return self.answered.keys() == self.parts
 
     def unmeasured(self, spec: JobSpec) -> str:
-        """Why nothing was measured of what the job wants to know; empty where all of it was."""
+        """Reasons why a figure that the job wants was not measured; empty where all of them were."""
         return "; ".join(filter(None, (self.untested(spec), self._unheld(spec))))
 
     def untested(self, spec: JobSpec) -> str:
-        """Why nothing was measured on a test set, where that was wanted."""
+        """The reason why nothing was measured on a test set, where that was wanted; empty otherwise."""
         if spec.evaluate.where == "clients" or any(whose_tests(spec, part) for part in self.answered):
             return ""
         if errors := [error for error in self.tried.values() if error]:

@@ -62,7 +62,7 @@ class Intake:
             return self._buffer, self._aggregation.measure(self._buffer, updates, grid, max_norm, partial=partial)
 
     def _of_another_size(self, blob: BlobRef, *, partial: bool) -> Refused:
-        """What is wrong with an update of a wrong size: its header says it, unless it is too long to be looked at."""
+        """The refusal of an update of a wrong size, by its header, unless it is too long to be looked at."""
         layout = self._aggregation.layout_of(partial=partial)
         reason = f"has {blob.size} bytes instead of {layout.file_size}"
         if blob.size > 2 * layout.file_size:

@@ -1,4 +1,4 @@
-"""What may happen to a job, and what its engine may want done: the words between `rounds` and those who serve it.
+"""Happenings of a job, and effects that its engine wants: the words between `rounds` and those who serve it.
 
 Pure.
 """
@@ -48,7 +48,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Rejected:
-    """What came in a client's name was refused; `final` where it was the client's answer."""
+    """An update in a client's name was refused; `final` where it was the client's answer."""
 
     client: str
     why: str
@@ -94,7 +94,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Untested:
-    """Who was asked for the test set of a round's evaluation has none, or failed."""
+    """The pool or silo that was asked for the test set of a round's evaluation has none, or failed."""
 
     round: int
 

@@ -56,7 +56,7 @@ def read_wish(found: Mapping[str, Any]) -> Wanted:
 
 
 def spec(blobs: Blobs, job: str) -> JobSpec | None:
-    """What the job is, or None where it was never announced."""
+    """The job's spec, or None where it was never announced."""
     key = names.job_blob(job)
     found = optional(blobs, key)
     with reading(key):
@@ -77,7 +77,7 @@ def recall(blobs: Blobs, job: str, committed: int, turnout: Turnout) -> None:
 
 
 def _tell(blobs: Blobs, key: str, number: int, abandoned: int, turnout: Turnout) -> bool:
-    """Whether there is such a record."""
+    """Tells of one record; False where there is none."""
     try:
         with reading(key):
             cohort: list[str] = []

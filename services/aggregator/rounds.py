@@ -278,7 +278,7 @@ def _judged(state: State, now: float) -> Step:
 
 
 def _told(state: State, client: str, why: str) -> str:
-    """What went wrong first, with what went wrong now."""
+    """The first reason of the round: the one that is known, or else this client's."""
     return state.why or (f"{client}: {why}" if why else "")
 
 

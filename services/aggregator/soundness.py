@@ -13,18 +13,18 @@ NAMED = 4  #: figures or clients in a sentence
 
 @dataclass(frozen=True)
 class Unsound:
-    """What is not finite in the last evaluation."""
+    """Figures that are not finite in the last evaluation."""
 
     since: Mapping[str, int] = field(default_factory=dict)  # figure → the first of the evaluations in a row, by round
     clients: tuple[str, ...] = ()  # on whose held-out examples something is not
 
     def document(self) -> dict[str, Any]:
-        """What the record keeps; nothing of figures that are all finite."""
+        """The entry of the record; empty where all figures are finite."""
         return {"unsound": {"since": dict(self.since), "clients": list(self.clients)}} if self.since else {}
 
 
 def read(evaluation: Mapping[str, Any]) -> Unsound:
-    """What a round's record of its evaluation says."""
+    """The entry of a round's evaluation record, read again."""
     found = evaluation.get("unsound")
     return Unsound(found["since"], tuple(found["clients"])) if found else Unsound()
 
@@ -32,14 +32,14 @@ def read(evaluation: Mapping[str, Any]) -> Unsound:
 def after(
     before: Unsound, number: int, metrics: Mapping[str, float], clients: Mapping[str, Mapping[str, float]]
 ) -> Unsound:
-    """What is not finite in the evaluation of round `number`, the one after that which `before` is of."""
+    """Figures that are not finite in the evaluation of round `number`, the next after that of `before`."""
     since = {name: before.since.get(name, number) for name in sorted(metrics) if not is_finite(metrics[name])}
     at = tuple(client for client, own in sorted(clients.items()) if not all(map(is_finite, own.values())))
     return Unsound(since, at)
 
 
 def ending(unsound: Unsound, metrics: Mapping[str, float | None]) -> tuple[Literal["finished", "failed"], str]:
-    """How a job ends that has done all its rounds, and what is to be said of its last figures, `metrics`.
+    """The outcome of a job that has done all its rounds, and a sentence on its last figures, `metrics`.
 
     It has failed where its model's loss is not finite: on the test set, or where there is none, on the clients.
     """
@@ -56,7 +56,7 @@ def ending(unsound: Unsound, metrics: Mapping[str, float | None]) -> tuple[Liter
 
 
 def is_finite(value: float | None) -> bool:
-    """Whether a figure is a number; a record has null for one that is not."""
+    """True for a finite number; a record has null for any other."""
     return value is not None and math.isfinite(value)
 
 

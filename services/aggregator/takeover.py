@@ -78,13 +78,13 @@ def _manifest(seat: Seat, number: int) -> Iterator[dict[str, Any]]:
 
 
 def _pieces(seat: Seat, number: int, manifest: dict[str, Any]) -> Iterator[parts.Record]:
-    """What a manifest tells of its clients, for some of them after the others."""
+    """Pieces of a manifest, each with all that it tells of some clients."""
     return parts.pieces(seat.edges.blobs, names.manifest_blob(seat.job, number), manifest)
 
 
 @contextmanager
 def _evaluation(seat: Seat, number: int) -> Iterator[dict[str, Any]]:
-    """What a round's evaluation gave; nothing where there was none."""
+    """The record of a round's evaluation; empty where there was none."""
     key = names.evaluation_blob(seat.job, number)
     with reading(key):
         yield parts.joined(seat.edges.blobs, key, recovery.optional(seat.edges.blobs, key) or {})
@@ -102,7 +102,7 @@ def _recall_bases(seat: Seat, committed: int) -> None:
 
 
 def _recall_soundness(seat: Seat, committed: int) -> None:
-    """What the last evaluation says of its figures; it is of one of the last rounds, as far as any was made."""
+    """Recalls which figures of the last evaluation, one of the last rounds', were not finite."""
     evaluated = (number for number in range(committed, -1, -1) if rounds.is_evaluated(seat.spec, number))
     for number in itertools.islice(evaluated, LATE):
         with _evaluation(seat, number) as found:

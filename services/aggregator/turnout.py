@@ -1,4 +1,4 @@
-"""Who was asked in a job's rounds and never heard, and how many updates were refused.
+"""Turnout of a job: clients that were asked and never heard, and how many updates were refused.
 
 Pure. A byte for each of the job's clients, whatever the number of rounds.
 """
@@ -13,7 +13,7 @@ ASKED, HEARD = 1, 2  #: what a client's byte says; 0 of one that nobody asked
 
 
 class Turnout:
-    """What came of asking clients, over the rounds that were told of; the initial model is nobody's part.
+    """Counts of who was asked and heard, over the rounds that were told of; the initial model is nobody's part.
 
     Where `everybody` is wanted in each round, a client that was away and therefore not asked counts as asked.
     """
@@ -26,7 +26,7 @@ class Turnout:
         self._refused = self._failed = 0
 
     def knows(self, number: int) -> bool:
-        """Whether a committed round was told of."""
+        """True where a committed round was told of."""
         return (number, 0) in self._rounds
 
     def tell(
@@ -49,7 +49,7 @@ class Turnout:
         self._refused += len(rejected) - failed
 
     def missing(self) -> Missing:
-        """What is to be said of it at the job's end."""
+        """The summary for the job's end."""
         return Missing(
             clients=self._marks.count(ASKED),
             first=tuple(islice(self._unheard(), NAMED)),

@@ -164,7 +164,7 @@ def _refuse_a_live_stack() -> None:
 
 
 def _text(place: Kubernetes, found: dict[str, str]) -> str:
-    """What `.fedq/env` is to say; `BadInput` where it cannot be said there."""
+    """The text of `.fedq/env`; `BadInput` where that file cannot hold it."""
     text = f"# by `fedq connect` to {place.place}; gone when that ends\n"
     try:
         return text + settings_file.lines(found)

@@ -1,4 +1,4 @@
-"""Where the program `fedq` begins: what it imports takes a while, and Ctrl-C ends that without a traceback as well."""
+"""Entry of the program `fedq`: importing takes a while, and Ctrl-C ends that without a traceback as well."""
 
 import sys
 

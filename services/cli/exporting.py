@@ -25,7 +25,7 @@ def export(blobs: Blobs, model: BlobRef, about: Mapping[str, str], path: Path) -
 
 
 def about(job: str, spec: Mapping[str, Any], rounds: list[PastRound], model: BlobRef) -> dict[str, str]:
-    """What a model's metadata say, as strings: safetensors allows no others.
+    """Metadata of a model, as strings: safetensors allows no others.
 
     `fedq.model` is the section of the job file; `fedq.inputs` is what round 0 recorded of the data: shape, classes,
     labels in the order of the logits, and (value - offset) / scale as the model has a value. It is left out where the

@@ -30,7 +30,7 @@ class PastRound:
 
     @property
     def accepted(self) -> int:
-        """How many updates are in its model."""
+        """The number of updates in its model."""
         return parts.count(self.manifest, "updates")
 
     @property
@@ -39,7 +39,7 @@ class PastRound:
         return parts.count(self.manifest, "rejected")
 
     def pieces(self) -> Iterator[parts.Record]:
-        """What the manifest tells of its clients, for some of them after the others."""
+        """Pieces of the manifest, each with all that it tells of some clients."""
         if self.blobs is None:
             yield self.manifest
             return

@@ -25,7 +25,7 @@ def load(file: Path, assignments: Sequence[str] = ()) -> JobSpec:
 
 
 def load_draft(file: Path, assignments: Sequence[str] = ()) -> Draft:
-    """What `file` and each assignment say of the data, whether or not it is a job yet."""
+    """The data section of `file` with each assignment in its place, whether or not it is a job yet."""
     written = _read(file)
     with _told_of(str(file)):
         return jobs.draft(*_merged(written.value, assignments, written.texts))

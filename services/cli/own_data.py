@@ -1,4 +1,4 @@
-"""What a silo's own file holds, and what of it a job file has to say, so that all silos can agree on it."""
+"""Description of a silo's own file, with the lines of it that a job file needs, so that all silos can agree."""
 
 from collections.abc import Mapping
 from typing import Any

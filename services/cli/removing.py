@@ -1,4 +1,4 @@
-"""What is removed for good: a job that has ended, and the queues of a silo or pool that does not come back."""
+"""Removal for good: of a job that has ended, and of the queues of a silo or pool that does not come back."""
 
 import re
 import sys
@@ -86,7 +86,7 @@ def agree(sentence: str, yes: bool) -> None:
 
 
 def _status(servers: Servers, job: str) -> str:
-    """How a job ended, `BadInput` where it has not or is none; "in part" of one that was not removed wholly.
+    """The status of an ended job, "in part" of one not wholly removed; `BadInput` where it has not ended or is none.
 
     One that Redis does not know and whose records are damaged cannot go on either: it is "unreadable".
     """

@@ -101,7 +101,7 @@ def _print(rounds: list[PastRound]) -> None:
 
 
 def _traffic(rounds: list[PastRound]) -> str:
-    """What the rounds after the first sent, and what evaluating all models took; empty where nobody wrote that down."""
+    """Bytes that the rounds after the first, and all evaluations, moved; empty where nobody wrote that down."""
     known = [past for past in rounds if past.number and "up" in past.traffic]
     up, plain, down = (sum(past.traffic[name] for past in known) for name in ("up", "up_plain", "down"))
     if not up:

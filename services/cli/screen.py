@@ -37,7 +37,7 @@ def view(as_json: bool) -> "Iterator[View]":
 
 
 class Plain:
-    """What came of each round, and on the way to it a line now and then: the log of a long job is read as well.
+    """Lines of each round's outcome, and one now and then on the way to it: the log of a long job is read as well.
 
     An event that only tells how far a round is gets a line where there was none for `PAUSE` seconds; a reason why
     clients fail gets one the first time. What clients measure comes in parts: the last of them, which is of them all,
@@ -61,7 +61,7 @@ class Plain:
         self._print(sentence if progress.end is None else "")
 
     def _is_passing(self, event: AnyEvent | None) -> bool:
-        """Whether an event tells how far a round is, and no more: a reason why clients fail is news once."""
+        """True for an event that only tells how far a round is; a reason why clients fail is news once."""
         if isinstance(event, ModelUpdate) and event.error is not None and event.error not in self._reasons:
             self._reasons.add(event.error)
             return len(self._reasons) > REASONS

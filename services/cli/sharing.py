@@ -71,7 +71,7 @@ def counted(spec: JobSpec, patience: float = PATIENCE) -> dict[str, Any]:
 
 
 def asked(module: str, document: str, name: str, patience: float = PATIENCE) -> dict[str, Any]:
-    """What a module of the trainer's answers to a JSON document about the data set `name`."""
+    """The answer of a module of the trainer's to a JSON document about the data set `name`."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", module],

@@ -15,7 +15,7 @@ from shared.errors import BadInput
 
 
 def is_normalised_alone(model: nn.Module, x: Tensor) -> bool:
-    """Whether some batch norm layer of a model in training gets one value a channel of one example x, (1, *shape)."""
+    """True where a batch norm layer of a model in training gets one value a channel of one example x, (1, *shape)."""
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     found: list[bool] = []
 

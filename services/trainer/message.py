@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
 
 def fault(message: Any) -> str | None:
-    """What of a message (kombu's) is not as a task of ours has it, in a sentence; None where all is."""
+    """The first difference of a message (kombu's) from a task of ours, in a sentence; None where there is none."""
     try:
         if len(message.body) > MAX_BODY:
             return f"it has {len(message.body)} bytes"

@@ -70,7 +70,7 @@ def check_sizes(work: Order | EvaluateModel) -> None:
 
 
 def _needed(work: Order | EvaluateModel) -> Iterator[tuple[str, BlobRef | StateRef | None, int]]:
-    """What is fetched for it: what that is, where it is, and how many times as long as the model it may be."""
+    """Blobs that it fetches: a name, the reference, and how many times as long as the model it may be."""
     if isinstance(work, Order):
         yield from (("base", work.base, 1), ("difference", work.delta, 1))
         yield from (("server state", work.server, VECTORS), ("client's state", work.state, VECTORS))

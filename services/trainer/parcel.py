@@ -72,7 +72,7 @@ def _compressed(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> t
 
 
 def _reason(refused: Refused) -> BadInput:
-    """Why an update cannot be sent, and what to do about it: a limit may be too low for it, or training diverged."""
+    """The reason why an update cannot be sent, with advice: a limit may be too low for it, or training diverged."""
     if isinstance(refused, OverLimit):
         advice = "raise that limit, or have clients learn less in a round (fewer epochs, a lower learning rate)"
         return BadInput(f"the update is not sent: {refused}; {advice}")

@@ -1,4 +1,4 @@
-"""What a local step of the user's finds around it, the same for every client, and what is put back after it."""
+"""Surroundings of a user's local step: the same for every client, and put back after it."""
 
 import os
 import random

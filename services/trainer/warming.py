@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """What a trainer tells its slots, and a slot the process that it starts for code of a job's own."""
+    """Facts that a trainer tells its slots, and a slot the process that it starts for code of a job's own."""
 
     trainer: str
     board: str

@@ -1,4 +1,4 @@
-"""Where a slot has jobs with code of their own done: in a process for each, so that the slot stays as it was.
+"""Workshop of a slot for jobs with code of their own: a process for each, so that the slot stays as it was.
 
 What the user's code leaves behind (a grad mode, a default dtype, a folder, threads, another module changed) ends with
 that process. It starts with the job's first task here, in about a second, and ends when another such job needs its
@@ -113,7 +113,7 @@ class Workshop:
         return found
 
     def _ended(self) -> Unavailable:
-        """Why there is no answer, and no process any more."""
+        """The reason why there is no answer, and no process any more."""
         assert self._process is not None  # noqa: S101 - for the type checker
         with suppress(subprocess.TimeoutExpired):  # its socket may be closed, and it be there
             self._process.wait(LEAVE)

@@ -79,7 +79,7 @@ Columns = Annotated[tuple[Column, ...], Field(min_length=1), AfterValidator(_dif
 
 
 class Statistics(Strict):
-    """What each feature is scaled by: (value − mean) / deviation, in the order of the columns."""
+    """Scaling of each feature: (value − mean) / deviation, in the order of the columns."""
 
     mean: tuple[float, ...]
     deviation: tuple[Annotated[float, Field(gt=0)], ...]

@@ -18,7 +18,7 @@ NOBODY: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Candidates(Collection[str]):
-    """Who could be asked, in the job's order: all that are there, without some of them."""
+    """Clients that could be asked, in the job's order: all that are there, without some of them."""
 
     there: Listed | Numbered
     without: frozenset[str]
@@ -105,7 +105,7 @@ def lacking(spec: JobSpec, alive: Mapping[str, int], away: frozenset[str] = NOBO
 
 
 def _candidates(spec: JobSpec, alive: Mapping[str, int], away: Names, flying: Names) -> Candidates:
-    """Who could be asked."""
+    """The clients that could be asked."""
     could = population(spec, alive)
     if spec.simulate is not None and not spec.simulate.aware:
         away = ()

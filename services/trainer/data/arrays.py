@@ -96,7 +96,7 @@ def _arrays(file: Path, names: list[str]) -> list[Array]:
 
 
 def _words(error: Exception, name: str) -> str:
-    """Why an archive cannot be read, in words that quote nothing of it."""
+    """The reason why an archive cannot be read, in words that quote nothing of it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""What one silo has: `python -m services.trainer.data.describe < draft.json`, where its trainer runs.
+"""Description of one silo's data: `python -m services.trainer.data.describe < draft.json`, where its trainer runs.
 
 The answer is JSON: `place` (the file or folder), `examples` and `held_out`, `shape` (of one example), `labels` (how
 many examples of each), `columns` and `statistics` of a table, and `problem`: why it does not fit what the job file
@@ -22,7 +22,7 @@ DIGITS = 6  #: of a mean or a deviation that is published: it need not be exact,
 
 
 def described(draft: jobs.Draft) -> dict[str, Any]:
-    """What is printed."""
+    """The document that is printed."""
     data = draft.data
     if not isinstance(data, InFiles):
         raise BadInput(f"data.name is {data.name}: a silo has no file of its own for that")

@@ -63,7 +63,7 @@ def read(folder: Path, spec: Images, base: Path) -> Source:
 
 
 def _is_image(file: Path, folder: Path) -> bool:
-    """Whether a file is an example; `BadInput` where it is an image that would be lost."""
+    """True where a file is an example; `BadInput` where it is an image that would be lost."""
     ending = file.suffix.lower()
     if ending in UNREAD:
         raise BadInput(f"{file} is of a kind that is not read; save it as PNG, or move it elsewhere")

@@ -1,4 +1,4 @@
-"""What a client's examples look like to the model: told once, with the initial model, and compared with ever after."""
+"""Form of a client's examples: told once, with the initial model, and compared with ever after."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ NAMES = {"digest": "files of digest"}  #: in a sentence
 
 
 def inputs_of(data: Dataset) -> Inputs:
-    """What the data look like. Of the user's own nothing is known beside shape and classes."""
+    """The form of the data. Of the user's own nothing is known beside shape and classes."""
     about: dict[str, Any] = {"shape": tuple(data.shape), "classes": data.classes}
     if not isinstance(data, SharedOut):
         return Inputs(**about)

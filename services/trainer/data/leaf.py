@@ -67,7 +67,7 @@ def _found(folder: Path, pattern: str) -> list[Path]:
 
 
 class _Wrong(ValueError):
-    """What is wrong in a file, in words that quote nothing of it."""
+    """Mistake in a file, in words that quote nothing of it."""
 
 
 def _examples(files: list[Path], read: Reader) -> tuple[Stored, Labels, npt.NDArray[np.str_]]:

@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 class OwnData:
-    """What the user's code made, as `dataset.Dataset` has it; `BadInput` names the member that is not as it must be.
+    """Data set of the user's code, as `dataset.Dataset` has it; `BadInput` names a member that is not as it must be.
 
     All examples are copies: what a local step does to them in place is gone with the step.
     """

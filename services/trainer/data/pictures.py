@@ -111,7 +111,7 @@ def _pickled(kind: Any, folder: Path) -> tuple[Examples, Examples, tuple[str, ..
 
 
 def _fitting(training: Examples, test: Examples, names: tuple[str, ...]) -> tuple[Examples, Examples, tuple[str, ...]]:
-    """What was read, or `ValueError` where its parts are not of one data set."""
+    """The examples and names as read, or `ValueError` where they are not of one data set."""
     (x, y), (test_x, test_y) = training, test
     if x.shape[1:] != test_x.shape[1:]:
         raise ValueError(f"images of {list(x.shape[1:])} to train on and of {list(test_x.shape[1:])} to test on")

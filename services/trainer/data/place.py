@@ -1,4 +1,4 @@
-"""Where data lie: only below `FEDQ_DATA_DIR`, and told apart from what lay there before."""
+"""Places of data: only below `FEDQ_DATA_DIR`, and told apart from what lay there before."""
 
 import hashlib
 import os
@@ -56,7 +56,7 @@ def _walk(folder: Path, base: Path) -> Iterator[Path]:
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is what programs leave behind, and nobody's data."""
+    """True for the name of a file or folder that programs leave behind, and that is nobody's data."""
     return name.startswith(".") or name.lower() in {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 

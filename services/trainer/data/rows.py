@@ -140,7 +140,7 @@ def require(table: Table, names: Sequence[str]) -> None:
 
 
 def is_number(value: str) -> bool:
-    """Whether a value is a number, be it infinite."""
+    """True where a value is a number, be it infinite."""
     return not np.isnan(_number(value))
 
 
@@ -171,7 +171,7 @@ def _number(value: str) -> float:
 
 
 def _trouble(value: str) -> str:
-    """Why a value is no number that a model can be trained on, in words that do not give it away."""
+    """The reason why no model can be trained on a value, in words that do not give it away."""
     if not value:
         return "no value, and it needs a number"
     if value.lower() in _WORDS_FOR_NOTHING:

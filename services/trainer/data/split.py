@@ -27,7 +27,7 @@ ELSEWHERE = f"each silo's data are only where it is: {THERE}"
 
 
 def counts(spec: JobSpec) -> dict[str, Any]:
-    """What is printed. A catalog's data are counted by their labels; the user's own are asked for, client by client."""
+    """The document. A catalog's data are counted by their labels; the user's own are asked for, client by client."""
     found = _loaded(spec)
     elsewhere: dict[str, str] = {}
     owners: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a model is beside its tensors: the gradients, hooks and plain attributes that training leaves in it."""
+"""State of a model beside its tensors: the gradients, hooks and plain attributes that training leaves in it."""
 
 from typing import Any
 

@@ -28,7 +28,7 @@ def tied(state: Mapping[str, Tensor], parameters: Collection[str] = ()) -> dict[
 
 
 def is_one(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same memory, seen in the same way."""
+    """True where two tensors are the same memory, seen in the same way."""
     return _view(one) == _view(other)
 
 
