@@ -1,6 +1,6 @@
 """A process for one job with code of its own: `python -m services.trainer.apart`, started by a slot (`workshop`).
 
-It does what a slot does, and ends with its job, so that nothing that the user's code changed in it is left for another.
+It does what a slot does, for no other job, so that nothing that the user's code changed in it is left for another.
 One line of JSON is asked for each task and one answered: `{"fate": …, "reason": …}`.
 """
 
