@@ -95,6 +95,9 @@ class Handover:
         except Stale as error:
             about.info("stale", reason=str(error))
             return delivery.ack()
+        except Exception:  # a fault of ours; unsettled, it would take one of the slots' places for good
+            about.exception("requeued", attempt=delivery.attempt)
+            return delivery.requeue()
         # To Celery's own thread, which alone may touch its pool.
         self._worker.hub.call_soon(self._begin, delivery, task)
         failpoint("trainer.dispatched")

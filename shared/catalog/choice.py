@@ -65,14 +65,22 @@ class Strict(BaseModel):
         return value
 
 
+DEEPEST = 64  #: levels of `args`; what is deeper by hundreds can be read from a message and not be written again
+
+
 def _of_json(args: dict[str, Any]) -> dict[str, Any]:
-    waiting: list[Any] = [args]
+    waiting: list[tuple[Any, int]] = [(args, 1)]
     while waiting:
-        value = waiting.pop()
+        value, depth = waiting.pop()
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"JSON, which keeps the job, has no {value}")
         if isinstance(value, Mapping | list | tuple):
-            waiting += value.values() if isinstance(value, Mapping) else value
+            if depth > DEEPEST:
+                raise ValueError(f"it is more than {DEEPEST} levels deep")
+            inner = (*value, *value.values()) if isinstance(value, Mapping) else value
+            waiting += ((one, depth + 1) for one in inner)
+        elif not isinstance(value, str | int | float | None):
+            raise ValueError(f"JSON, which keeps the job, has no {type(value).__name__}")
     return args
 
 

@@ -1,5 +1,6 @@
 """Events on the wire: what goes out comes in, and nothing else does."""
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -312,6 +313,23 @@ def test_a_sentence_is_cut_where_it_is_long() -> None:
     assert isinstance(longest, StopTraining)
     assert longest.reason == "x" * events.SENTENCE
     assert len(StopTraining(job=JOB, reason=f"hospital-a: {longest.reason}").reason) == events.SENTENCE
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"\xff", "no bytes"),
+        ({b"\xff": 1}, "no bytes"),
+        (msgpack.Timestamp(1), "no Timestamp"),
+        (functools.reduce(lambda inner, _: {"a": inner}, range(300), 1), "levels deep"),
+    ],
+)
+def test_arguments_that_no_task_could_hold_are_refused_as_they_are_read(value: Any, reason: str) -> None:
+    """msgpack can say what JSON cannot: whoever handed such work on would fail at it."""
+    start = RoundStart(job=JOB, group="cpu", round=0, attempt=1, base=None, cohort=("c",), spec=SPEC, deadline=0)
+    spec = msgpack.unpackb(encode(start))["spec"] | {"model": {"name": "m:f", "args": {"x": value}}}
+    with pytest.raises(BadMessage, match=reason):
+        decode("round-start", body_of(start, spec=spec))
 
 
 def test_an_event_above_64_kib_is_not_made() -> None:
