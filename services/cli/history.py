@@ -121,8 +121,7 @@ def spec(blobs: Blobs, job: str) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = checked(key, record, spec=dict)["spec"]
     with reading(key):
-        JobSpec.model_validate(found)
-    return found
+        return JobSpec.model_validate(found).model_dump(mode="json")
 
 
 def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _print(rounds: list[PastRound]) -> None:
 
 def _traffic(rounds: list[PastRound]) -> str:
     """Bytes that the rounds after the first, and all evaluations, moved; empty where nobody wrote that down."""
-    known = [past for past in rounds if past.number and "up" in past.traffic]
+    known = [past for past in rounds if past.number and past.traffic.keys() >= {"up", "up_plain", "down"}]
     up, plain, down = (sum(past.traffic[name] for past in known) for name in ("up", "up_plain", "down"))
     if not up:
         return ""

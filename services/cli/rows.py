@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.history import PastRound
-from shared.records import figures
+from shared import names
+from shared.records import figures, reading
 
 FIRST = ("round", "client", "state", "examples", "seconds", "norm", "staleness")  #: columns; then metrics by name
 
@@ -34,6 +35,11 @@ def of_round(past: PastRound) -> Iterator[Row]:
 
     What a client measured on the examples that it holds out has `local_` before its name, as the round's means have.
     """
+    with reading(names.manifest_blob(past.manifest["job"], past.number)):
+        yield from _rows(past)
+
+
+def _rows(past: PastRound) -> Iterator[Row]:
     evaluated = past.evaluated
     updates: dict[str, Mapping[str, Any]] = {}
     states = dict.fromkeys(evaluated, "evaluated")
@@ -57,13 +63,13 @@ def of_round(past: PastRound) -> Iterator[Row]:
 def save(rounds: Iterable[PastRound], file: Path) -> None:
     """Writes all rows as CSV, in the order of the rounds; a figure that is not known is an empty field."""
     rows = [row for past in rounds for row in of_round(past)]
-    names = sorted({name for row in rows for name in row.metrics})
-    with file.open("w", encoding="utf-8", newline="") as opened:
+    metrics = sorted({name for row in rows for name in row.metrics})
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as opened:
         writer = csv.writer(opened, lineterminator="\n")
-        writer.writerow([*FIRST, *(f"metric_{name}" if name in FIRST else name for name in names)])
+        writer.writerow([*FIRST, *(f"metric_{name}" if name in FIRST else name for name in metrics)])
         for row in rows:
             fixed = [getattr(row, column) for column in FIRST]
-            writer.writerow([*fixed, *(row.metrics.get(name) for name in names)])
+            writer.writerow([*fixed, *(row.metrics.get(name) for name in metrics)])
 
 
 def _of_client(number: int, client: str, state: str, update: Mapping[str, Any], held_out: Mapping[str, float]) -> Row:

@@ -2,14 +2,16 @@
 
 import copy
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cli import evidence, history
+from services.cli import evidence, history, results, rows
 from shared import jobs, names, records
 from shared.blobs import Blobs, NotFound
 from shared.errors import Refused
@@ -24,7 +26,10 @@ RECORDS: dict[str, dict[str, Any]] = {
     names.job_blob(JOB): {"job": JOB, "spec": SPEC.model_dump(mode="json")},
     names.manifest_blob(JOB, 1): {
         "job": JOB, "round": 1, "attempt": 1, "cohort": ["client-0", "client-1"], "model": MODEL,
-        "updates": [{"client": "client-0", "examples": 3}], "rejected": {"client-1": "holds NaN"}, "unanswered": [],
+        "updates": [
+            {"client": "client-0", "examples": 3, "norm": 1.0, "timings": {"total": 1.0}, "metrics": {"a": 1.0}},
+        ],
+        "rejected": {"client-1": "holds NaN"}, "unanswered": [],
         "metrics": {"client_loss": 1.5}, "traffic": {"files": 1, "up": 8, "up_plain": 8, "down": 0}, "seconds": 1.5,
     },
     names.evaluation_blob(JOB, 1): {
@@ -63,8 +68,12 @@ class Kept:
 def read_all(found: dict[str, dict[str, Any]]) -> None:
     """Reads what `show`, `results`, `watch`, `verify` and the tables read."""
     blobs = cast(Blobs, Kept(found))
-    history.spec(blobs, JOB)
-    for past in history.rounds(blobs, JOB, 1):
+    spec = history.spec(blobs, JOB)
+    assert spec is None or spec.keys() == SPEC.model_dump().keys()
+    rounds = history.rounds(blobs, JOB, 1)
+    rows.save(rounds, Path(os.devnull))
+    results._traffic(rounds)
+    for past in rounds:
         list(past.pieces())
         list(past.events())
         assert all(isinstance(value, float) for value in past.figures.values())
