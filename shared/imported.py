@@ -53,8 +53,8 @@ def digest(modules: tuple[str, ...]) -> str:
     """
     found = hashlib.sha256()
     for name in sorted(set(modules)):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if not isinstance(file, str):
+        file = _file(sys.modules.get(name))
+        if file is None:
             continue
         top = Path(file).parents[name.count(".") + (Path(file).name == "__init__.py")] / name.partition(".")[0]
         files = sorted(islice(top.rglob("*.py"), MANY + 1)) if top.is_dir() else []
@@ -67,11 +67,19 @@ def digest(modules: tuple[str, ...]) -> str:
 
 def _take_down() -> None:
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or file in _files:
+        file = _file(module)
+        if file is None or file in _files:
             continue
         if name.partition(".")[0] in _named or not (name in _before or file.startswith(_INSTALLED)):
             _files[file] = _stamp(file)
+
+
+def _file(module: object) -> str | None:
+    """Where a module is from, without asking it: a lazy one would be imported, or say what it lacks."""
+    with suppress(AttributeError):
+        file = object.__getattribute__(module, "__dict__").get("__file__")
+        return file if isinstance(file, str) else None
+    return None
 
 
 def _stamp(file: str) -> Stamp:

@@ -54,6 +54,23 @@ def test_what_is_edited_after_its_import_is_known(package: Path) -> None:
     assert imported.changed() == sorted(map(str, edited))
 
 
+class Lazy:
+    """Stands for a module that is not installed, as libraries do for what few of their users need."""
+
+    def __getattr__(self, name: str) -> object:
+        raise ImportError(f"{name}: not installed")
+
+
+@pytest.mark.parametrize("kind", [Lazy, type(None), object])
+def test_what_stands_for_a_module_is_not_asked(package: Path, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    """Anything may lie among the modules, and what one job brings along is no other's trouble."""
+    monkeypatch.setitem(sys.modules, f"{package.name}_optional", kind())
+
+    assert user_code.find(f"{package.name}.nets:make", "strategy")() == 1
+    user_code.check_unchanged("strategy")
+    assert imported.digest((f"{package.name}.nets", f"{package.name}_optional"))
+
+
 def test_a_file_that_is_gone_has_changed(package: Path) -> None:
     user_code.find(f"{package.name}.nets:make", "strategy")
     (package / "parts.py").unlink()
