@@ -6,15 +6,19 @@ import sys
 from typing import TextIO
 
 import structlog
-from structlog.typing import EventDict
+from structlog.typing import EventDict, Processor
 
 from shared.settings import Common
+from shared.text import plain
 
 
 def configure(settings: Common, service: str, stream: TextIO | None = None) -> None:
     """Sends structlog's lines to `stream` (standard error), each with the service's name."""
     target = stream or sys.stderr
     pretty = settings.log == "console" or (settings.log == "auto" and target.isatty())
+    last: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    if pretty:
+        last = [_only_shown, structlog.dev.ConsoleRenderer()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -22,11 +26,7 @@ def configure(settings: Common, service: str, stream: TextIO | None = None) -> N
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=not pretty),
             structlog.processors.StackInfoRenderer(),
-            *(
-                [structlog.dev.ConsoleRenderer()]
-                if pretty
-                else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-            ),
+            *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
         logger_factory=structlog.PrintLoggerFactory(target),
@@ -40,3 +40,8 @@ def _name(service: str, _logger: object, _method: str, line: EventDict) -> Event
     """Every line says which service wrote it, whatever thread it comes from (context variables would not)."""
     line.setdefault("service", service)
     return line
+
+
+def _only_shown(_logger: object, _method: str, line: EventDict) -> EventDict:
+    """Much of a line was read, from messages or the bucket: a terminal shows it and obeys nothing; JSON escapes it."""
+    return {name: plain(value) if isinstance(value, str) else value for name, value in line.items()}
