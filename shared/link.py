@@ -412,7 +412,8 @@ COUNTS = ("x-delivery-count", "x-acquired-count")
 def deliveries(headers: Mapping[str, Any]) -> int:
     """Of a message, this one included, by headers that the first has not; what is no count is a stranger's."""
     counts = [headers.get(name) for name in COUNTS]
-    return 1 + max(count if type(count) is int and count > 0 else 0 for count in counts)
+    # pika has an int of its own for AMQP's 64 bits.
+    return 1 + max(count if isinstance(count, int) and count > 0 else 0 for count in counts)
 
 
 def _declare(channel: BlockingChannel, wanted: Queue) -> None:
