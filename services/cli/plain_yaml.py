@@ -140,10 +140,11 @@ class _Loader(yaml.SafeLoader):
             self._refuse_twice(node)
         known = [self._extents[part] for part in inner]
         found = _Extent(1 + sum(one.values for one in known), 1 + max((one.depth for one in known), default=0))
-        if found.values > LARGEST or found.depth > DEEPEST:
-            limit = f"{LARGEST} values" if found.values > LARGEST else f"{DEEPEST} levels"
-            raise _problem(f"with its aliases the file has more than {limit}", node)
         self._extents[node] = found
+        values = max(found.values, len(self._extents))  # of a long list while it is read, too
+        if values > LARGEST or found.depth > DEEPEST:
+            limit = f"{LARGEST} values" if values > LARGEST else f"{DEEPEST} levels"
+            raise _problem(f"with its aliases the file has more than {limit}", node)
 
     def _refuse_twice(self, node: MappingNode) -> None:
         """The second value of a key would silently win."""

@@ -72,6 +72,13 @@ def test_a_tag_of_ones_own_is_refused(text: str) -> None:
         plain_yaml.read(text)
 
 
+def test_a_file_that_is_too_large_is_read_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after the values that are too many is not looked at: here, that the list does not end."""
+    monkeypatch.setattr(plain_yaml, "LARGEST", 100)
+    with pytest.raises(yaml.YAMLError, match="more than 100 values"):
+        plain_yaml.read("[" + "1, " * 101 + "}")
+
+
 def test_words_that_only_look_odd_are_words() -> None:
     """Addresses, versions and letters."""
     for text in ("y", "n", "=", "1.2.3", "127.0.0.1", "10:99", "12:00:99x", "2_cats", "1e", "--1", "_1", "inf", "nan"):
