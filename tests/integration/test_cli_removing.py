@@ -47,7 +47,7 @@ def begun(fedq: Fedq, aggregator: Aggregator, job: str) -> Scripted:
 def traces(servers: Servers, job: str) -> list[str]:
     """Whatever Redis, the bucket and RabbitMQ still hold of a job."""
     queue = names.updates_queue(job)
-    found = [key for key in servers.redis().keys("*") if job in key]
+    found = sorted(key for key in servers.redis().keys("*") if job in key)
     found += [member for member in servers.redis().zrange(names.JOBS, 0, -1) if member == job]
     found += [queue] if servers.bus("look").depth(queue) is not None else []
     return [*found, *servers.blobs().list(names.job_prefix(job))]

@@ -94,7 +94,7 @@ def test_a_removed_vhost_is_gone(stack: Stack) -> None:
 
 
 def test_a_message_rejected_beyond_the_limit_lands_in_dead_letters(stack: Stack, channel: BlockingChannel) -> None:
-    queue = names.rounds_queue("dead-lettering")
+    queue = names.updates_queue("dead-lettering")
     for name in (names.DEAD_LETTERS, queue):
         channel.queue_declare(name, durable=True, arguments=QUORUM)
     channel.confirm_delivery()
