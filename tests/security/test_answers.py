@@ -53,8 +53,8 @@ def test_an_update_that_fails_a_stranger_counts_for_nothing(servers: Any, aggreg
 
     def answer(event: RoundStart, client: str) -> None:
         if event.round == 1 and client == HOSTILE:
-            trainers.send(event, client, trainers.file(event, client), failures={"nobody": "x"})
-            trainers.send(event, "nobody", trainers.file(event, client), update=None, examples=0, error="x")
+            trainers.send(event, client, trainers.file(event, client), failures={"nobody-9": "x"})
+            trainers.send(event, "nobody-9", trainers.file(event, client), update=None, examples=0, error="x")
         trainers.answer(event, client)
 
     job = start(trainers, spec(rounds={"count": 1, "deadline": "20s"}))
@@ -62,7 +62,7 @@ def test_an_update_that_fails_a_stranger_counts_for_nothing(servers: Any, aggreg
     assert (end.outcome, end.rounds) == ("finished", 1), end.reason
     manifest = servers.blobs().get_json(names.manifest_blob(job, 1))
     assert len(manifest["updates"]) == 4
-    assert manifest["rejected"]["nobody"] == "nobody is not in the round's cohort"
+    assert manifest["rejected"]["nobody-9"] == "nobody-9 is not in the round's cohort"
 
 
 @pytest.mark.parametrize("number", [3, 1_000_000])
