@@ -1,5 +1,6 @@
 """Every kind of job on real services: each round comes out of its kept updates again, to the bit."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,8 +35,9 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.timeout(300)  # on a machine that does much else
-def test_every_kind_of_round_is_folded_again_to_the_same_bits(services: Services) -> None:
+def test_every_kind_of_round_is_folded_again_to_the_same_bits(services: Services, allow: Callable[..., None]) -> None:
     """By `fedq replay`, round by round, and by `fedq verify`, of all strategies, encodings and partial folds."""
+    allow("examples.")
     services.settings |= {"FEDQ_THREADS": "1"}
     services.start("registry")
     services.start("aggregator", FEDQ_MAX_JOBS="50")
