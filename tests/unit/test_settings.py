@@ -65,7 +65,7 @@ def test_everything_missing_is_named_at_once(kind: type[settings.Common], missin
     assert rest.endswith(
         " in the environment (of the container, where this is one) or in .env; "
         f"`make up` starts servers and writes .fedq/env in its folder, "
-        f"and there is none in {nowhere} or above, up to {nowhere.parents[1]}"
+        f"and there is none in {nowhere} or above, up to {settings.searched()[-1]}"
     )
 
 
