@@ -23,6 +23,7 @@ Stamp = tuple[int, int] | None  # another one when a file is written; None when 
 _before: frozenset[str] = frozenset()  # the modules that were there before any of the user's
 _named: set[str] = set()  # the packages that jobs named
 _files: dict[str, Stamp] = {}  # of the user's modules, as they were when they were imported
+_seen: set[str] = set()  # the modules that were looked at: torch alone has thousands, and a task looks each time
 
 
 @contextmanager
@@ -30,7 +31,9 @@ def importing(package: str) -> Iterator[None]:
     """Takes down which files the block imports, by itself or by what it imports, from a job's package."""
     global _before  # noqa: PLW0603 - what a process has imported is the process's
     _before = _before if _named else frozenset(sys.modules)
-    _named.add(package)
+    if package not in _named:
+        _named.add(package)
+        _seen.clear()  # what was nobody's may be this package's
     try:
         yield
     finally:
@@ -38,7 +41,7 @@ def importing(package: str) -> Iterator[None]:
 
 
 def changed() -> list[str]:
-    """The files of the user's modules that are not as they were; some 30 µs for each."""
+    """The files of the user's modules that are not as they were; takes 0.2 ms beside torch."""
     _take_down()  # what a function imported when it was called
     # A list, since another thread of an aggregator may be importing meanwhile.
     return sorted(file for file, stamp in list(_files.items()) if _stamp(file) != stamp)
@@ -66,8 +69,10 @@ def digest(modules: tuple[str, ...]) -> str:
 
 
 def _take_down() -> None:
-    for name, module in list(sys.modules.items()):
-        file = _file(module)
+    global _seen  # noqa: PLW0603 - what a process has imported is the process's
+    known, _seen = _seen, set(sys.modules)
+    for name in _seen - known:
+        file = _file(sys.modules.get(name))
         if file is None or file in _files:
             continue
         if name.partition(".")[0] in _named or not (name in _before or file.startswith(_INSTALLED)):

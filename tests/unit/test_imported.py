@@ -22,7 +22,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "late.py").write_text("")
     (tmp_path / f"{folder.name}_beside.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    for name, value in (("_before", frozenset()), ("_named", set()), ("_files", {})):
+    for name, value in (("_before", frozenset()), ("_named", set()), ("_files", {}), ("_seen", set())):
         monkeypatch.setattr(imported, name, value)
     monkeypatch.setattr(user_code, "_policy", user_code.Policy(frozenset([f"{folder.name}."]), "the aggregator h-1"))
     return folder
