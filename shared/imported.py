@@ -69,7 +69,7 @@ def digest(modules: tuple[str, ...]) -> str:
 
 
 def _take_down() -> None:
-    global _seen  # noqa: PLW0603 - what a process has imported is the process's
+    global _seen
     known, _seen = _seen, set(sys.modules)
     for name in _seen - known:
         file = _file(sys.modules.get(name))
