@@ -1,12 +1,12 @@
 """How a service lives: start, run until asked to stop, shut down in order."""
 
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
 
 import structlog
 
@@ -22,18 +22,34 @@ Check = Callable[[], object]
 
 @contextmanager
 def until_stopped() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that SIGTERM and SIGINT set.
+
+    The kernel may hand a signal to any thread, and a handler of Python's runs once the main thread comes to it: not
+    while that waits for a lock. So the number of the signal goes through a pipe, which a thread of its own reads.
+    """
     stop = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
+    def listen() -> None:
+        while heard := os.read(reading, 64):
+            if set(heard) & set(numbers):
+                stop.set()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    listener = threading.Thread(target=listen, name="signals", daemon=True)
+    listener.start()
+    outer = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(outer)
+        os.close(writing)
+        listener.join()
+        os.close(reading)
 
 
 def at_start(stop: threading.Event, checks: Mapping[str, Check]) -> bool:

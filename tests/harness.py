@@ -49,7 +49,13 @@ class Services:
         process = processes.spawn(
             f"{service}-{len(self.started)}",
             [sys.executable, "-m", f"services.{service}", *arguments],
-            environment={**inherited, **self.servers.environment(role), **self.settings, **environment},
+            environment={
+                **inherited,
+                **self.servers.environment(role),
+                "PYTHONFAULTHANDLER": "1",
+                **self.settings,
+                **environment,
+            },
             log=self.logs / f"{service}-{len(self.started)}.log",
             directory=ROOT,
             tethered=True,
@@ -128,6 +134,14 @@ class Services:
 
     def tails(self) -> str:
         return "\n".join(f"--- {process.name}\n{process.tail(30)}" for process in self.started)
+
+    def stacks(self) -> str:
+        """Ends what hangs, and shows where each of its threads was."""
+        for process in self.started:
+            if process.alive():
+                os.kill(process.pid, signal.SIGABRT)
+                until(lambda process=process: not process.alive(), SECONDS, f"{process.name} is ended")
+        return "\n".join(f"--- {process.name}\n{process.tail(200)}" for process in self.started)
 
     def stop(self, *which: Process, grace: float = 20) -> None:
         processes.stop(which or self.started, grace=grace)

@@ -74,7 +74,8 @@ def test_servers_that_are_away_fail_no_probe(servers: Servers, services: Service
         for process in running:
             os.kill(process.pid, signal.SIGTERM)
         for name, folder in probes.items():
-            until(lambda folder=folder: not (folder / "ready").exists(), SECONDS, f"{name} is ready no more")
+            what = f"{name} is ready no more"
+            until(lambda folder=folder: not (folder / "ready").exists(), SECONDS, what, detail=services.stacks)
 
 
 def test_a_broker_that_hangs_in_between_is_left(servers: Servers, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How a service starts: all servers are asked at once, again for a while, and what is wrong is told together."""
 
+import signal
 import threading
 import time
 from pathlib import Path
@@ -96,3 +97,24 @@ def test_a_variable_that_nobody_reads_is_warned_of(tmp_path: Path, monkeypatch: 
         "warning",
         "FEDQ_LAESE_S is not read by anybody; is FEDQ_LEASE_S meant?",
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_another_thread_got_stops_a_service_that_waits(number: signal.Signals) -> None:
+    """Python's own handler would run when the wait of the main thread is over."""
+    before = signal.getsignal(number)
+    with service.until_stopped() as stop:
+        got = threading.Thread(target=lambda: signal.pthread_kill(threading.get_ident(), number))
+        threading.Timer(0.05, got.start).start()
+        assert stop.wait(SOON)
+    assert signal.getsignal(number) is before
+
+
+def test_any_other_signal_stops_nothing() -> None:
+    with service.until_stopped() as stop:
+        before = signal.signal(signal.SIGUSR1, lambda *_: None)
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+            assert not stop.wait(0.05)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
