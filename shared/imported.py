@@ -15,8 +15,10 @@ from pathlib import Path
 
 MANY = 500  #: source files in a package that are still read for its digest
 
-#: Where Python is, and what is installed: a module from there is nobody's own, unless a job names its package.
-_INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+#: Where Python is: a module from there is nobody's own, unless a job names its package.
+_PYTHON = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
+#: Nor is what is installed, for all, for one user, or for another environment that this one sees.
+_INSTALLED = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "dist-packages"))
 
 Stamp = tuple[int, int] | None  # another one when a file is written; None when it is gone
 
@@ -37,12 +39,11 @@ def importing(package: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _take_down()
+        take_down()
 
 
 def changed() -> list[str]:
-    """The files of the user's modules that are not as they were; takes 0.2 ms beside torch."""
-    _take_down()  # what a function imported when it was called
+    """The files of the user's modules that are not as they were when they were taken down."""
     # A list, since another thread of an aggregator may be importing meanwhile.
     return sorted(file for file, stamp in list(_files.items()) if _stamp(file) != stamp)
 
@@ -68,15 +69,20 @@ def digest(modules: tuple[str, ...]) -> str:
     return found.hexdigest()
 
 
-def _take_down() -> None:
+def take_down() -> None:
+    """Takes down what was imported since the last time, by a function that was called too; 0.2 ms beside torch."""
     global _seen
     known, _seen = _seen, set(sys.modules)
     for name in _seen - known:
         file = _file(sys.modules.get(name))
         if file is None or file in _files:
             continue
-        if name.partition(".")[0] in _named or not (name in _before or file.startswith(_INSTALLED)):
+        if name.partition(".")[0] in _named or not (name in _before or _is_installed(file)):
             _files[file] = _stamp(file)
+
+
+def _is_installed(file: str) -> bool:
+    return file.startswith(_PYTHON) or any(folder in file for folder in _INSTALLED)
 
 
 def _file(module: object) -> str | None:

@@ -77,6 +77,7 @@ def find(name: str, section: str) -> Callable[..., Any]:
 
 def check_unchanged(section: str) -> None:
     """`BadInput` where this process would go on with code that was replaced on its disk."""
+    imported.take_down()
     if files := imported.changed():
         raise BadInput(f"{section}.name: {files[0]} has changed since it was imported; restart {_policy.process}")
 

@@ -47,6 +47,7 @@ def main() -> None:
                 say(UNAVAILABLE, str(error))
             else:
                 say(DONE)
+            imported.take_down()  # now, while nobody waits for it
 
 
 def line(work: Order | EvaluateModel, tries: int) -> bytes:

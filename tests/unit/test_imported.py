@@ -42,6 +42,7 @@ def test_what_is_edited_after_its_import_is_known(package: Path) -> None:
     edit(package / "late.py")
     assert imported.changed() == []
     importlib.import_module(f"{package.name}.late")
+    imported.take_down()
     assert imported.changed() == []
     edited = [
         package / "late.py",
@@ -107,6 +108,20 @@ def test_what_was_there_before_is_nobodys_own(package: Path) -> None:
 
     assert len(imported._files) == 4
     assert not any(file == module.__file__ for file in imported._files for module in (pytest, sys.modules[__name__]))
+
+
+@pytest.mark.parametrize("folder", ["lib/python3.12/site-packages", ".local/lib/python3/dist-packages"])
+def test_what_is_installed_is_nobodys_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    """Wherever: for one user, or for another environment that this one sees."""
+    name = "job_lib_" + "".join(letter for letter in tmp_path.name if letter.isalnum())
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / folder)
+    before = set(imported._files)
+    with imported.importing("job_package"):
+        importlib.import_module(name)
+
+    assert set(imported._files) == before
 
 
 def test_the_digest_is_that_of_a_packages_files(package: Path, tmp_path: Path) -> None:
