@@ -1,5 +1,10 @@
 """`python -m services.aggregator`: builds the edges, takes jobs, hands them over when asked to stop."""
 
+from shared import early
+
+if __name__ == "__main__":
+    early.heed_signals()  # before the imports that take long
+
 import argparse
 import os
 import socket

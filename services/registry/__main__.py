@@ -1,5 +1,10 @@
 """`python -m services.registry`: hears heartbeats, keeps the roster, and answers over HTTP until asked to stop."""
 
+from shared import early
+
+if __name__ == "__main__":
+    early.heed_signals()  # before the imports that take long
+
 import argparse
 import os
 import socket

@@ -1,5 +1,10 @@
 """Runs a trainer: `python -m services.trainer --pool cpu --slots 2`, or `--client hospital-a` for a silo."""
 
+from shared import early
+
+if __name__ == "__main__":
+    early.heed_signals()  # before the imports that take long
+
 import argparse
 import functools
 import os
