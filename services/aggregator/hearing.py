@@ -58,7 +58,9 @@ def _refuse(seat: Seat, state: rounds.State, update: ModelUpdate, refused: Refus
         seat.edges.ledger.reject(seat.job, seat.fence, number, client, reason)
     seat.log.warning("refused", round=number, client=update.client, clients=len(clients), reason=str(refused))
     seat.faults.note("refused", f"{update.client}: {refused}", number)
-    return tuple(moves.Rejected(client, reason, final) for client in clients)
+    rejected = tuple(moves.Rejected(client, reason, final) for client in clients)
+    # Whoever it says has failed has answered as well, though what the others gave is no use.
+    return (*_on_failure(seat, state, update.failures), *rejected) if final else rejected
 
 
 def _on_failure(seat: Seat, state: rounds.State, failures: Mapping[str, str]) -> Happenings:

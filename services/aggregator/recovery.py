@@ -83,7 +83,10 @@ def _tell(blobs: Blobs, key: str, number: int, abandoned: int, turnout: Turnout)
             cohort: list[str] = []
             accepted: set[str] = set()
             rejected: dict[str, str] = {}
-            for piece in parts.pieces(blobs, key, blobs.get_json(key)):
+            record = blobs.get_json(key)
+            # Where all have been heard, only reasons are news: the parts of a long record may be many, and stay unread.
+            news = parts.count(record, "rejected") or not turnout.complete
+            for piece in parts.pieces(blobs, key, record) if news else ():
                 told = piece["accepted"] if abandoned else (update["client"] for update in piece["updates"])
                 cohort.extend(map(str, piece["cohort"]))
                 accepted.update(map(str, told))

@@ -56,7 +56,8 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
             seat.memory = memory.read(parts.joined(seat.edges.blobs, histories, head))
         seat.remembered = left["memory"]
     if seat.spec.evaluate.where != "server":  # what the next round's end tells selection
-        with _evaluation(seat, committed) as found:
+        with _evaluation(seat, committed) as head:
+            found = parts.joined(seat.edges.blobs, names.evaluation_blob(seat.job, committed), head)
             seat.evaluated = {client: figures(own) for client, own in found.get("clients", {}).items()}
     _recall_bases(seat, committed)
     _recall_soundness(seat, committed)
@@ -84,10 +85,10 @@ def _pieces(seat: Seat, number: int, manifest: dict[str, Any]) -> Iterator[parts
 
 @contextmanager
 def _evaluation(seat: Seat, number: int) -> Iterator[dict[str, Any]]:
-    """The record of a round's evaluation; empty where there was none."""
+    """The record of a round's evaluation, or its head where it is long; empty where there was none."""
     key = names.evaluation_blob(seat.job, number)
     with reading(key):
-        yield parts.joined(seat.edges.blobs, key, recovery.optional(seat.edges.blobs, key) or {})
+        yield recovery.optional(seat.edges.blobs, key) or {}
 
 
 def _ref(found: Any) -> BlobRef | None:

@@ -48,6 +48,11 @@ class Turnout:
         self._failed += failed
         self._refused += len(rejected) - failed
 
+    @property
+    def complete(self) -> bool:
+        """True where each of the job's clients was heard in some round."""
+        return self._marks.count(HEARD) == len(self._marks)
+
     def missing(self) -> Missing:
         """The summary for the job's end."""
         return Missing(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shared import names
@@ -16,7 +17,7 @@ from shared.events import (
     TrainingEnd,
     encode,
 )
-from tests.integration.test_aggregator import Trainers, aggregators, spec, start, trainers
+from tests.integration.test_aggregator import UPDATES, Trainers, aggregators, spec, start, trainers
 
 __all__ = ["aggregators", "trainers"]  # fixtures
 
@@ -63,6 +64,29 @@ def test_an_update_that_fails_a_stranger_counts_for_nothing(servers: Any, aggreg
     manifest = servers.blobs().get_json(names.manifest_blob(job, 1))
     assert len(manifest["updates"]) == 4
     assert manifest["rejected"]["nobody-9"] == "nobody-9 is not in the round's cohort"
+
+
+def test_who_failed_beside_a_refused_update_is_not_waited_for(
+    servers: Any, aggregators: Any, trainers: Trainers
+) -> None:
+    """One answer tells of a batch: where what some gave cannot be folded, the others have failed all the same."""
+    aggregators()
+
+    def answer(event: RoundStart, client: str) -> None:
+        if event.round == 0 or client in ("client-2", "client-3"):
+            trainers.answer(event, client)
+        elif client == HOSTILE:
+            file = trainers.file(event, client)
+            UPDATES.flat(file)[3] = np.inf
+            trainers.send(event, client, file, failures={"client-0": "no data"})
+
+    job = start(trainers, spec(rounds={"count": 1, "minimum": 2, "deadline": "10m"}))
+    end = trainers.until(TrainingEnd, answer)
+    assert (end.outcome, end.missing.failed, end.missing.refused) == ("finished", 1, 1), end.reason
+    assert servers.blobs().get_json(names.manifest_blob(job, 1))["rejected"] == {
+        "client-0": "could not train: no data",
+        HOSTILE: "its update is refused: holds NaN or Inf",
+    }
 
 
 @pytest.mark.parametrize("number", [3, 1_000_000])

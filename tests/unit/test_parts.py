@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared import names, parts
-from shared.blobs import NotFound
+from shared import names, parts, records
+from shared.blobs import MAX_RECORD, NotFound
 from shared.errors import Refused
 from tests.simulation.fakes import FakeBlobs
 
@@ -162,3 +162,36 @@ def test_a_part_that_is_gone_is_not_found() -> None:
 
     with pytest.raises(NotFound):
         parts.joined(blobs, KEY, head)
+
+
+@pytest.mark.parametrize("long", [parts.LONGEST, 100])
+def test_a_length_is_not_found_by_indenting(monkeypatch: pytest.MonkeyPatch, long: int) -> None:
+    """That takes many times as long, of each round's record, while its trainers wait."""
+    indented: list[int | None] = []
+    dumps = records.dumps
+
+    def told(document: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
+        indented.append(indent)
+        return dumps(document, indent=indent, separators=separators)
+
+    monkeypatch.setattr(parts, "LONGEST", long)
+    monkeypatch.setattr(records, "dumps", told)
+    parts.split(FakeBlobs(), KEY, {"cohort": [f"client-{number:03d}" for number in range(parts.FEW + 1)]}, FIELDS)  # type: ignore[arg-type]
+
+    assert indented
+    assert set(indented) == {None}
+
+
+def test_the_longest_whole_record_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of figures with the shortest names, where indenting adds most."""
+    monkeypatch.setattr(parts, "LONGEST", 1 << 20)
+    figures = {"metrics": {chr(97 + number): 0 for number in range(26)}}
+    document: dict[str, Any] = {"updates": []}
+    while parts.split(FakeBlobs(), KEY, document, FIELDS).get("parts") is None:  # type: ignore[arg-type]
+        longest = len(records.dumps(document, indent=2))
+        document = {
+            "updates": [{"client": f"{number:05d}", **figures} for number in range(len(document["updates"]) + 500)]
+        }
+
+    assert longest > parts.LONGEST
+    assert longest <= 3 * parts.LONGEST < MAX_RECORD

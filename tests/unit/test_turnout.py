@@ -95,3 +95,23 @@ def test_a_later_owner_reads_what_earlier_ones_committed() -> None:
     turnout = Turnout(Listed([*cohort, "late"]))
     recovery.recall(blobs, JOB, 3, turnout)
     assert turnout.missing() == Missing(clients=1, first=("late",), refused=2, failed=1)
+
+
+def test_where_all_were_heard_long_records_are_not_read_but_for_their_reasons() -> None:
+    """A job of many rounds and clients ends as soon after a change of owner as before one."""
+    blobs: Any = FakeBlobs()
+    cohort = [f"c-{number:05d}" for number in range(parts.MOST + 1)]
+    for number in (1, 2, 3):
+        rejected = {"c-00000": "could not train: no data"} if number == 3 else {}
+        record = {"cohort": cohort, "updates": [{"client": client} for client in cohort], "rejected": rejected}
+        key = names.manifest_blob(JOB, number)
+        head = parts.split(blobs, key, record, closing.OF_CLIENTS)
+        blobs.put_json(key, head)
+        if number == 2:
+            for part in head["parts"]:
+                del blobs.held[part["key"]]
+
+    turnout = Turnout(Listed(cohort))
+    recovery.recall(blobs, JOB, 3, turnout)
+    assert [number for number in range(5) if turnout.knows(number)] == [1, 2, 3]
+    assert turnout.missing() == Missing(failed=1)

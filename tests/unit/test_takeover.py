@@ -1,0 +1,34 @@
+"""What an owner reads of the record that others left."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from services.aggregator import takeover
+from shared import jobs, names, parts
+from tests.simulation.fakes import FakeBlobs
+
+JOB = "taken-aaaaaa"
+
+
+def test_of_earlier_evaluations_the_heads_are_enough() -> None:
+    """What each of many clients measured is in parts, which nobody needs of a round that is long over."""
+    blobs: Any = FakeBlobs()
+    clients = [f"c-{number:05d}" for number in range(parts.MOST + 1)]
+    for number in range(3):
+        key = names.evaluation_blob(JOB, number)
+        record = {"metrics": {"local_accuracy": number / 10}, "clients": {client: {"loss": 0.5} for client in clients}}
+        head = parts.split(blobs, key, record | {"unsound": {"since": {"loss": 1}, "clients": []}}, ("clients",))
+        blobs.put_json(key, head)
+        for part in head["parts"]:
+            del blobs.held[part["key"]]
+    spec = jobs.parse({
+        "name": "taken", "model": {"name": "softmax"}, "pool": "cpu", "rounds": {"count": 5},
+        "data": {"name": "digits", "clients": 3, "local_test": 0.2},
+        "evaluate": {"every": 1, "where": "clients", "stop": {"metric": "local_accuracy", "target": 0.9}},
+    })  # fmt: skip
+    seat: Any = SimpleNamespace(job=JOB, spec=spec, progress={}, edges=SimpleNamespace(blobs=blobs))
+
+    assert takeover._recall_progress(seat, 2) == ""
+    assert seat.progress == {0: 0.0, 1: 0.1, 2: 0.2}
+    takeover._recall_soundness(seat, 2)
+    assert (seat.judged, seat.unsound.since) == (2, {"loss": 1})
