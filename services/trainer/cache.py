@@ -22,6 +22,9 @@ from shared.weights import File
 
 log = structlog.get_logger()
 
+MOST = (
+    256  #: files that are kept: each is looked at when another comes, and a job of tiny models has thousands of rounds
+)
 OPEN = 2  #: files that stay mapped: a model, and what else its round needs
 
 
@@ -35,7 +38,7 @@ class Shortcut:
 
 
 class Cache:
-    """Files `<digest>.safetensors` in one directory, at most `limit` bytes, least recently used first to go."""
+    """Files `<digest>.safetensors` in one directory, `MOST` and `limit` bytes at most; least recently used go first."""
 
     def __init__(self, directory: Path, limit: int, blobs: Blobs) -> None:
         self._directory, self._limit, self._blobs = directory, limit, blobs
@@ -126,9 +129,9 @@ class Cache:
                     found = path.stat()
                     files.append((path == newest, found.st_mtime, found.st_size, path))
         room = self._limit
-        for is_newest, _, size, path in sorted(files, reverse=True):
+        for place, (is_newest, _, size, path) in enumerate(sorted(files, reverse=True)):
             room -= size
-            if room < 0 and not is_newest:
+            if (room < 0 or place >= MOST) and not is_newest:
                 path.unlink(missing_ok=True)  # who has it mapped keeps it
 
     def _sweep(self) -> None:

@@ -1,5 +1,6 @@
 """What lies in a node's cache may be anything; a model is what its digest says, or it is fetched."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,3 +58,17 @@ def test_a_difference_that_is_longer_than_all_models_reserves_nothing(tmp_path: 
     shortcut = Shortcut(before.digest, huge, lambda previous, _: np.flip(previous))
 
     assert cache.get(ref, shortcut).tobytes() == CONTENT[::-1]
+
+
+def test_a_long_jobs_models_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small they are: each new one looks at all that are there, before its round is trained."""
+    monkeypatch.setattr("services.trainer.cache.MOST", 3)
+    blobs: Any = FakeBlobs()
+    cache = Cache(tmp_path, GIB, blobs)
+    refs = [blobs.put(f"model-{number}", bytes([number]) * 8) for number in range(9)]
+    for number, ref in enumerate(refs):
+        assert cache.get(ref).tobytes() == bytes([number]) * 8
+        os.utime(tmp_path / f"{ref.digest}.safetensors", (number, number))
+
+    kept = {path.stem for path in tmp_path.glob("*.safetensors")}
+    assert kept == {ref.digest for ref in refs[-3:]}
