@@ -6,6 +6,7 @@ The only module that knows pika. A pika connection belongs to one thread: others
 import functools
 import random
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pika
+import pika.data
 import pika.exceptions
 import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
@@ -414,6 +416,23 @@ def deliveries(headers: Mapping[str, Any]) -> int:
     counts = [headers.get(name) for name in COUNTS]
     # pika has an int of its own for AMQP's 64 bits.
     return 1 + max(count if isinstance(count, int) and count > 0 else 0 for count in counts)
+
+
+def _table(encoded: bytes, offset: int) -> tuple[dict[Any, Any], int]:
+    """Headers as pika reads them; none where it cannot: its error, of a date too far away say, ends the connection.
+
+    And the message would come again by the next one. Nobody here goes by a stranger's headers.
+    """
+    try:
+        found: tuple[dict[Any, Any], int] = _as_pika_reads(encoded, offset)
+    except Exception:  # whatever it brings out of the parser
+        (size,) = struct.unpack_from(">I", encoded, offset)
+        return {}, offset + 4 + size
+    return found
+
+
+_as_pika_reads = pika.data.decode_table
+pika.data.decode_table = _table
 
 
 def _declare(channel: BlockingChannel, wanted: Queue) -> None:

@@ -44,6 +44,8 @@ def fault(message: Any) -> str | None:
     try:
         if len(message.body) > MAX_BODY:
             return f"it has {len(message.body)} bytes"
+        if "unreadable" in message.headers:
+            return f"its headers cannot be read: {plain(str(message.headers['unreadable']))[:100]}"
         own = {name: value for name, value in message.headers.items() if name not in _BROKERS}
         (argument,), _, _ = msgpack.unpackb(message.body, strict_map_key=True)
         task = Task(own["task"], own["id"], own["argsrepr"], argument)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import amqp
 import structlog
+from amqp import method_framing
 from amqp.exceptions import AMQPError, NotFound, ResourceLocked
 from billiard.exceptions import RestartFreqExceeded
 from celery import Celery, bootsteps
@@ -33,7 +35,7 @@ from kombu.common import ignore_errors
 from kombu.entity import Exchange, Queue
 
 from services.trainer.board import Board
-from services.trainer.message import fault
+from services.trainer.message import CONTENT_ENCODING, fault
 from shared import names, topology
 from shared.errors import BadInput, FedqError, Unavailable, tls_trouble
 from shared.probes import Loop
@@ -111,6 +113,46 @@ def _with_queue(app: Celery, settings: Trainer, group: str) -> dict[str, Any]:
         "task_default_routing_key": queue.name,
         "worker_consumer": f"{__name__}:Consumer",
     }
+
+
+class Content(amqp.Message):  # type: ignore[misc]
+    """A message as it comes, of which nothing is obeyed before `fault` has seen it.
+
+    Headers or a routing key that cannot be read would end Celery. By itself it would also unpack a body, to whatever
+    length, and decode it by any codec that the message names.
+    """
+
+    properties: dict[str, Any]
+
+    def __init__(self, frame_method: tuple[int, int], frame_args: memoryview) -> None:
+        super().__init__(frame_method=frame_method, frame_args=_with_readable_key(frame_method, frame_args))
+
+    def _load_properties(self, class_id: int, buf: memoryview, offset: int) -> int:
+        try:
+            after: int = super()._load_properties(class_id, buf, offset)
+        except Exception as error:  # a stranger's bytes: whatever they bring out of a parser is their fault
+            self.properties = {"application_headers": {"unreadable": f"{type(error).__name__}: {error}"}}
+            return offset
+        headers = self.properties.get("application_headers", {})
+        if "compression" in headers:
+            headers["compressed"] = headers.pop("compression")
+        if self.properties.get("content_encoding") != CONTENT_ENCODING:
+            self.properties.pop("content_encoding", None)
+        return after
+
+
+def _with_readable_key(method: tuple[int, int], arguments: memoryview) -> memoryview | bytes:
+    """The arguments of a delivery; its routing key, their last one, is one of '?' where it is no text."""
+    if method != amqp.spec.Basic.Deliver:
+        return arguments
+    raw = bytes(arguments)
+    exchange = 1 + raw[0] + 9  # behind the consumer's tag, the delivery's, and whether it is another one
+    key = exchange + 1 + raw[exchange] + 1
+    text = raw[key:].decode("ascii", "replace").replace("\ufffd", "?")
+    return raw[:key] + text.encode()
+
+
+method_framing.Message = Content
 
 
 class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no types
