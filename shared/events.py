@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
 )
 
 from shared.errors import BadMessage
@@ -75,6 +76,14 @@ def fitting(figures: Mapping[str, float]) -> dict[str, float]:
     return dict(islice(((name, value) for name, value in figures.items() if len(name) <= LABEL), FIGURES))
 
 
+def _one_of_each(states: tuple[Any, ...], told: ValidationInfo) -> tuple[Any, ...]:
+    """The clients' states, as many as there are clients, or none at all."""
+    clients = told.data.get("cohort", told.data.get("clients", states))
+    if states and len(states) != len(clients):
+        raise ValueError(f"there are {len(states)} for {len(clients)} clients")
+    return states
+
+
 class Value(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -84,6 +93,9 @@ class StateRef(Value):
 
     size: Count
     digest: Digest
+
+
+States = Annotated[tuple[StateRef | None, ...], AfterValidator(_one_of_each)]
 
 
 class Member(Value):
@@ -174,7 +186,7 @@ class RoundStart(Event):
     fence: Fence = 0
     again: bool = False
     cohort_size: Count = 0  # of the whole round: the grid of partial folds follows from it
-    states: tuple[StateRef | None, ...] = ()  # of each of the cohort, as it was when last an update of it counted
+    states: States = ()  # of each of the cohort, as it was when last an update of it counted
     server: BlobRef | None = None  # the server state, where clients need it to train
     previous: Digest | None = None  # of the model before the base
     delta: BlobRef | None = None  # what makes the base of it, compressed
@@ -220,7 +232,7 @@ class EvaluateModel(Event):
     model: BlobRef
     spec: JobSpec
     clients: tuple[Name, ...] = ()  # whose own held-out examples it is evaluated on; none: the server's test set
-    states: tuple[StateRef | None, ...] = ()  # of each of them
+    states: States = ()  # of each of them
     part: Count = 0  # of the round's evaluation
 
     @property

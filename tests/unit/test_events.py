@@ -332,6 +332,14 @@ def test_arguments_that_no_task_could_hold_are_refused_as_they_are_read(value: A
         decode("round-start", body_of(start, spec=spec))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_states_are_one_of_each_client(count: int) -> None:
+    """Whoever handed the work on would look for one that is not there."""
+    start = RoundStart(job=JOB, group="cpu", round=1, attempt=1, base=None, cohort=("a", "b"), spec=SPEC, deadline=0)
+    with pytest.raises(BadMessage, match=f"states: Value error, there are {count} for 2 clients"):
+        decode("round-start", body_of(start, states=[None] * count))
+
+
 def test_an_event_above_64_kib_is_not_made() -> None:
     """The sender is told, with both sizes."""
     cohort = tuple(f"client-{number:056}" for number in range(1000))
