@@ -126,8 +126,9 @@ class Cache:
         for path in self._directory.iterdir():
             if path.suffix == ".safetensors":
                 with suppress(FileNotFoundError):  # another process evicts too
-                    found = path.stat()
-                    files.append((path == newest, found.st_mtime, found.st_size, path))
+                    found = path.lstat()
+                    if stat.S_ISREG(found.st_mode):  # what else has such a name is not ours to remove
+                        files.append((path == newest, found.st_mtime, found.st_size, path))
         room = self._limit
         for place, (is_newest, _, size, path) in enumerate(sorted(files, reverse=True)):
             room -= size
@@ -137,7 +138,7 @@ class Cache:
     def _sweep(self) -> None:
         """Removes what processes that were killed had begun to download: nobody holds its lock."""
         for part in self._directory.glob("*.part"):
-            with suppress(BlockingIOError), self._lock(part.name, fcntl.LOCK_NB):
+            with suppress(BlockingIOError, IsADirectoryError), self._lock(part.name, fcntl.LOCK_NB):
                 part.unlink(missing_ok=True)
 
     @contextmanager

@@ -38,6 +38,22 @@ def test_a_file_that_is_not_the_models_is_fetched(tmp_path: Path, what: str) -> 
     assert cache.received == len(CONTENT)
 
 
+@pytest.mark.parametrize("what", ["another file", "itself", "a folder"])
+def test_what_is_no_file_of_the_cache_stays_and_hinders_nobody(tmp_path: Path, what: str) -> None:
+    """Though it has the name of one, and the cache is full."""
+    blobs: Any = FakeBlobs()
+    ref = blobs.put("model", CONTENT)
+    strange = tmp_path / "cache" / f"{'0' * 64}.safetensors"
+    part = strange.with_suffix(".part")
+    part.mkdir(parents=True)
+    part.parent.chmod(0o700)
+    cache = Cache(tmp_path / "cache", len(CONTENT), blobs)
+    SPOILT[what](strange)
+
+    assert cache.get(ref).tobytes() == CONTENT
+    assert strange.is_symlink() or strange.is_dir()
+
+
 def test_an_empty_blob_is_one(tmp_path: Path) -> None:
     """Nothing can be mapped of it."""
     blobs: Any = FakeBlobs()
