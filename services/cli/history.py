@@ -10,7 +10,7 @@ from shared.blobs import Blobs, NotFound
 from shared.errors import BadInput, Refused, Unavailable
 from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
 from shared.jobs import JobSpec
-from shared.ledger import JobRecord, Ledger, Wanted
+from shared.ledger import WISHES, JobRecord, Ledger, Wanted
 from shared.records import figures, reading
 from shared.text import plain
 
@@ -182,8 +182,7 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
         checked(key, result, outcome=str, reason=str, started=NUMBER, ended=NUMBER, metrics=dict)
         with reading(key):
             started, ended, metrics = float(result["started"]), float(result["ended"]), figures(result["metrics"])
-    wish = optional(blobs, names.wanted_blob(job)) or {}
-    wanted = Wanted(wish.get("wanted", "running"), wish.get("reason", ""))
+    wanted = _wish(blobs, job)
     status, detail = "queued", "read from the object store; waiting for an aggregator"
     if result is not None:
         status, detail = result["outcome"], plain(result["reason"])
@@ -203,6 +202,18 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
         metrics=metrics,
         wanted=wanted,
     )
+
+
+def _wish(blobs: Blobs, job: str) -> Wanted:
+    """What an operator wants of a job, by the store; that it runs where nobody said otherwise."""
+    key = names.wanted_blob(job)
+    found = optional(blobs, key)
+    if found is None:
+        return Wanted()
+    with reading(key):
+        if found["wanted"] not in WISHES:
+            raise ValueError(f"wanted is none of {', '.join(WISHES)}")
+        return Wanted(found["wanted"], plain(str(found.get("reason", ""))))
 
 
 def manifest(blobs: Blobs, job: str, number: int) -> dict[str, Any] | None:

@@ -134,3 +134,21 @@ def test_bytes_that_are_none_are_refused(count: Any) -> None:
     found[names.manifest_blob(JOB, 1)]["traffic"]["up"] = count
     with pytest.raises(Refused, match=r"traffic.up is no number of files or bytes"):
         read_all(found)
+
+
+@pytest.mark.parametrize("wish", [{"wanted": ["paused"]}, {"wanted": "asleep"}, {"reason": "mine"}])
+def test_a_wish_that_is_none_is_refused(wish: dict[str, Any]) -> None:
+    """It would go on into Redis, which takes words alone."""
+    with pytest.raises(Refused, match=r"wanted\.json is no such record: wanted is"):
+        history.record(cast(Blobs, Kept(RECORDS | {names.wanted_blob(JOB): wish})), JOB)
+
+
+@pytest.mark.parametrize(("reason", "shown"), [("a\x1b[31mb", "a\ufffd[31mb"), (5, "5")])
+def test_the_reason_of_a_wish_only_shows(reason: Any, shown: str) -> None:
+    """A terminal obeys nothing of it."""
+    found = {key: record for key, record in RECORDS.items() if key != names.result_blob(JOB)}
+    found[names.wanted_blob(JOB)] = {"wanted": "paused", "reason": reason}
+    record = history.record(cast(Blobs, Kept(found)), JOB)
+
+    assert record is not None
+    assert (record.status, record.detail, record.wanted.reason) == ("paused", shown, shown)
