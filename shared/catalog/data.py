@@ -74,7 +74,7 @@ Numbered = Annotated[
         }
     ),
 ]
-Column = Annotated[str, AfterValidator(str.strip), AfterValidator(_composed)]
+Column = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_composed)]
 Columns = Annotated[tuple[Column, ...], Field(min_length=1), AfterValidator(_different)]
 
 
@@ -150,7 +150,7 @@ class Natural(Strict):
     """
 
     name: Literal["natural"] = "natural"
-    key: str | None = None
+    key: Column | None = None
 
 
 PartitionSpec = Annotated[Iid | Dirichlet | Classes | Shards | Quantity | QSampler | Natural, Choice("data.partition")]
@@ -250,9 +250,9 @@ class Csv(InFiles):
     """Rows of numbers with one column of labels; `path` is a file below FEDQ_DATA_DIR."""
 
     name: Literal["csv"] = "csv"
-    label: str = "label"  # the column
+    label: Column = "label"
     columns: Columns | None = None  # the features, in their order; all that are left where it is left out
-    drop: tuple[str, ...] = ()  # columns that are no features
+    drop: tuple[Column, ...] = ()  # columns that are no features
     scale: StrictBool = True  # each feature to mean 0 and deviation 1: by `statistics`, else by all rows of the file
     statistics: Statistics | None = None
 

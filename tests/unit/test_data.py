@@ -572,6 +572,10 @@ def test_an_archive_may_be_shared_out_by_an_array(folder: Path) -> None:
             "labels from -1 to 0; they are counted from 0",
         ),
         ({"x": np.zeros((0, 2)), "y": np.zeros(0, int)}, r"x has shape \[0, 2\] and float64; it is numbers"),
+        (
+            {"x": np.zeros((4, 2)), "y": np.array([0, 1, 2, 2**64 - 1], np.uint64)},
+            "y is an array with labels from 0 to 18",
+        ),
         ({"x": np.array([[{}]] * 4), "y": np.zeros(4, int)}, "no NumPy archive of plain arrays: x holds objects"),
     ],
 )

@@ -308,3 +308,61 @@ def _colours(file: Path, levels: np.ndarray) -> None:
             for name, body in parts
         )
     )
+
+
+def test_folders_whose_names_look_the_same_are_one_class(tmp_path: Path) -> None:
+    """One system writes é as one character, another as two; blanks around a label do not count in a table either."""
+    for folder in ("caf\u00e9", "cafe\u0301", "tea", " tea "):
+        save(tmp_path, f"{folder}/a.png", BYTES)
+    found = read(tmp_path)
+
+    assert (found.names, sorted(found.y.tolist())) == (("café", "tea"), [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("folders", "sentence"),
+    [
+        (("cat", "Cat"), "the folders (cat and Cat|Cat and cat) differ in capitals alone; join them, or declare both"),
+        (("cat", "dog\n"), None),
+        (("cat", "d\to"), r"the folder 'd\\to' has characters that cannot be shown; rename it"),
+        (("cat", "\udcff"), r"the folder '\\udcff' has characters that cannot be shown; rename it"),
+    ],
+)
+def test_a_folder_that_is_no_clear_class_is_refused(
+    tmp_path: Path, folders: tuple[str, str], sentence: str | None
+) -> None:
+    """A class is a word in records and tables, and what is spelled twice is two classes."""
+    for folder in folders:
+        save(tmp_path, f"{folder}/a.png", BYTES)
+    if sentence is None:
+        assert read(tmp_path).names == ("cat", "dog")
+        return
+    with pytest.raises(BadInput, match=sentence):
+        read(tmp_path)
+
+
+def test_both_spellings_of_a_class_may_be_declared_and_letters_differ_in_size(tmp_path: Path) -> None:
+    """As FEMNIST's classes do."""
+    for folder in ("a", "A", "cat", "Cat"):
+        save(tmp_path, f"{folder}/a.png", BYTES)
+
+    assert read(tmp_path, classes=("a", "A", "cat", "Cat")).names == ("a", "A", "cat", "Cat")
+
+
+def test_an_image_of_which_white_would_leave_nothing_is_refused(tmp_path: Path) -> None:
+    """White signs would all be the same blank square; a white page that is not transparent is what it is."""
+    sign = Image.merge("LA", (Image.new("L", (16, 16), 255), Image.fromarray(BYTES)))
+    for image in (sign, Image.new("RGBA", (16, 16), (9, 9, 9, 0))):
+        with pytest.raises(BadInput, match=r"a\.png: it is white, or nothing, on a transparent ground"):
+            pixels(save(tmp_path, "a.png", image))
+
+    assert pixels(save(tmp_path, "a.png", Image.new("RGBA", (16, 16), "white"))).min() == 255
+
+
+@pytest.mark.parametrize("ending", ["apng", "dib", "ico", "jpx", "NII", "arw"])
+def test_an_image_of_another_kind_is_not_left_out_in_silence(tmp_path: Path, ending: str) -> None:
+    """Its class would lack it."""
+    save(tmp_path, "a/a.png", BYTES)
+    (tmp_path / "pets" / "a" / f"b.{ending}").write_bytes(b"")
+    with pytest.raises(BadInput, match=f"b.{ending} is of a kind that is not read"):
+        read(tmp_path)

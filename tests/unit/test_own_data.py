@@ -190,3 +190,18 @@ def test_what_a_step_does_to_its_examples_is_gone_with_it() -> None:
 
     assert np.array_equal(x, X)
     assert data.client("client-0", 0)[1].tolist() == [0, 1, 2]
+
+
+def test_a_member_that_fails_is_named() -> None:
+    """It may be a property, of data that are not loaded yet."""
+
+    class Late:
+        classes = 3
+        shape = property(lambda _self: 1 // 0)
+
+        def client(self, _name: str, _index: int) -> Any: ...
+
+        def test(self) -> None: ...
+
+    with pytest.raises(BadInput, match=r"the member shape of what my:data gave failed: ZeroDivisionError: "):
+        OwnData(Late(), "my:data")

@@ -318,3 +318,9 @@ def test_a_million_draws_are_not_made_for_a_split_that_cannot_be(monkeypatch: py
     monkeypatch.setattr(partitions, "REDRAWS", 3)
     with pytest.raises(BadInput, match="3 draws with alpha"):
         dirichlet(np.arange(100) % 10, 10, 0.01, 10, 0)
+
+
+def test_weights_may_be_of_any_size() -> None:
+    """The sum of large ones is infinite, and clients would have other shares than were asked for."""
+    sizes = [share.size for share in quantity(30, 3, [1e308, 1e308, 1e308], 1.0, 1, 0)]
+    assert sizes == [10, 10, 10]

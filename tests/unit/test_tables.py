@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.trainer.data import dataset, rows, tables
 from services.trainer.data.source import Source
 from shared import jobs
-from shared.catalog.data import Csv
+from shared.catalog.data import Csv, Natural
 from shared.errors import BadInput
 
 
@@ -222,3 +222,50 @@ def test_any_number_that_float32_holds_comes_back(
     digits = 5e-7 if how == "{:e}" else 0
     for found, row in zip(source.x.tolist(), body, strict=True):
         assert all(math.isclose(*pair, rel_tol=digits) for pair in zip(found, row[:2], strict=True))
+
+
+def test_a_value_that_is_missing_among_true_and_false_is_the_one_that_is_refused(tmp_path: Path) -> None:
+    """Not the rows that are as they should be."""
+    with pytest.raises(BadInput, match="row 4, column a: no value, and it needs a number"):
+        read(tmp_path, "a,label\nTrue,0\nfalse,1\n,0\n")
+
+
+def test_a_blank_first_row_is_named(tmp_path: Path) -> None:
+    """Every row below it would have too many values."""
+    with pytest.raises(BadInput, match="its first row is blank, and it names the columns"):
+        read(tmp_path, "\na,label\n1,0\n2,1\n")
+
+
+@pytest.mark.parametrize("word", ["#N/A", "<NA>", "NaT", "-nan"])
+def test_a_program_s_word_for_a_missing_label_is_no_class(tmp_path: Path, word: str) -> None:
+    """As spreadsheets and pandas write them."""
+    with pytest.raises(BadInput, match=r"row 3, column label: (no value|a word for a missing value)"):
+        read(tmp_path, f"a,label\n1,cat\n2,{word}\n3,dog\n")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_column_that_counts_the_rows_is_no_feature_unless_it_is_named(tmp_path: Path, first: int) -> None:
+    """An index that has a name gives the class away as one without does."""
+    text = "a,index,label\n" + "".join(f"{row % 3},{row + first},{'xy'[row > 5]}\n" for row in range(tables.COUNTED))
+    with pytest.raises(BadInput, match=f"column index counts the rows from {first} on, as an index does"):
+        read(tmp_path, text)
+
+    assert read(tmp_path, text, drop=("index",)).shape == (1,)
+    assert read(tmp_path, text, columns=("index", "a")).shape == (2,)
+    assert read(tmp_path, "index,label\n1,x\n2,y\n").shape == (1,)
+
+
+def test_columns_are_found_by_names_that_look_the_same(tmp_path: Path) -> None:
+    """Those of labels, of owners and of what is left out too, as the features are."""
+    text = "a,caf\u00e9,th\u00e9,owner,label\n1,2,x,p,0\n3,4,y,q,1\n"
+    source = read(tmp_path, text, label=" the\u0301", drop=("cafe\u0301 ", "label", "owner"))
+
+    assert (source.names, source.x.tolist()) == (("x", "y"), [[1], [3]])
+    assert Natural(key=" cafe\u0301").key == "café"
+
+
+@pytest.mark.parametrize("column", [{"label": " "}, {"drop": ("",)}, {"columns": ("a", "")}])
+def test_a_column_has_a_name(column: dict[str, Any]) -> None:
+    """No file has one without."""
+    with pytest.raises(ValueError, match="at least 1 character"):
+        Csv(path="t.csv", **column)

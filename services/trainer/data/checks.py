@@ -8,6 +8,8 @@ import numpy.typing as npt
 from services.trainer.data.source import Floats, Labels
 from shared.errors import BadInput
 
+LARGEST = int(np.iinfo(np.int64).max)  #: a −1 that was made unsigned lies beyond it, and would become −1 again
+
 Array = npt.NDArray[Any]
 
 
@@ -45,7 +47,7 @@ def labels(y: Array, examples: int, classes: int | None, what: str) -> Labels:
     if y.shape != (examples,) or y.dtype.kind not in "iub":
         raise BadInput(f"{what} of shape {list(y.shape)} and {y.dtype}; {_wanted(y, examples)}")
     least, most = (int(y.min()), int(y.max())) if examples else (0, 0)
-    if least < 0 or (classes is not None and most >= classes):
+    if least < 0 or most > LARGEST or (classes is not None and most >= classes):
         counted = "they are counted from 0" if classes is None else f"there are {classes} classes, counted from 0"
         raise BadInput(f"{what} with labels from {least} to {most}; {counted}")
     return y.astype(np.int64)

@@ -1,5 +1,6 @@
 """Images in a folder for each class, as torchvision's ImageFolder has them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import normalize
 
@@ -14,8 +15,9 @@ from shared.errors import BadInput
 ENDINGS = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
 ENDINGS |= {".webp"}
 #: What holds images too, but is not read: to leave it out in silence would lose examples.
-UNREAD = {".avif", ".cr2", ".dcm", ".dng", ".exr", ".hdr", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".nef", ".npy"}
-UNREAD |= {".npz", ".psd", ".svg", ".tga"}
+UNREAD = {".apng", ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dib", ".dng", ".exr", ".hdr", ".heic", ".heif"}
+UNREAD |= {".ico", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".mha", ".nef", ".nii", ".npy", ".npz", ".nrrd"}
+UNREAD |= {".orf", ".pam", ".pcx", ".pfm", ".psd", ".raf", ".rw2", ".sgi", ".svg", ".tga", ".xbm"}
 SPLITS = {"test", "testing", "train", "training", "val", "valid", "validation"}
 
 
@@ -35,12 +37,12 @@ def read(folder: Path, spec: Images, base: Path) -> Source:
             "name one of them"
         )
     files = [
-        (file, normalize("NFC", file.relative_to(folder).parts[0]))
-        for file in files_in(folder, base)
-        if _is_image(file, folder)
+        (file, _label(file.relative_to(folder).parts[0])) for file in files_in(folder, base) if _is_image(file, folder)
     ]
     found = {label for _, label in files}
-    names = spec.classes or tuple(normalize("NFC", path.name) for path in folders)
+    names = spec.classes or tuple(sorted({_label(path.name) for path in folders}))
+    if spec.classes is None:
+        _refuse_unclear(folder, names)
     if spec.classes is not None:
         refuse_undeclared(folder, found, spec.classes)
     elif empty := [name for name in names if name not in found]:
@@ -60,6 +62,24 @@ def read(folder: Path, spec: Images, base: Path) -> Source:
     places = {name: place for place, name in enumerate(names)}
     y = np.array([places[label] for _, label in files], dtype=np.int64)
     return Source(x=x, y=y, shape=x.shape[1:], names=names, prepare=pixels, files=tuple(file for file, _ in files))
+
+
+def _label(name: str) -> str:
+    """The class for which a folder stands: names that look the same are the same, as in a table."""
+    return normalize("NFC", name.strip())
+
+
+def _refuse_unclear(folder: Path, names: Sequence[str]) -> None:
+    """`BadInput` where a class cannot be shown, or two may be one spelled twice, unless it is one letter."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if not name.isprintable():
+            raise BadInput(f"{folder}: the folder {name!a} has characters that cannot be shown; rename it")
+        if len(name) > 1 and seen.setdefault(name.casefold(), name) != name:
+            raise BadInput(
+                f"{folder}: the folders {seen[name.casefold()]} and {name} differ in capitals alone; join them, or "
+                "declare both in data.classes"
+            )
 
 
 def _is_image(file: Path, folder: Path) -> bool:

@@ -14,6 +14,8 @@ from shared.errors import BadInput
 
 Array = npt.NDArray[Any]
 
+_ABSENT = object()
+
 
 class OwnData:
     """Data set of the user's code, as `dataset.Dataset` has it; `BadInput` names a member that is not as it must be.
@@ -22,16 +24,17 @@ class OwnData:
     """
 
     def __init__(self, given: Any, name: str) -> None:
-        missing = [member for member in ("client", "test") if not callable(getattr(given, member, None))]
-        missing += [member for member in ("shape", "classes") if not hasattr(given, member)]
+        found = {member: _member(given, member, name) for member in ("client", "test", "shape", "classes")}
+        missing = [member for member in ("client", "test") if not callable(found[member])]
+        missing += [member for member in ("shape", "classes") if found[member] is _ABSENT]
         if missing:
             raise BadInput(
                 f"data.name: {name} gave a {type(given).__name__} without {', '.join(missing)}; "
                 "a data set has client(name, index), test(), shape and classes"
             )
         self._given = given
-        self.shape = _shape(given.shape, name)
-        self.classes = _classes(given.classes, name)
+        self.shape = _shape(found["shape"], name)
+        self.classes = _classes(found["classes"], name)
 
     def client(self, name: str, index: int) -> tuple[Floats, Labels]:
         """One client's examples: x (n, *shape) and y (n,)."""
@@ -62,6 +65,16 @@ class OwnData:
                 f"(n, {str(list(self.shape))[1:-1]})"
             )
         return floats(x, f"data: {call} gave x"), labels(y, len(x), self.classes, f"data: {call} gave y")
+
+
+def _member(given: Any, member: str, name: str) -> Any:
+    """A member as it is, or `_ABSENT`; `BadInput` where it is a property that fails."""
+    try:
+        return getattr(given, member, _ABSENT)
+    except Exception as error:
+        raise BadInput(
+            f"data.name: the member {member} of what {name} gave failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _array(value: Any, what: str) -> Array:

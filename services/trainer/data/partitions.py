@@ -171,6 +171,7 @@ def quantity(
     parts = rng.lognormal(0.0, sigma, clients) if weights is None else np.asarray(weights, dtype=np.float64)
     if parts.size != clients:
         raise BadInput(f"data.partition.weights has {parts.size} weights for {clients} clients")
+    parts = np.ldexp(parts, -np.frexp(parts.max())[1])  # by a power of 2: as they were, and their sum is a number
     sizes = _proportional(size, parts, min_size)
     return [np.sort(share) for share in np.split(rng.permutation(size), np.cumsum(sizes)[:-1])]
 

@@ -66,7 +66,10 @@ def _of_bytes(image: Any, opened: Any, pillow: Any) -> tuple[Any, int]:
     if not image.has_transparency_data:
         return image, 0
     white = pillow.new("RGBA", image.size, "white")
-    white.alpha_composite(image.convert("RGBA"))
+    clear = image.convert("RGBA")
+    white.alpha_composite(clear)
+    if white.getextrema() == ((255, 255),) * 4 and clear.getextrema()[3] != (255, 255):
+        raise _Unfit("it is white, or nothing, on a transparent ground, and is laid on white; give it another ground")
     return white, 0
 
 

@@ -17,7 +17,9 @@ def inside(base: Path, path: str | Path, setting: str) -> Path:
     try:
         root, found = base.resolve(), (base / path).resolve()
     except (OSError, ValueError, RuntimeError):  # a NUL, a name that is too long, a circle of links
-        raise BadInput(f"{setting}: {path!r} is no path that can be followed; give one below FEDQ_DATA_DIR") from None
+        raise BadInput(
+            f"{setting}: {str(path)!r} is no path that can be followed; give one below FEDQ_DATA_DIR"
+        ) from None
     if not found.is_relative_to(root):
         raise BadInput(
             f"{setting}: {path} leads out of this trainer's FEDQ_DATA_DIR; put the data below that folder, or let the "

@@ -22,7 +22,7 @@ Numbers = npt.NDArray[np.float64]
 LONGEST = 200  #: characters of a label
 LARGEST = float(np.finfo(np.float32).max)
 
-_WORDS_FOR_NOTHING = {"nan", "na", "n/a", "null", "none", "nil", "-", "?"}
+_WORDS_FOR_NOTHING = {"nan", "-nan", "na", "n/a", "#na", "#n/a", "<na>", "nat", "null", "none", "nil", "-", "?"}
 _TRUTH = {"true": "1", "false": "0"}
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -53,8 +53,8 @@ class Table:
     def numbers(self, name: str) -> Numbers:
         """A column of numbers (n,), of which true and false are 1 and 0; `BadInput` names the row."""
         column = self.columns[name]
-        if all(value.lower() in _TRUTH for value in column):  # ends at the first number
-            column = tuple(_TRUTH[value.lower()] for value in column)
+        if not any(map(is_number, column)):  # ends at the first number
+            column = tuple(_TRUTH.get(value.lower(), value) for value in column)
         found = _floats(column)
         wrong = np.flatnonzero(~(np.abs(found) <= LARGEST))
         if wrong.size:
@@ -81,6 +81,8 @@ def read(file: Path) -> Table:
     """The table in a file; `BadInput` where it is none, or a row of it is not as long as the first."""
     header, body = _records(file)
     header = [normalize("NFC", name.strip()) for name in header]
+    if not header and body:
+        raise BadInput(f"{file}: its first row is blank, and it names the columns; remove it")
     if len(header) == 1 and (found := [word for mark, word in _SEPARATORS.items() if mark in header[0]]):
         raise BadInput(
             f"{file}: its first row is separated by {found[0]}; write it with commas between values and points in "

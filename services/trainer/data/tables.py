@@ -14,6 +14,8 @@ from services.trainer.data.source import Labels, Preparation, Source, as_floats,
 from shared.catalog.data import MOST_CLASSES, Csv
 from shared.errors import BadInput
 
+COUNTED = 10  #: rows, from which on a column that counts them is an index
+
 _ROUNDING = 2.0**-40  #: of a mean, what its error may be
 
 _WHOLE = re.compile(r"[-+]?[0-9]+(\.0*)?")
@@ -36,6 +38,8 @@ def read(file: Path, spec: Csv, key: str | None) -> Source:
     if not features:
         raise BadInput(f"{file}: no column is left to learn from beside {spec.label}")
     x = np.stack([table.numbers(name) for name in features], axis=1)
+    if spec.columns is None:
+        _refuse_count(file, features, x)
     x, prepare = _scaled(x, spec)
     y, names = _classes(table, spec.label, spec.classes)
     if key is not None:
@@ -68,6 +72,18 @@ def _refuse_index(table: Table, features: Sequence[str]) -> None:
         raise BadInput(
             f"{table.file}: column {index[0]} is an index that pandas has read without a name; name it in data.drop"
         )
+
+
+def _refuse_count(file: Path, features: Sequence[str], x: Numbers) -> None:
+    """`BadInput` where a column that has a name counts the rows as well; of a few rows, it may do so by chance."""
+    if len(x) < COUNTED:
+        return
+    for name, column in zip(features, x.T, strict=True):
+        if column[0] in (0, 1) and (np.diff(column) == 1).all():
+            raise BadInput(
+                f"{file}: column {name} counts the rows from {column[0]:.0f} on, as an index does; name it in "
+                "data.drop, or name the features in data.columns"
+            )
 
 
 def _statistics(x: Numbers) -> tuple[Numbers, Numbers]:
