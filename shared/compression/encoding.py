@@ -72,14 +72,16 @@ class Lossy(Encoding):
 
     def encode(self, values: Flat, file: File) -> None:
         views = self.layout.views(file)
-        self._encode(values[: self.parameters], views)
+        if self.parameters:  # a model may have buffers alone: a step of the user's own can learn those
+            self._encode(values[: self.parameters], views)
         if _BUFFERS in views:
             check_encodable(values[self.parameters :])
             views[_BUFFERS][:] = values[self.parameters :]
 
     def tiles(self, file: File) -> Iterator[tuple[Place, Flat]]:
         views = self.layout.views(file)
-        yield from self._tiles(views)
+        if self.parameters:
+            yield from self._tiles(views)
         if _BUFFERS in views:
             for place, tile in tiles_of(views[_BUFFERS]):
                 yield slice(self.parameters + place.start, self.parameters + place.stop), tile

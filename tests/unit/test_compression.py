@@ -566,3 +566,13 @@ def test_a_model_that_diverged_is_refused_as_it_is() -> None:
         difference.shrink(old, new, encoding, residual, encoding.layout.empty_file())
 
     assert (new.tobytes(), residual.tobytes()) == before
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=name_of)
+def test_a_model_of_buffers_alone_is_encoded_too(spec: EncodingSpec | None) -> None:
+    """Such as one that is frozen, and that a step of the user's own trains or gathers statistics in."""
+    encoding = encoding_of(spec, layout_of({"mean": ("F32", (3,))}, {"mean"}))
+    values, found = np.array([1, -2, 3], np.float32), np.empty(3, np.float32)
+    encoding.decode_into(encoded(encoding, values), found)
+
+    assert found.tolist() == values.tolist()
