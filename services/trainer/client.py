@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from services.trainer import learning, wishes
+from services.trainer import learning, surroundings, wishes
 from services.trainer.bench import Bench
 from services.trainer.data import dataset
 from services.trainer.hindrance import Hindrance
@@ -16,6 +16,7 @@ from services.trainer.own_step import step
 from services.trainer.states import State
 from services.trainer.stopwatch import Stopwatch
 from services.trainer.wishes import Drift
+from shared.catalog.models import CustomModel
 from shared.catalog.training import CustomTrain
 from shared.errors import BadInput, Stale
 from shared.events import BlobRef
@@ -96,6 +97,8 @@ class Clients:
             if isinstance(how, CustomTrain):
                 return step(model, x, y, how, **common)
             correction = self._drift.correction(state.control) if self._drift else None
+            if isinstance(order.spec.model, CustomModel):  # its forward may draw from any of them
+                surroundings.seed_all(learning.shuffle_seed(order.spec.seed, client, order.round, 0))
             rounds = order.spec.rounds.count
             return learning.train(model, x, y, how, rounds=rounds, correction=correction, **common)
         except Stale:

@@ -110,6 +110,8 @@ class _Step:
 
     @torch.no_grad()
     def _take(self, gradients: Gradients) -> None:
+        # An embedding's may be sparse, which few optimizers take, and no pull to the round's model.
+        gradients = [found.to_dense() if found is not None and found.is_sparse else found for found in gradients]
         for change in self._changes:
             gradients = change(gradients)
         self._optimizer.step(gradients)

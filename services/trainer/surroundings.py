@@ -60,15 +60,20 @@ _SWITCHES: tuple[Switch, ...] = (
 )
 
 
+def seed_all(seed: int) -> None:
+    """Seeds the global generators of torch, numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
 def kept(model: nn.Module, seed: int) -> Iterator[None]:
     """Seeds torch, numpy and Python, and puts back what the block changes of the process and of what is trained.
 
     What the user's modules set when they are imported stays: it holds for their whole job, and ends with its process.
     """
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+    seed_all(seed)
     before = [read() for read, _ in _SWITCHES]
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:

@@ -1,9 +1,12 @@
 """Local training: deterministic, stoppable, plain SGD when nobody else takes part, and what a job may ask for."""
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.trainer import learning, lonely
+from services.trainer.client import Clients
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
+from services.trainer.states import State
+from shared import jobs
 from shared.catalog.models import LeNet
 from shared.catalog.training import Adam, AdamW, Cosine, FedProx, OptimizerSpec, Sgd, TrainSpec
 from shared.errors import BadInput, Stale
@@ -497,3 +503,70 @@ def test_a_model_that_gives_no_logits_is_refused(head: nn.Module, words: str) ->
     y[0] = 9
     with pytest.raises(BadInput, match=words):
         learning.evaluate(Model(), x, y)
+
+
+class Words(nn.Module):
+    """Token ids (n, 64) of a vocabulary of 20, by the mean of their embeddings."""
+
+    def __init__(self, *, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(20, 4, sparse=sparse)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.words((x.flatten(1) * 19).long()).mean(1))
+        return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": Adam(lr=0.01)},
+        {"optimizer": Sgd(lr=0.1, momentum=0.9, weight_decay=0.1)},
+        {"fedprox": FedProx(mu=0.5)},
+        {"clip_norm": 0.1},
+    ],
+)
+def test_a_sparse_gradient_trains_as_a_dense_one(changes: dict[str, object]) -> None:
+    """Torch knows few operations of sparse tensors, and an embedding may be asked for them."""
+    spec, found = SPEC.model_copy(update=changes), []
+    for sparse in (True, False):
+        model = Words(sparse=sparse)
+        learning.train(model, *examples(), spec, seed=1, client="a", number=0)
+        found.append(vector(model))
+
+    assert torch.allclose(*found, atol=1e-6)
+
+
+class Drawing(nn.Module):
+    """Noise from numpy and from Python, where a layer of torch's would have its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(x.flatten(1)) * (np.random.random() + random.random())  # noqa: S311
+        return found
+
+
+def test_what_an_own_model_draws_is_its_clients() -> None:
+    """The same on every trainer, whoever was trained there before, as with a local step of the user's own."""
+    document = {
+        "name": "drawing", "pool": "cpu", "model": {"name": "m:make"}, "data": {"name": "digits", "clients": 2},
+        "train": {"epochs": 1}, "rounds": {"count": 2},
+    }  # fmt: skip
+    order, bench = SimpleNamespace(spec=jobs.parse(document), round=1), SimpleNamespace(stopped=lambda _: False)
+
+    def found(client: str) -> Tensor:
+        model = Drawing()
+        clients = SimpleNamespace(_order=order, _bench=bench, _drift=None, _model=SimpleNamespace(model=model))
+        Clients._learned(clients, *examples(), client, State())  # type: ignore[arg-type]
+        return model.head.weight.detach()
+
+    first, other = found("a"), found("b")
+    assert torch.equal(found("a"), first)
+    assert not torch.equal(other, first)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from services.trainer.models.beside import Beside
+from services.trainer.models.hidden import has_adapters, refuse_hidden
 from services.trainer.models.tied import is_one, refuse_overlaps, tie, tied
 from shared import weights
 from shared.catalog.training import Kept
@@ -64,6 +65,8 @@ class FlatModel:
                 f"train.personal: {', '.join(kept.personal)} is all that is trained; nothing would be shared"
             )
         _refuse_tied(state, personal, state.keys() - apart - frozen)
+        refuse_overlaps(_floats(model), {name: held for name, held in model.named_buffers() if name not in state})
+        refuse_hidden(model)
         if device is not None:
             tie(model.to(device), self.layout.tied)
             state = model.state_dict()
@@ -129,12 +132,22 @@ class FlatModel:
         return self._update
 
     def personal(self) -> dict[str, Array]:
-        """Copies of what the client keeps, floats as float32, by name; empty where nothing is kept."""
+        """Copies of what the client keeps, floats as float32, by name; empty where nothing is kept.
+
+        `BadInput` where it is not finite: the client would begin with that in each round to come.
+        """
         state = self._state()
         found = {}
         for name in sorted(self._own):
             array = _array(state[name])
-            found[name] = array.astype(np.float32 if array.dtype.kind == "f" else array.dtype)
+            with np.errstate(over="ignore"):
+                kept = array.astype(np.float32 if array.dtype.kind == "f" else array.dtype)
+            if not np.isfinite(kept).all():
+                raise BadInput(
+                    f"training diverged: {name}, which the client keeps, holds NaN or Inf, or values beyond float32; a "
+                    "lower learning rate, or data of a smaller scale, may help"
+                )
+            found[name] = kept
         return found
 
     def _check(self, personal: Mapping[str, Array]) -> None:
@@ -180,17 +193,27 @@ def layout_of(model: nn.Module, apart: Collection[str] = ()) -> Layout:
     if not any(dtype == "F32" for dtype, _ in tensors.values()):
         raise BadInput("model: it has no floating point tensors to train")
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in apart}
-    named = model.named_parameters(remove_duplicate=False)
-    trained = {name for name, parameter in named if parameter.requires_grad}
+    trained = _trained(model)
     others = tied(state, trained)
     floats = {name for name in state if name not in others and tensors[name][0] == "F32"}
-    refuse_overlaps({name: state[name] for name in floats})
     return weights.layout_of({name: tensors[name] for name in state if name not in others}, floats - trained, others)
 
 
+def _trained(model: nn.Module) -> set[str]:
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if parameter.requires_grad}
+
+
+def _floats(model: nn.Module) -> dict[str, Tensor]:
+    """The floats of the state, shared or not, each under one name."""
+    state = model.state_dict()
+    others = tied(state, _trained(model))
+    return {name: tensor for name, tensor in state.items() if name not in others and tensor.is_floating_point()}
+
+
 def _frozen(model: nn.Module) -> set[str]:
-    """The parameters that adapters freeze; peft leaves its configuration on a model that it changed."""
-    if not any(hasattr(module, "peft_config") for module in model.modules()):
+    """The parameters that adapters freeze."""
+    if not has_adapters(model):
         return set()
     parameters = model.named_parameters(remove_duplicate=False)
     return {name for name, parameter in parameters if not parameter.requires_grad}

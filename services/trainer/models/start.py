@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from services.trainer.models.hidden import has_adapters
 from services.trainer.models.tied import tied
 from shared.errors import BadInput
 
@@ -23,7 +24,9 @@ def begin_with(model: nn.Module, path: Path) -> None:
         found = load_file(path)
     except (SafetensorError, OSError) as error:
         raise BadInput(f"model.start: the file cannot be read as safetensors: {error}") from error
-    wanted = {_plain(name): tensor for name, tensor in model.state_dict().items() if not _adapter(name)}
+    wanted = model.state_dict()
+    if has_adapters(model):  # elsewhere such names are the model's own
+        wanted = {_plain(name): tensor for name, tensor in wanted.items() if not _adapter(name)}
     last = {name for name in wanted if name.rpartition(".")[0] == _last_layer(wanted)}
     others = tied(wanted)
     given = {others.get(name, name): name for name in found}  # what each tensor is called in the file

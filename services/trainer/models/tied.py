@@ -39,21 +39,27 @@ def tie(model: nn.Module, names: Iterable[tuple[str, str]]) -> None:
         tensors[name].data = tensors[first].data
 
 
-def refuse_overlaps(state: Mapping[str, Tensor]) -> None:
+def refuse_overlaps(state: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> None:
     """`BadInput` where two tensors share a part of their memory, or see it in two ways, such as transposed.
 
     The mean of each would not be a mean of the other, and what is left out of one by an encoding is not of the other.
+    Those that lie `beside` the state are put back for each client, and must not take the state along; whether they
+    share memory among themselves does not matter.
     """
+    for name, tensor in (state | beside).items():
+        if any(side > 1 and not stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise BadInput(f"model: {name} has one place in memory for several values, as expand() leaves it; clone it")
     before: list[tuple[int, str, Tensor]] = []  # those that may reach into the next one, with their ends
-    for name, tensor in sorted(state.items(), key=lambda item: item[1].data_ptr()):
+    for name, tensor in sorted((state | beside).items(), key=lambda item: item[1].data_ptr()):
         if not tensor.numel():
             continue
         before = [found for found in before if found[0] > tensor.data_ptr() and found[2].device == tensor.device]
         for _, other, earlier in before:
-            if _shares(earlier, tensor):
+            if not {other, name} <= beside.keys() and _shares(earlier, tensor):
+                how = "one of them is not persistent" if is_one(earlier, tensor) else "are not the same tensor"
                 raise BadInput(
-                    f"model: {other} and {name} share memory and are not the same tensor; let one module own it, and "
-                    "make the other of it in forward, or clone it"
+                    f"model: {other} and {name} share memory and {how}; let one module own it, and make the other of "
+                    "it in forward, or clone it"
                 )
         last = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True))
         before.append((tensor.data_ptr() + (last + 1) * tensor.element_size(), name, tensor))
