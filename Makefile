@@ -30,7 +30,7 @@ PIP_SECRET = --secret id=pip.conf,src=$(PIP_CONF)
 BUILD = DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up down demo logs status test test-compose faults soak lint bench clean images push
+.PHONY: help venv up down demo logs status unit test test-compose faults soak lint bench clean images push
 
 help:  ## List the commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -61,6 +61,9 @@ logs:  ## Follow what all of them say, until Ctrl-C
 status:  ## Show what runs and where to look
 	$(RUN)
 
+unit: venv  ## Run the tests that need no server (a minute)
+	$(BIN)/pytest tests/unit --numprocesses $(WORKERS) --dist loadfile
+
 test: venv  ## Run all tests (WORKERS=1 for less at a time)
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -77,6 +80,7 @@ soak: venv  ## Run small jobs under chaos for 30 minutes, and print what grows
 lint: venv  ## Check style, types and the import graph
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

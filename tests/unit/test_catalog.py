@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 from typer.testing import CliRunner
 
-from services.cli import catalog_page
+from docs import catalog_page
 from services.cli.__main__ import app
 from services.cli.catalog import default_of
 from shared.catalog import listing

@@ -1,4 +1,4 @@
-"""The tables of docs/guide/catalog.md, written from the catalog: `python -m services.cli.catalog_page`."""
+"""The tables of docs/guide/catalog.md, written from the catalog: `python -m docs.catalog_page`."""
 
 import re
 import sys
@@ -8,8 +8,8 @@ from services.cli.catalog import default_of
 from shared.catalog import listing
 from shared.catalog.listing import Entry, Parameter
 
-PAGE = Path(__file__).parents[2] / "docs" / "guide" / "catalog.md"
-COMMAND = "python -m services.cli.catalog_page"
+PAGE = Path(__file__).parent / "guide" / "catalog.md"
+COMMAND = "python -m docs.catalog_page"
 _PLACE = re.compile(r"(<!-- (?!end )(?P<family>[a-z_.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
