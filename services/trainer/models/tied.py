@@ -39,7 +39,7 @@ def tie(model: nn.Module, names: Iterable[tuple[str, str]]) -> None:
         tensors[name].data = tensors[first].data
 
 
-def refuse_overlaps(state: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> None:
+def refuse_overlaps(state: dict[str, Tensor], beside: dict[str, Tensor]) -> None:
     """`BadInput` where two tensors share a part of their memory, or see it in two ways, such as transposed.
 
     The mean of each would not be a mean of the other, and what is left out of one by an encoding is not of the other.
