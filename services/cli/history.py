@@ -196,7 +196,7 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
         rounds=found["rounds"]["count"],
         owner="",
         fence=0,
-        created=0.0,
+        created=started,
         started=started,
         ended=ended,
         metrics=metrics,

@@ -86,7 +86,8 @@ def _read(file: Path) -> Written:
             content = opened.read(LONGEST + 1)
         text = content.decode()
     except FileNotFoundError:
-        raise BadInput(f"{file}: there is no such file") from None
+        hint = "; what is piped in is /dev/stdin" if str(file) == "-" else ""
+        raise BadInput(f"{file}: there is no such file{hint}") from None
     except OSError as error:
         raise BadInput(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -106,6 +107,7 @@ def _read(file: Path) -> Written:
 
 def _assignment(text: str) -> tuple[str, Written]:
     path, equals, value = text.partition("=")
+    path = path.strip()  # as the value is, by YAML
     if not equals or not all(path.split(".")):
         raise BadInput(f"--set {text}: write it as key.key=value, such as rounds.count=3")
     try:

@@ -73,7 +73,8 @@ def check_statuses(statuses: Sequence[str]) -> None:
     """`BadInput` for one that no job can have."""
     known = (*LIVE, *ENDED)
     if unknown := [status for status in statuses if status not in known]:
-        raise BadInput(f"--status {unknown[0]} is not known; allowed: {', '.join(known)}")
+        several = "; give --status once for each" if "," in unknown[0] else ""
+        raise BadInput(f"--status {unknown[0]} is not known; allowed: {', '.join(known)}{several}")
 
 
 def agree(sentence: str, yes: bool) -> None:

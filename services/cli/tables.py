@@ -31,7 +31,7 @@ def jobs(servers: Servers, statuses: Sequence[str], most: int | None, as_json: b
             record.status,
             f"{max(0, record.round)}/{record.rounds}",
             output.figure(record.metrics.get("accuracy", record.metrics.get("local_accuracy"))),
-            output.span(now - record.created),
+            output.span(now - record.created) if record.created else "",  # Redis was emptied, and no record has it
             record.detail,
         )
     none = f"no job is {' or '.join(statuses)}" if statuses else "no jobs; `fedq start FILE` starts one"

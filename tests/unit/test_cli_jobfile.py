@@ -118,6 +118,11 @@ def test_an_assignment_is_read_as_the_file_is(assignment: str, sentence: str) ->
         jobfile.load(EXAMPLES / "digits.yaml", [assignment])
 
 
+def test_blanks_around_a_key_are_none_of_it() -> None:
+    """As they are none of a value in YAML."""
+    assert jobfile.load(EXAMPLES / "digits.yaml", [" rounds.count = 3"]).rounds.count == 3
+
+
 def test_an_assignment_reaches_one_section_of_two_that_an_alias_made_one(tmp_path: Path) -> None:
     """Both are the same value in memory."""
     text = "model: &section {name: mlp}\nother: *section\n"
@@ -131,7 +136,8 @@ def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     for path, sentence in (
-        (tmp_path / "none.yaml", "there is no such file"),
+        (tmp_path / "none.yaml", "there is no such file$"),
+        (Path("-"), "there is no such file; what is piped in is /dev/stdin$"),
         (tmp_path, "cannot be read: Is a directory"),
         (binary, "byte 0 is not UTF-8"),
     ):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.cli import removing
+from services.cli import history, removing, tables
 from shared import jobs, names
 from shared.errors import BadInput
 from tests.simulation.fakes import FakeBlobs
@@ -60,3 +60,20 @@ def test_a_job_that_may_go_on_is_not_removed() -> None:
     with pytest.raises(BadInput, match=f"job {JOB} is queued: end it with"):
         removing.remove(found, [JOB], [], yes=True)
     assert found.blobs.held
+
+
+def test_several_statuses_in_one_word_are_explained() -> None:
+    """Commas are what many other programs take."""
+    with pytest.raises(BadInput, match=r"--status failed,stopped is not known; .*; give --status once for each$"):
+        removing.check_statuses(["failed,stopped"])
+
+
+def test_a_job_of_unknown_age_is_listed_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that Redis had lost before its first round: no record says when it was started."""
+    blobs = FakeBlobs()
+    blobs.put_json(names.job_blob(JOB), {"job": JOB, "spec": SPEC.model_dump(mode="json")})
+    found = history.record(blobs, JOB)  # type: ignore[arg-type]
+    ledger = SimpleNamespace(jobs=lambda: [found], now=lambda: 1796067535.0)
+    tables.jobs(SimpleNamespace(ledger=ledger), [], None, False)  # type: ignore[arg-type]
+
+    assert " d " not in capsys.readouterr().out
