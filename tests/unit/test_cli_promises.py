@@ -14,7 +14,7 @@ from services.cli.manifest import Counted, Fault, Grid, Manifest
 from shared import jobs, names
 from shared.catalog.strategies import FedAvg
 from shared.events import BlobRef
-from shared.ledger import JobRecord, RoundRecord
+from shared.ledger import LOG, JobRecord, RoundRecord
 
 JOB = "digits-aaaaaa"
 SPEC = jobs.parse({
@@ -242,6 +242,12 @@ def test_a_rejection_that_nothing_explains_is_seen_by_nobody() -> None:
     evidence = replace(evidence, redis=replace(evidence.redis, log=()))
 
     assert broken(evidence) == ["P1", "P8"]
+
+
+def test_a_takeover_whose_line_had_to_go_is_no_broken_promise() -> None:
+    """A job's log keeps so many lines, and more clients than that may fail in the round."""
+    assert broken(changed(2, faults=())) == ["P8"]
+    assert broken(changed(2, faults=(Fault(fault="client-failed", round=2),) * LOG)) == []
 
 
 def test_dead_letters_are_told_with_their_reasons() -> None:
