@@ -271,8 +271,12 @@ class Ledger:
 
     def note(self, fault: str, detail: str, job: str | None = None, number: int = -1) -> None:
         """Counts a fault and, where it is a job's, writes it into the job's log."""
+        self.note_all(fault, [detail], job, number)
+
+    def note_all(self, fault: str, details: Sequence[str], job: str | None = None, number: int = -1) -> None:
+        """Counts a fault once for each detail, and writes as many lines."""
         keys = [names.FAULTS] + ([names.log_key(job)] if job else [])
-        self._redis.run(steps.NOTE, keys, [fault, number, detail[:1000], LOG])
+        self._redis.run(steps.NOTE, keys, [fault, number, LOG, *(detail[:1000] for detail in details)])
 
     def log(self, job: str) -> list[dict[str, Any]]:
         """The job's log, the oldest first: `at` (seconds since the epoch), `fault`, `round`, `detail`."""
@@ -338,8 +342,12 @@ class Ledger:
 
     def reject(self, job: str, fence: int, number: int, client: str, reason: str) -> None:
         """Records why a client's update is not in the round; a first reason stays."""
+        self.reject_all(job, fence, number, {client: reason})
+
+    def reject_all(self, job: str, fence: int, number: int, reasons: Mapping[str, str]) -> None:
+        """Records the reasons of several clients in one call: those of a batch wait for each other otherwise."""
         keys = [names.job_key(job), *_round_keys(job, number)]
-        self._step(steps.REJECT, job, keys, [fence, client, reason])
+        self._step(steps.REJECT, job, keys, [fence, *(part for pair in reasons.items() for part in pair)])
 
     def exclude(self, job: str, fence: int, number: int, client: str, reason: str) -> None:
         """Takes an accepted update back that can no longer be had, and records why."""

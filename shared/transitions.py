@@ -211,15 +211,17 @@ END = Script(
     + "redis.call('HSET', KEYS[1], 'status', ARGV[2], 'detail', ARGV[3], 'ended', now, 'lease', 0) return 'ok'"
 )
 
-#: A fault is counted, and kept in the job's log, whose oldest lines go first.
+#: A fault is counted, and kept in the job's log, whose oldest lines go first; once for each detail, ARGV[4] on.
 NOTE = Script(
     _NOW
     + """
-redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+redis.call('HINCRBY', KEYS[1], ARGV[1], #ARGV - 3)
 if KEYS[2] then
-  local line = {at = now / 1000, fault = ARGV[1], round = tonumber(ARGV[2]), detail = ARGV[3]}
-  redis.call('RPUSH', KEYS[2], cjson.encode(line))
-  redis.call('LTRIM', KEYS[2], -tonumber(ARGV[4]), -1)
+  for i = 4, #ARGV do
+    local line = {at = now / 1000, fault = ARGV[1], round = tonumber(ARGV[2]), detail = ARGV[i]}
+    redis.call('RPUSH', KEYS[2], cjson.encode(line))
+  end
+  redis.call('LTRIM', KEYS[2], -tonumber(ARGV[3]), -1)
 end
 return 'ok'
 """
@@ -332,7 +334,14 @@ return 'ok'
 """
 )
 
-REJECT = Script(_FENCED + "redis.call('HSETNX', KEYS[4], ARGV[2], ARGV[3]) return 'ok'")
+#: Clients and reasons are ARGV[2] on in turn.
+REJECT = Script(
+    _FENCED
+    + """
+for i = 2, #ARGV, 2 do redis.call('HSETNX', KEYS[4], ARGV[i], ARGV[i + 1]) end
+return 'ok'
+"""
+)
 
 #: An accepted update that can no longer be had: listed with the reason instead, while the round is open.
 EXCLUDE = Script(

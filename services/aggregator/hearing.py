@@ -54,8 +54,7 @@ def _refuse(seat: Seat, state: rounds.State, update: ModelUpdate, refused: Refus
     if final and update.members:
         clients = [member.client for member in update.members if member.client in state.cohort]
     reason = f"{UNFIT}{refused}" if final else str(refused)
-    for client in clients:
-        seat.edges.ledger.reject(seat.job, seat.fence, number, client, reason)
+    seat.edges.ledger.reject_all(seat.job, seat.fence, number, dict.fromkeys(clients, reason))
     seat.log.warning("refused", round=number, client=update.client, clients=len(clients), reason=str(refused))
     seat.faults.note("refused", f"{update.client}: {refused}", number)
     rejected = tuple(moves.Rejected(client, reason, final) for client in clients)
@@ -64,10 +63,13 @@ def _refuse(seat: Seat, state: rounds.State, update: ModelUpdate, refused: Refus
 
 
 def _on_failure(seat: Seat, state: rounds.State, failures: Mapping[str, str]) -> Happenings:
+    if not failures:
+        return ()
+    reasons = {client: f"{COULD_NOT}{error}" for client, error in failures.items()}
+    seat.edges.ledger.reject_all(seat.job, seat.fence, state.round, reasons)
     for client, error in failures.items():
-        seat.edges.ledger.reject(seat.job, seat.fence, state.round, client, f"{COULD_NOT}{error}")
         seat.log.warning("client failed", round=state.round, client=client, reason=error)
-        seat.faults.note("client-failed", f"{client}: {error}", state.round)
+    seat.faults.note_all("client-failed", [f"{client}: {error}" for client, error in failures.items()], state.round)
     return tuple(moves.Failed(client, error) for client, error in failures.items())
 
 

@@ -1,7 +1,7 @@
 """What the owner of a job has at hand: the servers, its fence, the job's arrays, and where the job stands."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,15 +43,19 @@ class Faults:
 
     def __init__(self, ledger: Ledger, job: str) -> None:
         self._ledger, self._job = ledger, job
-        self._unsaid: list[tuple[str, str, int]] = []
+        self._unsaid: list[tuple[str, Sequence[str], int]] = []
 
     def note(self, fault: str, detail: str, number: int = -1) -> None:
         """Counts a fault and writes it into the job's log, now or when Redis is there again."""
-        self._unsaid.append((fault, detail, number))
+        self.note_all(fault, [detail], number)
+
+    def note_all(self, fault: str, details: Sequence[str], number: int = -1) -> None:
+        """The same fault several times, each with a detail of its own."""
+        self._unsaid.append((fault, details, number))
         try:
             while self._unsaid:
-                name, text, of = self._unsaid[0]
-                self._ledger.note(name, text, self._job, of)
+                name, texts, of = self._unsaid[0]
+                self._ledger.note_all(name, texts, self._job, of)
                 del self._unsaid[0]
         except Unavailable:
             del self._unsaid[:-UNSAID]

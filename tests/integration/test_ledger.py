@@ -305,13 +305,13 @@ def test_a_round_goes_from_open_to_committed(ledger: Ledger) -> None:
     assert ledger.accept(JOB, fence, 0, "b", {"examples": 2, "who": "ü"}) == "ok"
     assert ledger.accepted(JOB, 0, ["b", "a"]) == {"b": {"examples": 2, "who": "ü"}}
     ledger.reject(JOB, fence, 0, "c", "first reason")
-    ledger.reject(JOB, fence, 0, "c", "second reason")
+    ledger.reject_all(JOB, fence, 0, {"c": "second reason", "d": "its own"})
     assert ledger.close_round(JOB, fence, 0).accepted == {"b": {"examples": 2, "who": "ü"}}
     ledger.commit_round(JOB, fence, 0)
 
     found = ledger.round(JOB, 0)
     assert found is not None
-    assert (found.state, found.rejected) == ("committed", {"c": "first reason"})
+    assert (found.state, found.rejected) == ("committed", {"c": "first reason", "d": "its own"})
     assert ledger.required(JOB).round == 0
 
 
@@ -934,7 +934,7 @@ def test_faults_are_counted_and_a_jobs_are_told_in_order(ledger: Ledger) -> None
     began = ledger.now()
     ledger.note("record-lost", "Redis was flushed")
     ledger.note("record-lost", "again, with ü", JOB, 3)
-    ledger.note("late", "b", JOB)
+    ledger.note_all("late", ["b"], JOB)
 
     assert ledger.faults() == {"late": 1, "record-lost": 2}
     first, second = ledger.log(JOB)

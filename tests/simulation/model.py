@@ -206,12 +206,13 @@ def end(data: Data, now: int, keys: Keys, fence: str, status: str, detail: str) 
     return "ok"
 
 
-def note(data: Data, now: int, keys: Keys, fault: str, number: str, detail: str, most: str) -> str:
+def note(data: Data, now: int, keys: Keys, fault: str, number: str, most: str, *details: str) -> str:
     counts = data.at(keys[0])
-    counts[fault] = str(int(counts.get(fault, 0)) + 1)
+    counts[fault] = str(int(counts.get(fault, 0)) + len(details))
     if keys[1:]:
         lines = data.lists.setdefault(keys[1], [])
-        lines.append(json.dumps({"at": now / 1000, "fault": fault, "round": int(number), "detail": detail}))
+        told = ({"at": now / 1000, "fault": fault, "round": int(number), "detail": detail} for detail in details)
+        lines.extend(map(json.dumps, told))
         del lines[: -int(most)]
     return "ok"
 
@@ -306,9 +307,10 @@ def accept(data: Data, now: int, keys: Keys, fence: str, *pairs: str) -> str:
     return "ok"
 
 
-def reject(data: Data, now: int, keys: Keys, fence: str, client: str, reason: str) -> str:
+def reject(data: Data, now: int, keys: Keys, fence: str, *reasons: str) -> str:
     owned(data, keys, fence)
-    data.at(keys[3]).setdefault(client, reason)
+    for client, reason in zip(reasons[::2], reasons[1::2], strict=True):
+        data.at(keys[3]).setdefault(client, reason)
     return "ok"
 
 
