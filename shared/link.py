@@ -179,6 +179,7 @@ class Link:
         self._channels: Channels | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+        self._leaves = False  # closed as soon as all that was settled is said, or cannot be said any more
         self._pending: set[Future[Any]] = set()
         self._subscriptions: list[Subscription] = []
         self._why = f"{self.place} does not answer; is it running, and is FEDQ_AMQP_URL right?"
@@ -282,6 +283,7 @@ class Link:
     def close(self, timeout: float = 10.0) -> None:
         """Closes the connection, and waits for that no longer than this: a broker that hangs does not answer."""
         with self._lock:
+            self._leaves = True
             channels, thread = self._channels, self._thread
         try:
             if channels is not None:  # by its own thread: after all that was settled so far
@@ -367,6 +369,8 @@ class Link:
         with self._lock:
             self._channels = None
             pending, self._pending = self._pending, set()
+            if self._leaves:  # what would have set it went with the connection
+                self._closing.set()
         for future in pending:
             if not future.done():
                 with _ignored(Exception):  # lost the race against its own result

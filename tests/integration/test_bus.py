@@ -18,7 +18,7 @@ from shared.bus import Bus, settle
 from shared.errors import BadMessage, Fenced, QueueFull, Stale, Unavailable
 from shared.events import Heartbeat, JobStatus, ModelUpdate, StartTraining, StopTraining, TrainerJoined, encode
 from shared.jobs import JobSpec
-from shared.link import Delivery
+from shared.link import Delivery, Link
 from tests.conftest import Servers
 
 SECONDS = 60.0
@@ -434,6 +434,28 @@ def test_closing_lets_a_handler_finish(servers: Servers) -> None:
 
 
 # --- connections ------------------------------------------------------------------------------
+
+
+def test_closing_does_not_wait_for_a_connection_that_broke_meanwhile(servers: Servers) -> None:
+    """What was to end it went with that connection; nobody makes another one."""
+    link = Link(servers.environment()["FEDQ_AMQP_URL"], "one", "one")
+    link.call(lambda channels: channels.depth(names.COMMANDS), SECONDS)
+    begun, breaks = threading.Event(), threading.Event()
+
+    def broken() -> None:
+        begun.set()
+        assert breaks.wait(SECONDS)
+        raise pika.exceptions.StreamLostError("as the test wants it")
+
+    link.post(broken)
+    assert begun.wait(SECONDS)
+    closing = threading.Thread(target=link.close, args=(SECONDS,))
+    closing.start()
+    closing.join(0.2)  # it has asked, and waits
+    breaks.set()
+    closing.join(SECONDS / 2)
+
+    assert not closing.is_alive()
 
 
 def test_closed_connections_lose_nothing(servers: Servers) -> None:
