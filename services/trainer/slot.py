@@ -1,6 +1,7 @@
 """One slot of a trainer: a warm process that does one task at a time and tells the aggregator."""
 
 import functools
+import sys
 import time
 from collections import OrderedDict
 from contextlib import suppress
@@ -146,7 +147,9 @@ class Slot:
         """The digest of the user's files that this process ran: all trainers of a pool should have the same."""
         if order.spec.pool is None or not order.spec.has_code:
             return None
-        return imported.digest(tuple(name.partition(":")[0] for name in order.spec.code))
+        modules = tuple(name.partition(":")[0] for name in order.spec.code)
+        # Who made the initial model has imported no local step: that would be the digest of other files.
+        return imported.digest(modules) if sys.modules.keys() >= set(modules) else None
 
     def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
         """The model that a job begins with, whole."""

@@ -143,6 +143,20 @@ def test_an_update_says_which_code_made_it(federation: Federation) -> None:
     assert federation.update().code is None
 
 
+def test_who_made_the_initial_model_runs_the_same_code_as_the_others(federation: Federation) -> None:
+    """A local step is imported by the first client's training, and counts from then on."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="own_job.")
+    spec = digits(train={"name": "own_job:brief", "args": {"signs": str(federation.directory)}})
+    federation.ask(0, "client-1", base=None, spec=spec)
+    first = federation.update()
+    assert (first.error, first.code) == (None, None)
+    own = federation.trained(1, "client-1", base=first.update, spec=spec)[0].code
+    (process,) = apart_processes(federation)
+    process.kill()
+
+    assert federation.trained(2, "client-1", base=first.update, spec=spec)[0].code == own is not None
+
+
 def test_a_process_of_a_jobs_code_ends_when_its_job_is_seen_to_be_over(federation: Federation) -> None:
     """It holds the job's data and model, and nobody needs them any more."""
     federation.start("--pool", "cpu", FEDQ_ALLOW="own_job.")
