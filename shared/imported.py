@@ -8,6 +8,8 @@ import hashlib
 import os
 import sys
 import sysconfig
+import traceback
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -67,6 +69,21 @@ def digest(modules: tuple[str, ...]) -> str:
                 text = source.read_bytes()
                 found.update(f"{name} {source.relative_to(top.parent)} {len(text)}\n".encode() + text)
     return found.hexdigest()
+
+
+def place(error: BaseException) -> str:
+    """` (<file>:<line>)` of the user's code that an error came out of, or nothing where it came out of none."""
+    raised = error.__cause__ or error  # of an error that became a sentence, the first one knows
+    own = [(frame, line) for frame, line in traceback.walk_tb(raised.__traceback__) if _is_own(frame)]
+    if not own:
+        return ""
+    frame, line = own[-1]
+    file, depth = Path(frame.f_code.co_filename), str(frame.f_globals.get("__name__", "")).count(".")
+    return f" ({'/'.join(file.parts[-1 - depth - (file.name == '__init__.py') :])}:{line})"
+
+
+def _is_own(frame: types.FrameType) -> bool:
+    return frame.f_code.co_filename in _files
 
 
 def take_down() -> None:

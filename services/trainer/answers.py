@@ -4,6 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 from services.trainer.orders import Order
+from shared import imported
 from shared.errors import BadInput
 from shared.events import EvaluateModel, Member, ModelEvaluated, ModelUpdate
 from shared.text import plain
@@ -64,10 +65,14 @@ def base_of(order: Order) -> str | None:
 
 
 def sentence(error: BaseException, length: int = SENTENCE) -> str:
-    """`<Type>: <what it says>`, on one line that fits into an event; a person's mistake by what it says alone."""
+    """`<Type>: <what it says>`, on one line that fits into an event; a person's mistake by what it says alone.
+
+    Where it came out of the user's code, ` (<file>:<line>)` follows.
+    """
     text = ""
-    with suppress(Exception):  # an exception of the user's may have no words that can be had
+    with suppress(BaseException):  # an exception of the user's may have no words that can be had
         text = plain(" ".join(str(error).split()))
-    if text and isinstance(error, BadInput):
-        return text[:length]
-    return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:length]
+    if not (text and isinstance(error, BadInput)):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    place = imported.place(error)
+    return f"{text[: length - len(place)]}{place}"

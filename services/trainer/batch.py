@@ -74,7 +74,7 @@ def train(bench: Bench, order: Order, base: BlobRef, watch: Stopwatch) -> Folded
             continue
         except (Stale, Unavailable):
             raise
-        except (Exception, SystemExit) as error:  # user code may do anything
+        except BaseException as error:  # user code may do anything
             log.exception("failed", job=order.job, round=order.round, client=client)
             clients.renew()
             failures[client] = sentence(error, REASON)

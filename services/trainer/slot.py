@@ -70,7 +70,7 @@ class Slot:
         except Refused as refused:
             about.warning("failed", reason=str(refused))
             update = answers.failed(order, self._bench.trainer, sentence(refused))
-        except (Exception, SystemExit) as error:  # user code may do anything
+        except BaseException as error:  # user code may do anything
             about.exception("failed")
             self._bench.forget_model()
             update = answers.failed(order, self._bench.trainer, sentence(error))
@@ -98,7 +98,7 @@ class Slot:
                 answer = answers.evaluated(event, bench.trainer, examples=examples, metrics=metrics)
         except Unavailable:
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             about.exception("failed")
             bench.forget_model()
             answer = answers.evaluated(event, bench.trainer, error=sentence(error))

@@ -74,11 +74,14 @@ def kept(model: nn.Module, seed: int) -> Iterator[None]:
     What the user's modules set when they are imported stays: it holds for their whole job, and ends with its process.
     """
     seed_all(seed)
+    process = os.getpid()
     before = [read() for read, _ in _SWITCHES]
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         yield
     finally:
+        if os.getpid() != process:  # a fork that was let return, or raise: it would answer a second time
+            os._exit(os.EX_SOFTWARE)
         for (read, write), value in zip(_SWITCHES, before, strict=True):
             if read() != value:
                 write(value)

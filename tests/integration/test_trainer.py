@@ -177,7 +177,11 @@ def test_an_error_of_the_users_code_is_an_answer(federation: Federation) -> None
     base = federation.initial(digits())
     federation.ask(1, "client-1", base=base, spec=digits(train={"name": "own_job:broken"}))
     update = federation.update()
-    assert (update.update, update.examples, update.error) == (None, 0, "ZeroDivisionError: no such luck")
+    assert (update.update, update.examples, update.error) == (
+        None,
+        0,
+        "ZeroDivisionError: no such luck (own_job.py:15)",
+    )
     assert "no such luck" in federation.log()
 
     federation.ask(1, "client-2", base=base, spec=digits(model={"name": "nowhere:make"}))

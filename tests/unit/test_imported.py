@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.trainer import answers
 from shared import imported, user_code
 from shared.errors import BadInput
 
@@ -154,3 +155,24 @@ def test_one_file_is_a_digest_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     imported.digest.cache_clear()
     assert imported.digest((name,)) != first
     imported.digest.cache_clear()
+
+
+def test_an_error_is_told_with_its_place_in_the_users_code(package: Path) -> None:
+    """The innermost line that is the user's, by the way that leads to its file; through one that was raised from it."""
+    (package / "parts.py").write_text(
+        "def fail(value):\n    return int(value)\ndef parse(text):\n    import json\n    json.loads(text)\n"
+    )
+    make = user_code.find(f"{package.name}.nets:make", "model")
+    assert make() == 1
+    parts = sys.modules[f"{package.name}.parts"]
+    with pytest.raises(ValueError, match="invalid literal") as raised:
+        parts.fail("x")
+    assert answers.sentence(raised.value).endswith(f"base 10: 'x' ({package.name}/parts.py:2)")
+    assert len(answers.sentence(raised.value, 60)) == 60
+    with pytest.raises(ValueError, match="Expecting") as deeper:
+        parts.parse("x")
+    assert answers.sentence(deeper.value).endswith(f" ({package.name}/parts.py:5)")
+    refusal = BadInput("data: it failed")
+    refusal.__cause__ = raised.value
+    assert answers.sentence(refusal) == f"data: it failed ({package.name}/parts.py:2)"
+    assert answers.sentence(ValueError("no code")) == "ValueError: no code"

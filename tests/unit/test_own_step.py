@@ -178,3 +178,37 @@ def test_an_exception_without_words_is_told_by_its_name() -> None:
     """To ask it must not end the process, and be tried until the round is over."""
     assert answers.sentence(Wordless()) == "Wordless"
     assert answers.sentence(ValueError("a\nb")) == "ValueError: a b"
+
+
+def test_a_fork_that_a_step_lets_return_goes_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One answer is given, by the process that was asked; a fork that raises is no failure of the client's."""
+    module = types.ModuleType("own_steps")
+    monkeypatch.setitem(sys.modules, "own_steps", module)
+    forks = []
+
+    def step(*_: Any, fails: bool, **__: Any) -> dict[str, float]:
+        forks.append(os.fork())
+        if fails and not forks[-1]:
+            raise ValueError("in the fork")
+        return {}
+
+    step.__module__, module.step = "own_steps", step  # type: ignore[attr-defined]
+    asked = os.getpid()
+    for fails in (False, True):
+        spec = CustomTrain.model_validate({"name": "own_steps:step", "args": {"fails": fails}})
+        try:
+            own_step.step(nn.Linear(1, 2), *examples(), spec, seed=1, client="c", number=1)
+        finally:
+            if os.getpid() != asked:
+                os._exit(os.EX_OK)
+        assert os.waitstatus_to_exitcode(os.waitpid(forks[-1], 0)[1]) == os.EX_SOFTWARE
+
+
+def test_an_exception_whose_words_end_the_process_has_none() -> None:
+    """Of any kind: `str` of it may do whatever it likes."""
+
+    class Deadly(BaseException):
+        def __str__(self) -> str:  # noqa: PLE0307 - it never comes to that
+            sys.exit(3)
+
+    assert answers.sentence(Deadly()) == "Deadly"
