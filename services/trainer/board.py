@@ -91,6 +91,25 @@ class Board:
             finally:
                 os.close(descriptor)
 
+    def tell_slots(self, word: str) -> None:
+        """Says a line to each slot."""
+        for path in self.directory.glob("slot-*"):
+            with suppress(OSError):  # its slot died; what replaces that has another
+                descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                try:
+                    os.write(descriptor, (word + "\n").encode())
+                finally:
+                    os.close(descriptor)
+
+    def told(self) -> Iterator[str]:
+        """The lines that this slot is told, as they come, without end."""
+        path = self.directory / f"slot-{os.getpid()}"
+        os.mkfifo(path, 0o600)
+        # For writing too: without a writer it would be at its end, again and again.
+        with open(os.open(path, os.O_RDWR)) as lines:
+            for line in lines:
+                yield line.rstrip("\n")
+
     def is_heard(self) -> bool:
         """Whether somebody listens to words: while the trainer starts, and not when a slot is replaced later."""
         try:

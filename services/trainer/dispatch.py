@@ -127,6 +127,7 @@ def on_notice(board: Board, event: AnyEvent) -> None:
             # Not for ever: a later owner may resume the job, at the round after the last committed one, if any was.
             following = 0 if event.model is None else event.rounds + 1
             board.end(event.job, following, event.fence)
+            board.tell_slots(f"{event.fence} {event.job}")
         case _:
             raise Stale(f"{event.type} is no notice")
 

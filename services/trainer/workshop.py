@@ -2,7 +2,7 @@
 
 What the user's code leaves behind (a grad mode, a default dtype, a folder, threads, another module changed) ends with
 that process. It starts with the job's first task here, in about a second, and ends when another such job needs its
-place, or when its own is seen to be over.
+place, or as soon as this trainer hears that its own is over, though the user's code hang.
 """
 
 import json
@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ from shared.events import EvaluateModel
 log = structlog.get_logger()
 
 WARM_UP = 120.0  #: seconds that such a process may take to import torch
+HEED = 3.0  #: seconds that a task may still take when its job is over
 LEAVE = 5.0  #: seconds in which it may end by itself, once it says nothing any more
 
 
@@ -39,9 +41,21 @@ class Workshop:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._work: Order | EvaluateModel | None = None  # the last
+        self._over: Order | EvaluateModel | None = None  # what was killed at the end of its job
+        self._busy = threading.Lock()
+        threading.Thread(target=self._listen, name="workshop", daemon=True).start()
 
     def do(self, work: Order | EvaluateModel, tries: int) -> None:
         """Has a task done, as `Slot.do` does it; `Unavailable` too where the process ended at it."""
+        try:
+            with self._busy:
+                self._do(work, tries)
+        except Unavailable:
+            if self._over is not work:
+                raise
+            log.info("abandoned", job=work.job, round=work.round, reason="the job is over")
+
+    def _do(self, work: Order | EvaluateModel, tries: int) -> None:
         if self._work is not None and self._work.job != work.job:
             self.close()
         answer = self._asked(work, tries)
@@ -57,13 +71,40 @@ class Workshop:
 
     def tidy(self) -> None:
         """Ends the process of a job that is over, or that has gone on without this slot."""
-        if self._work is not None and self._board.is_over(self._work.job, self._work.round + 1, 0, 0):
-            self.close()
+        with self._busy:
+            if self._work is not None and self._board.is_over(self._work.job, self._work.round + 1, 0, 0):
+                self.close()
+
+    def _listen(self) -> None:
+        for line in self._board.told():
+            fence, _, job = line.partition(" ")
+            self._end(job, int(fence))
+
+    def _end(self, job: str, fence: int) -> None:
+        """Ends the process of a job that is over; where it is at work, soon: a step may hang."""
+        work = self._work
+        if work is None or work.job != job or (isinstance(work, Order) and work.fence > fence):
+            return
+        idle = self._busy.acquire(timeout=HEED)
+        try:
+            process = self._process
+            if self._work is not work or process is None:
+                return
+            if idle:
+                self.close()
+            else:
+                self._over = work
+                log.warning("killed what did not heed the end of its job", job=job, round=work.round)
+                process.kill()
+        finally:
+            if idle:
+                self._busy.release()
 
     def close(self) -> None:
         """Ends the process, if there is one."""
         if self._process is not None:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # with the commands that the user's code has started
             self._process.wait()
         if self._channel is not None:
             self._channel.close()
@@ -89,6 +130,7 @@ class Workshop:
                 [sys.executable, "-m", apart.__name__, json.dumps(told)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                start_new_session=True,
             )
         self._channel = ours
         ours.settimeout(WARM_UP)

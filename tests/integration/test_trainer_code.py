@@ -7,6 +7,7 @@ import psutil
 
 from services.trainer import apart
 from shared import jobs, topology, weights
+from shared.events import TrainingEnd
 from tests.by_hand import Federation, digits, until
 
 SPOILS = """
@@ -182,6 +183,57 @@ def test_a_process_of_a_jobs_code_ends_when_its_job_is_seen_to_be_over(federatio
         return not process.is_running()
 
     until(ended, "the end of the process")
+
+
+def over(federation: Federation) -> None:
+    """Says that the job is."""
+    federation.bus.publish(TrainingEnd(job=federation.job, outcome="failed", rounds=0))
+
+
+def test_it_ends_with_its_job_though_nothing_else_is_to_be_done(federation: Federation) -> None:
+    """A slot learns so at once; what the user's code has started in that process ends too."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="starts.")
+    write(
+        federation,
+        "starts",
+        """
+        import subprocess
+        def step(model, x, y, *, client, round, seed):
+            return {"pid": subprocess.Popen(["sleep", "600"]).pid}
+        """,
+    )
+    spec = digits(train={"name": "starts:step"})
+    update = federation.trained(1, "client-1", base=federation.initial(digits()), spec=spec)[0]
+    command = psutil.Process(int(update.metrics["pid"]))
+    (process,) = apart_processes(federation)
+    over(federation)
+
+    until(lambda: not process.is_running() and not command.is_running(), "the end of both")
+
+
+def test_a_step_that_hangs_holds_its_slot_no_longer_than_its_job(federation: Federation) -> None:
+    """It asks nobody whether it is to stop; the next job is trained, and nothing is tried again."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="hangs.")
+    write(
+        federation,
+        "hangs",
+        """
+        import time
+        from pathlib import Path
+        def step(model, x, y, *, client, round, seed):
+            Path("began").touch()
+            time.sleep(600)
+        """,
+    )
+    base = federation.initial(digits())
+    federation.ask(1, "client-1", base=base, spec=digits(train={"name": "hangs:step"}))
+    until((federation.directory / "began").exists, "the step has begun")
+    over(federation)
+
+    another_job(federation)
+    federation.trained(1, "client-1", base=federation.given(digits()), spec=digits())
+    assert not apart_processes(federation)
+    assert "requeued" not in federation.log()
 
 
 def test_it_ends_with_its_trainer(federation: Federation) -> None:
