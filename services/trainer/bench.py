@@ -28,6 +28,7 @@ from shared.compression import difference
 from shared.compression.choose import encoding_of
 from shared.errors import Refused, Stale, Unavailable
 from shared.events import BlobRef, Inputs, StateRef
+from shared.initial import check_size
 from shared.jobs import JobSpec
 from shared.records import reading
 from shared.weights import File, Layout
@@ -72,7 +73,9 @@ class Bench:
 
     def fresh_model(self, job: str, spec: JobSpec, data: Dataset) -> FlatModel:
         """The model that a job begins with: seeded, or with the tensors that the job was given."""
-        model = catalog.build(spec.model, tuple(data.shape), data.classes, spec.seed)
+        shape = tuple(data.shape)
+        check_size(catalog.size(spec.model, shape, data.classes), spec.limits)
+        model = catalog.build(spec.model, shape, data.classes, spec.seed)
         if spec.model.start is not None:
             with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
                 file.write(self.patiently(lambda: self._given(job)).data)

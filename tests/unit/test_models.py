@@ -211,6 +211,20 @@ def test_a_model_refuses_what_it_cannot_take(spec: ModelSpec, shape: tuple[int, 
         catalog.build(spec, shape, 10, seed=0)
 
 
+@pytest.mark.parametrize("named", [name for name in TRAINED if not name.startswith("torchvision")])
+def test_the_size_of_a_model_is_known_before_it_is_built(named: str) -> None:
+    spec, shape = TRAINED[named]
+    model = catalog.build(spec, shape, 7, seed=0)
+
+    tensors = [*model.parameters(), *model.buffers()]
+    assert catalog.size(spec, shape, 7) == sum(tensor.nbytes for tensor in tensors)
+
+
+def test_no_memory_is_taken_for_a_model_that_is_too_large() -> None:
+    """An example of three million values and a million classes: 12 TB."""
+    assert catalog.size(Softmax(), (3, 1000, 1000), 10**6) == 4 * (3 * 10**12 + 10**6)
+
+
 def test_a_transformer_whose_heads_cannot_share_its_width_is_no_model() -> None:
     """Said of the job file, before any trainer sees it."""
     with pytest.raises(ValidationError, match="heads is 5, which does not divide width, 64"):

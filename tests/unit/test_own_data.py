@@ -108,6 +108,7 @@ def test_members_are_taken_in_any_form_that_is_a_number(shape: Any, classes: Any
         ({"classes": ["a", "b"]}, r"classes of what my:data gave is \"\['a', 'b'\]\" \(list\)"),
         ({"classes": 3.0}, r"classes of what my:data gave is '3.0' \(float\)"),
         ({"classes": 0}, r"classes of what my:data gave is '0' \(int\)"),
+        ({"classes": 10**9}, r"classes of what my:data gave is '1000000000' .*such as 10, at most 1000000"),
     ],
 )
 def test_a_member_that_is_no_number_is_named(members: dict[str, Any], sentence: str) -> None:

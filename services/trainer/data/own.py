@@ -14,6 +14,8 @@ from shared.errors import BadInput
 
 Array = npt.NDArray[Any]
 
+MOST_CLASSES = 1_000_000  #: a model gives a number for each
+
 _ABSENT = object()
 
 
@@ -123,9 +125,9 @@ def _classes(given: Any, name: str) -> int:
         found = index(given)
     except TypeError:
         found = 0
-    if found < 1:
+    if not 1 <= found <= MOST_CLASSES:
         raise BadInput(
             f"data.name: the member classes of what {name} gave is {str(given)[:80]!r} ({type(given).__name__}); it is "
-            "how many classes there are, such as 10"
+            f"how many classes there are, such as 10, at most {MOST_CLASSES}"
         )
     return found

@@ -35,6 +35,19 @@ def build(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:
     return model
 
 
+def size(spec: ModelSpec, shape: Shape, classes: int) -> int:
+    """The bytes of a model's tensors, counted before any is made, for the memory must hold them.
+
+    They are the product of what an example, the classes and the job file give. Returns 0 for a model of torchvision,
+    whose size is known, and for the user's own, which has to be built to be counted.
+    """
+    if isinstance(spec, models.Torchvision | CustomModel):
+        return 0
+    with torch.device("meta"):
+        model = _named(spec, shape, classes, 0)
+    return sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
+
+
 def _named(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:  # noqa: C901, PLR0911 - a table
     match spec:
         case models.Softmax():
