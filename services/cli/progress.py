@@ -207,7 +207,7 @@ def missing(found: Missing) -> str:
     parts = []
     if found.clients:
         more = f" and {found.clients - len(found.first)} more" if found.clients > len(found.first) else ""
-        parts.append(f"never heard: {', '.join(found.first)}{more}")
+        parts.append(f"in no model: {', '.join(found.first)}{more}")
     if found.refused:
         parts.append(f"{_many(found.refused, 'update')} refused")
     if found.failed:

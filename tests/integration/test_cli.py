@@ -529,7 +529,7 @@ def test_results_export_the_model_and_draw_the_curve(fedq: Fedq, finished: Scrip
 def test_the_end_says_what_is_missing(fedq: Fedq, aggregator: Aggregator) -> None:
     """In watch's last line, in results, in show, and for programs; of a job that failed too."""
     aggregator.listen()
-    said = "never heard: silo-7; 2 updates refused"
+    said = "in no model: silo-7; 2 updates refused"
     for job_id, outcome in (("digits-aaaaaa", "finished"), ("digits-bbbbbb", "failed")):
         fedq("start", DIGITS, "--id", job_id)
         job = aggregator.take()

@@ -64,7 +64,7 @@ def test_of_many_some_are_named() -> None:
     found = turnout.missing()
 
     assert (found.clients, len(found.first)) == (1999, NAMED)
-    assert missing(found).startswith("never heard: client-0001, client-0002, ")
+    assert missing(found).startswith("in no model: client-0001, client-0002, ")
     assert missing(found).endswith("client-0010 and 1989 more; 2 updates refused")
 
 
