@@ -390,9 +390,8 @@ def every_fault_is_seen(evidence: Evidence) -> Problems:
     for before, past in pairwise(evidence.rounds):
         fences = before.manifest.fence, past.manifest.fence
         faults = past.manifest.faults
-        known = (
-            faults is not None and len(faults) < LOG
-        )  # older manifests do not tell; of many lines the first are gone
+        # Older manifests do not tell of faults, and from a full log the first ones are gone.
+        known = faults is not None and len(faults) < LOG
         if known and None not in fences and fences[0] != fences[1] and not takeovers & {before.number, past.number}:
             yield f"round {past.number} has another owner than round {before.number}, and no takeover is recorded"
     if evidence.redis is not None:

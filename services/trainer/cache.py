@@ -22,9 +22,8 @@ from shared.weights import File
 
 log = structlog.get_logger()
 
-MOST = (
-    256  #: files that are kept: each is looked at when another comes, and a job of tiny models has thousands of rounds
-)
+#: Files that are kept. Each is looked at when another comes, and a job of tiny models has thousands of rounds.
+MOST = 256
 OPEN = 2  #: files that stay mapped: a model, and what else its round needs
 
 
