@@ -1,23 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
-COMMA := ,
 # A test waits for servers and timers more than half its time, so that two at a time are worth it on two cores.
 WORKERS ?= 2
-# Two steps of one environment: what the stack runs on, and all the rest.
-RUNS := .venv/.runs
 STAMP := .venv/.installed
-# Which stack up, down, demo, logs and status are about: containers where a Docker Engine with Compose answers, ordinary
-# processes where none does or where they run already.
-STACK ?= $(eval STACK := $(shell if grep -qs '^FEDQ_CACHE_DIR=.*/\.fedq/stack/' .fedq/env; then echo native; \
-  elif docker compose version >/dev/null 2>&1 && $(TIMEOUT) docker version >/dev/null 2>&1; then echo compose; \
-  else echo native; fi))$(STACK)
-# A daemon that hangs is none; macOS has no such command, and is asked without.
-TIMEOUT = $$(command -v timeout >/dev/null && echo timeout 10)
-RUN_native = $(BIN)/python -m deploy.native $@
-RUN_compose = $(RECENT) && exec $(PYTHON) -m deploy.compose $@
-RUN = @$(or $(RUN_$(STACK)),$(error make $@: there is no stack $(STACK): STACK is native or compose))
 RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
   "fedq needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.11")'
+# In containers if Docker answers, as ordinary processes if not: STACK=compose or STACK=native decides.
+RUN = @$(RECENT) && STACK=$(STACK) exec $(PYTHON) -m deploy $@
 IMAGE_PREFIX ?= fedq
 IMAGE_TAG ?= $(VERSION)
 IMAGES ?= registry aggregator trainer-cpu trainer-cuda cli
@@ -37,14 +26,10 @@ help:  ## List the commands
 
 venv: $(STAMP)  ## Install everything into .venv (PYTHON=python3.12 chooses another Python)
 
-$(RUNS) $(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt
 	@$(RECENT)
-	@$(PYTHON) -m deploy.native.bootstrap .venv $(if $(filter $(STAMP),$@),all$(COMMA)dev,stack)
-	@touch $(RUNS) $(filter $(STAMP),$@)
-
-# The stack of processes runs from .venv; containers need none.
-.SECONDEXPANSION:
-up down demo logs status: $$(if $$(filter native,$$(STACK)),$(RUNS))
+	@$(PYTHON) -m deploy.native.bootstrap .venv all,dev
+	@touch .venv/.runs $(STAMP)
 
 up:  ## Start RabbitMQ, Redis, S3 and fedq's services, in containers or without (STACK=compose, STACK=native)
 	$(RUN)

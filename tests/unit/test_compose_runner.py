@@ -5,7 +5,6 @@ Docker is scripted here, because its faults must be; what it does in truth is te
 
 import json
 import os
-import shutil
 import socket
 import stat
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
+from deploy import __main__ as choosing
 from deploy.compose import __main__ as runner
 from deploy.compose import overview, variables
 from deploy.compose.docker import FILE, Container, Project
@@ -73,17 +73,53 @@ def scripted(folder: Path, script: str) -> None:
     docker.chmod(0o755)
 
 
-def test_make_takes_containers_where_docker_answers_and_there_is_no_timeout(tmp_path: Path) -> None:
-    """As on macOS: of GNU's tools, it has not that one."""
-    scripted(tmp_path, "exit 0")
-    for tool in ("make", "sh", "grep"):
-        (tmp_path / tool).symlink_to(shutil.which(tool) or "/")
+@pytest.mark.parametrize(
+    ("asked", "script", "settings", "chosen"),
+    [
+        ("", "exit 0", None, "compose"),
+        ("", "exit 0", "FEDQ_CACHE_DIR=/home/a/fedq/.fedq/stack/cache", "native"),  # processes run already
+        ("", "exit 0", "FEDQ_AMQP_URL=amqp://fedq@127.0.0.1:5672", "compose"),
+        ("", None, None, "native"),
+        ("", "[ $1 = compose ]", None, "native"),  # the command is there, and no daemon
+        ("", "sleep 60", None, "native"),
+        ("native", "exit 0", None, "native"),
+        ("compose", None, None, "compose"),
+    ],
+)
+def test_containers_are_taken_where_docker_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, script: str | None, settings: str | None, chosen: str
+) -> None:
+    """Unless STACK says otherwise, or processes run already."""
+    if script is not None:
+        scripted(tmp_path, script)
+    if settings is not None:
+        (tmp_path / ".fedq").mkdir()
+        (tmp_path / ".fedq/env").write_text(f"# of a stack\n{settings}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if script and "sleep" in script else str(tmp_path))
+    monkeypatch.setenv("STACK", asked)
+    monkeypatch.setattr(choosing, "PATIENCE", 0.5)
+
+    assert choosing.stack() == chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "stack", "sentence"),
+    [
+        (["up"], "podman", "error: there is no stack podman: STACK is native or compose\n"),
+        (["down"], "native", "error: no stack was ever started here: make up starts one\n"),
+        ([], "", "error: say one of up, down, demo, logs, status, such as python3 -m deploy up\n"),
+        (["fly"], "", "error: say one of up, down, demo, logs, status, such as python3 -m deploy up\n"),
+    ],
+)
+def test_a_mistake_in_what_to_run_is_one_sentence(tmp_path: Path, words: list[str], stack: str, sentence: str) -> None:
     done = subprocess.run(
-        ["make", "--dry-run", "--file", ROOT / "Makefile", "status"],
-        env={"PATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, check=False,
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+         "from deploy.__main__ import main; main()", *words],
+        env={"STACK": stack}, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
-    assert done.stdout.endswith("-m deploy.compose status\n"), done.stderr
+    assert (done.returncode != 0, done.stderr) == (True, sentence)
 
 
 def test_a_container_of_run_may_end_while_others_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
