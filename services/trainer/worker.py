@@ -146,7 +146,8 @@ def _with_readable_key(method: tuple[int, int], arguments: memoryview) -> memory
     if method != amqp.spec.Basic.Deliver:
         return arguments
     raw = bytes(arguments)
-    exchange = 1 + raw[0] + 9  # behind the consumer's tag, the delivery's, and whether it is another one
+    tag = 4  # behind the method's two numbers
+    exchange = tag + 1 + raw[tag] + 9  # behind the consumer's tag, the delivery's, and whether it is another one
     key = exchange + 1 + raw[exchange] + 1
     text = raw[key:].decode("ascii", "replace").replace("\ufffd", "?")
     return raw[:key] + text.encode()

@@ -1,7 +1,9 @@
 """A task's message: the one that fedq publishes passes, and any that has more or else is none."""
 
+import struct
 from typing import Any
 
+import amqp
 import msgpack
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from kombu.message import Message
 
 from services.trainer.message import CONTENT_ENCODING, CONTENT_TYPE, Task, fault
+from services.trainer.worker import Content
 from shared.events import MAX_BODY
 
 TASK = Task("train", "2813d126-3e1b-50ee-9f63-a801a635de88", "client-2, round 2", {"job": "t-abc234", "round": 2})
@@ -122,3 +125,19 @@ def test_other_messages_are_none(changes: dict[str, Any]) -> None:
     found = fault(message(**changes))
     assert found is not None
     assert found.isprintable()
+
+
+@pytest.mark.parametrize("consumer", ["1", "None4", "ctag1.0123456789"])
+@pytest.mark.parametrize("delivery", [1, 128, 255, 0x8081_8283_8485_8687])
+def test_only_the_routing_key_of_a_delivery_is_made_readable(consumer: str, delivery: int) -> None:
+    """Its number has bytes that are no letters from the 128th on; acknowledged by another, it ends the trainer."""
+
+    def frame(key: bytes) -> bytes:
+        head = struct.pack(">HHB", *amqp.spec.Basic.Deliver, len(consumer)) + consumer.encode()
+        return head + struct.pack(">QB", delivery, 0) + b"\x05tasks" + bytes([len(key)]) + key
+
+    def read(key: bytes) -> bytes:
+        return bytes(Content(amqp.spec.Basic.Deliver, memoryview(frame(key))).frame_args)
+
+    assert read(b"trainer.tasks.cpu") == frame(b"trainer.tasks.cpu")
+    assert read(b"a\xff\xfeb") == frame(b"a??b")
