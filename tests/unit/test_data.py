@@ -519,7 +519,7 @@ def test_whole_numbers_are_classes_in_their_order_and_a_constant_column_is_no_di
         ("a,label\n1,0\n2\n", "row 3 has 1 values for 2 columns"),
         ("a,a,label\n1,0,2\n", "its first row gives columns 1 and 2 the same name"),
         ("a,label\n", "has no rows below its first"),
-        ("", "has no rows below its first"),
+        ("", "is empty; its first row names the columns"),
         ("label\n1\n", "no column is left to learn from beside label"),
         ('a,label\n"1,2\n', "cannot be read as CSV: unexpected end of data"),
     ],

@@ -322,7 +322,8 @@ def test_folders_whose_names_look_the_same_are_one_class(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("folders", "sentence"),
     [
-        (("cat", "Cat"), "the folders (cat and Cat|Cat and cat) differ in capitals alone; join them, or declare both"),
+        (("cat", "Cat"), "the folders (cat and Cat|Cat and cat) differ in capitals or blanks alone; join them, or"),
+        (("a cat", "a  cat"), "differ in capitals or blanks alone; join them, or declare both"),
         (("cat", "dog\n"), None),
         (("cat", "d\to"), r"the folder 'd\\to' has characters that cannot be shown; rename it"),
         (("cat", "\udcff"), r"the folder '\\udcff' has characters that cannot be shown; rename it"),

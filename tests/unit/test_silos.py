@@ -134,7 +134,8 @@ def test_a_label_that_is_spelled_differently_is_refused_with_what_differs(folder
 
     assert str(refused.value) == (
         f"{folder}/t.csv has labels that data.classes does not declare: 'Well', 'sane'; "
-        "declared: 'well', 'ill', 'unknown'; spell them as there, or declare them"
+        "declared: 'well', 'ill', 'unknown'; one of them differs in capitals or blanks alone; "
+        "spell them as there, or declare them"
     )
 
 
@@ -204,8 +205,16 @@ def test_columns_go_in_the_order_of_the_job_and_are_scaled_by_what_it_says(folde
 def test_a_missing_column_is_named(folder: Path) -> None:
     """With those that are there: one may be spelled differently."""
     (folder / "t.csv").write_text("Age,dose,label\n1,3,ill\n")
-    with pytest.raises(BadInput, match=r"t.csv has no column age among its 3; one of them differs in capitals alone"):
+    sentence = r"t.csv has no column age among its 3; one of them differs in capitals or blanks alone"
+    with pytest.raises(BadInput, match=sentence):
         dataset.load(spec(TABLE))
+
+
+def test_a_label_that_differs_in_blanks_alone_is_said_to(folder: Path) -> None:
+    """In the sentence that people read, several blanks have become one."""
+    (folder / "t.csv").write_text("age,dose,label\n1,3,not  ill\n1,3,well\n")
+    with pytest.raises(BadInput, match="declared: 'not ill', 'well'; one of them differs in capitals or blanks alone;"):
+        dataset.load(spec({**TABLE, "classes": ["not ill", "well"]}))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +338,7 @@ class Own:
 
 def test_owners_that_no_client_stands_for_are_told_in_the_trainers_log(folder: Path) -> None:
     """A pool of fewer clients than owners leaves their examples out, and not in silence."""
-    rows = "".join(f"{row},{row},{'abcde'[row % 5]},{row % 2}\n" for row in range(20))
+    rows = "".join(f"{3 * row},{row % 7},{'abcde'[row % 5]},{row % 2}\n" for row in range(20))
     (folder / "t.csv").write_text("age,dose,ward,label\n" + rows)
     natural = {"name": "natural", "key": "ward"}
     pool = {"name": "csv", "path": "t.csv", "clients": 3, "partition": natural, "test_fraction": 0}

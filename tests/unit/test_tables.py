@@ -98,7 +98,7 @@ def test_whole_numbers_may_have_a_point_and_words_may_begin_with_a_number(tmp_pa
         ("a,label\nN/A,0\n1,1\n", "row 2, column a: a word for a missing value"),
         ("a,label\ntrue,0\n1,1\n", "row 2, column a: text, which is no number"),
         ("a, a ,label\n1,2,0\n", "its first row gives columns 1 and 2 the same name"),
-        ("a,Label\n1,0\n2,1\n", "has no column label among its 2; one of them differs in capitals alone"),
+        ("a,Label\n1,0\n2,1\n", "has no column label among its 2; one of them differs in capitals or blanks alone"),
         ("a,label\n\n\n1,0\n2,1,3\n", "row 5 has 3 values for 2 columns"),
         ('a,label\n"1\n",0\n2\n', "row 3 has 1 values for 2 columns"),
         ('a,label\n1,0\n2,"x"y\n', "row 3 cannot be read as CSV"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from services.trainer.data import picture
 from services.trainer.data.place import files_in, is_litter
-from services.trainer.data.source import Source, existing, pixels, refuse_undeclared, some
+from services.trainer.data.source import Source, alike, existing, pixels, refuse_undeclared, some
 from shared.catalog.data import Images
 from shared.errors import BadInput
 
@@ -75,10 +75,10 @@ def _refuse_unclear(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         if not name.isprintable():
             raise BadInput(f"{folder}: the folder {name!a} has characters that cannot be shown; rename it")
-        if len(name) > 1 and seen.setdefault(name.casefold(), name) != name:
+        if len(name) > 1 and seen.setdefault(alike(name), name) != name:
             raise BadInput(
-                f"{folder}: the folders {seen[name.casefold()]} and {name} differ in capitals alone; join them, or "
-                "declare both in data.classes"
+                f"{folder}: the folders {seen[alike(name)]} and {name} differ in capitals or blanks alone; join "
+                "them, or declare both in data.classes"
             )
 
 

@@ -13,7 +13,7 @@ from unicodedata import normalize
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.source import some
+from services.trainer.data.source import alike, some
 from shared.errors import BadInput
 
 Column = tuple[str, ...]
@@ -93,6 +93,8 @@ def read(file: Path) -> Table:
     if twice := [place for place, name in enumerate(header, 1) if name and name in header[: place - 1]]:
         first = header.index(header[twice[0] - 1]) + 1
         raise BadInput(f"{file}: its first row gives columns {first} and {twice[0]} the same name; rename one of them")
+    if not header and not body:
+        raise BadInput(f"{file} is empty; its first row names the columns, and those below it are the examples")
     if not body:
         raise BadInput(f"{file} has no rows below its first, which names the columns")
     for number, row in body:
@@ -134,11 +136,9 @@ def require(table: Table, names: Sequence[str]) -> None:
     """`BadInput` that says which of these columns a table lacks."""
     if missing := [name for name in names if name not in table.columns]:
         word = "column" if len(missing) == 1 else "columns"
-        folded = {name.casefold() for name in table.columns}
-        capitals = (
-            "; one of them differs in capitals alone" if any(name.casefold() in folded for name in missing) else ""
-        )
-        raise BadInput(f"{table.file} has no {word} {some(missing)} among its {len(table.columns)}{capitals}")
+        near = set(map(alike, table.columns)) & set(map(alike, missing))
+        hint = "; one of them differs in capitals or blanks alone" if near else ""
+        raise BadInput(f"{table.file} has no {word} {some(missing)} among its {len(table.columns)}{hint}")
 
 
 def is_number(value: str) -> bool:

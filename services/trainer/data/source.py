@@ -101,10 +101,20 @@ def refuse_undeclared(place: Path, found: Iterable[str], classes: Sequence[str])
             "column of labels? `fedq data FILE`, run there, shows them"
         )
     if strange:
+        near = set(map(alike, classes)) & set(map(alike, strange))
+        hint = "; one of them differs in capitals or blanks alone" if near else ""
         raise BadInput(
             f"{place.absolute()} has labels that data.classes does not declare: {some(list(map(repr, strange)))}; "
-            f"declared: {some(list(map(repr, classes)))}; spell them as there, or declare them"
+            f"declared: {some(list(map(repr, classes)))}{hint}; spell them as there, or declare them"
         )
+
+
+def alike(name: str) -> str:
+    """What a name has in common with those that differ from it in capitals or in how many blanks they have alone.
+
+    A sentence shows several blanks as one, so two such names may look the same in it.
+    """
+    return " ".join(name.casefold().split())
 
 
 def some(names: Sequence[str]) -> str:

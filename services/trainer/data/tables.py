@@ -10,7 +10,7 @@ import numpy as np
 from services.trainer.data import rows
 from services.trainer.data.checks import floats
 from services.trainer.data.rows import Column, Numbers, Table
-from services.trainer.data.source import Labels, Preparation, Source, as_floats, existing, refuse_undeclared
+from services.trainer.data.source import Labels, Preparation, Source, alike, as_floats, existing, refuse_undeclared
 from shared.catalog.data import MOST_CLASSES, Csv
 from shared.errors import BadInput
 
@@ -129,10 +129,11 @@ def _sorted(table: Table, name: str, column: Column) -> tuple[str, ...]:
     if not whole and not all(map(rows.is_number, names)):
         seen: dict[str, str] = {}
         twice = (
-            "a label that differs from another one in capitals alone; spell them alike, or declare both in data.classes"
+            "a label that differs from another one in capitals or blanks alone; spell them alike, or declare both in "
+            "data.classes"
         )
         for label in sorted(names):
-            if len(label) > 1 and seen.setdefault(label.casefold(), label) != label:
+            if len(label) > 1 and seen.setdefault(alike(label), label) != label:
                 table.refuse(name, column, lambda value, wrong=label: value == wrong, twice)  # type: ignore[misc]
         return tuple(sorted(names))
     some_other = "a number that is not whole" if all(map(rows.is_number, names)) else "a word"
