@@ -64,6 +64,12 @@ def base_of(order: Order) -> str | None:
     return order.base.digest if order.base is not None else None
 
 
+def log_failure(about: Any, error: BaseException) -> None:
+    """One line with the reason; with the stack too, unless fedq itself says what a person is to mend."""
+    is_told = isinstance(error, BadInput) and error.__cause__ is None
+    about.error("failed", reason=sentence(error), exc_info=None if is_told else error)
+
+
 def sentence(error: BaseException, length: int = SENTENCE) -> str:
     """`<Type>: <what it says>`, on one line that fits into an event; a person's mistake by what it says alone.
 

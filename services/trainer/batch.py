@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from services.trainer import parcel
+from services.trainer import answers, parcel
 from services.trainer.answers import REASON, sentence
 from services.trainer.bench import Bench
 from services.trainer.client import Clients
@@ -75,7 +75,7 @@ def train(bench: Bench, order: Order, base: BlobRef, watch: Stopwatch) -> Folded
         except (Stale, Unavailable):
             raise
         except BaseException as error:  # user code may do anything
-            log.exception("failed", job=order.job, round=order.round, client=client)
+            answers.log_failure(log.bind(job=order.job, round=order.round, client=client), error)
             clients.renew()
             failures[client] = sentence(error, REASON)
             continue

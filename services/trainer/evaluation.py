@@ -2,7 +2,7 @@
 
 import structlog
 
-from services.trainer import learning
+from services.trainer import answers, learning
 from services.trainer.bench import Bench
 from services.trainer.data import dataset
 from services.trainer.data.dataset import Examples
@@ -45,7 +45,7 @@ def on_clients(bench: Bench, event: EvaluateModel) -> tuple[Member, ...]:
         except Unavailable:
             raise
         except Exception as error:
-            log.exception("not evaluated", job=event.job, round=event.round, client=client)
+            answers.log_failure(log.bind(job=event.job, round=event.round, client=client), error)
             bench.forget_model()
             failure = error
     if failure is not None and not found:

@@ -71,7 +71,7 @@ class Slot:
             about.warning("failed", reason=str(refused))
             update = answers.failed(order, self._bench.trainer, sentence(refused))
         except BaseException as error:  # user code may do anything
-            about.exception("failed")
+            answers.log_failure(about, error)
             self._bench.forget_model()
             update = answers.failed(order, self._bench.trainer, sentence(error))
         if not self._say(update.model_copy(update={"attempt": order.attempt, "tries": tries})):
@@ -99,7 +99,7 @@ class Slot:
         except Unavailable:
             raise
         except BaseException as error:
-            about.exception("failed")
+            answers.log_failure(about, error)
             bench.forget_model()
             answer = answers.evaluated(event, bench.trainer, error=sentence(error))
         self._say(answer.model_copy(update={"downloaded": bench.cache.received - before}))
