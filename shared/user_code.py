@@ -11,12 +11,13 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from shared import imported
-from shared.errors import BadInput
+from shared.errors import BadInput, Stale, Unavailable
 
 #: Of the allow list: a module with all below it, `mypkg.`, or one attribute, `mypkg.nets:make`.
 ENTRY = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\.|:[A-Za-z_]\w*)"
@@ -55,7 +56,7 @@ def find(name: str, section: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()  # it may have been installed since this process began
     try:
-        with imported.importing(module_name.partition(".")[0]):
+        with running(), imported.importing(module_name.partition(".")[0]):
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
@@ -86,7 +87,25 @@ def call(function: Callable[..., Any], args: Mapping[str, Any], offered: Mapping
     """Calls `function` with the job file's `args`, and with what is `offered` where its signature names it."""
     wanted = _parameters(function)
     extra = {key: value for key, value in offered.items() if key in wanted and key not in args}
-    return function(**extra, **args)
+    with running():
+        return function(**extra, **args)
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Around the user's code: of our own errors it may raise none that would be taken for ours.
+
+    `Stale` would leave its client without an answer, and `Unavailable` would have it asked again and again.
+    """
+    try:
+        yield
+    except (Stale, Unavailable) as error:
+        raise failure(error) from error
+
+
+def failure(error: Exception) -> BadInput:
+    """What an error of ours that the user's code raised is."""
+    return BadInput(f"the job's own code raised {type(error).__name__}: {error}")
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

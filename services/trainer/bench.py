@@ -21,7 +21,7 @@ from services.trainer.models import catalog, start
 from services.trainer.models.flat import FlatModel
 from services.trainer.orders import HandedBack, Order
 from services.trainer.states import Keeper, State
-from shared import names, weights
+from shared import names, user_code, weights
 from shared.blobs import Blobs, NotFound
 from shared.catalog.compression import EncodingSpec
 from shared.compression import difference
@@ -81,7 +81,8 @@ class Bench:
                 file.write(self.patiently(lambda: self._given(job)).data)
                 file.flush()
                 start.begin_with(model, Path(file.name))
-        return FlatModel(model, spec.train, self.device)
+        with user_code.running():
+            return FlatModel(model, spec.train, self.device)
 
     def forget_model(self) -> None:
         """For when the user's code failed: who knows what it left behind."""

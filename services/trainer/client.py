@@ -16,9 +16,10 @@ from services.trainer.own_step import step
 from services.trainer.states import State
 from services.trainer.stopwatch import Stopwatch
 from services.trainer.wishes import Drift
+from shared import user_code
 from shared.catalog.models import CustomModel
 from shared.catalog.training import CustomTrain
-from shared.errors import BadInput, Stale
+from shared.errors import BadInput, Stale, Unavailable
 from shared.events import BlobRef
 from shared.failpoints import failpoint
 from shared.weights import File, Flat
@@ -101,8 +102,10 @@ class Clients:
                 surroundings.seed_all(learning.shuffle_seed(order.spec.seed, client, order.round, 0))
             rounds = order.spec.rounds.count
             return learning.train(model, x, y, how, rounds=rounds, correction=correction, **common)
-        except Stale:
-            raise self._bench.why_stopped(order) from None
+        except (Stale, Unavailable) as error:
+            if self._bench.stopped(order):
+                raise self._bench.why_stopped(order) from None
+            raise user_code.failure(error) from error
 
     def _server(self) -> File | None:
         """The server state, where the round has one for its clients."""

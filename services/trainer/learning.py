@@ -16,6 +16,7 @@ from services.trainer import lonely, precision
 from services.trainer.gradients import changes_of, corrections
 from services.trainer.optimizers import Gradients, optimizer_of
 from services.trainer.schedules import rate
+from shared import user_code
 from shared.catalog.training import TrainSpec
 from shared.errors import BadInput, Stale
 
@@ -132,7 +133,8 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     with torch.no_grad():  # a model may keep what it makes in a pass, and an inference tensor cannot be trained with
         for start in range(0, len(y), EVALUATED):
             labels = y[start : start + EVALUATED]
-            logits = model(x[start : start + EVALUATED])
+            with user_code.running():
+                logits = model(x[start : start + EVALUATED])
             _check(logits, labels)
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())

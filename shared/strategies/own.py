@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from shared import user_code
 from shared.catalog.strategies import CustomStrategy
-from shared.errors import BadInput, FedqError
+from shared.errors import BadInput
 from shared.strategies.strategy import Counted, State, Strategy, Tile
 
 _MOST = float(np.finfo(np.float32).max)  # models and states are float32 in the store
@@ -105,7 +105,7 @@ def _asked(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """What the user's function gives; whatever it raises is their mistake, and not the aggregator's."""
     try:
         return function(*arguments)
-    except FedqError:
+    except BadInput:
         raise
     except Exception as error:
         raise BadInput(f"{what} raised {type(error).__name__}: {error}") from error

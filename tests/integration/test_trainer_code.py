@@ -245,3 +245,43 @@ def test_it_ends_with_its_trainer(federation: Federation) -> None:
     (process,) = apart_processes(federation)
     trainer.kill()
     until(lambda: not process.is_running(), "the end of the process")
+
+
+def test_an_error_of_ours_that_the_users_code_raises_is_its_clients_failure(federation: Federation) -> None:
+    """Taken for ours, it would leave the client without an answer, or have it asked for again and again."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="raises.")
+    write(
+        federation,
+        "raises",
+        """
+        from torch import nn
+        from services.trainer.hindrance import Absent
+        from services.trainer.orders import HandedBack
+        from shared.errors import Stale, Unavailable
+        ERRORS = {"client-1": Stale, "client-2": Absent, "client-3": HandedBack, "client-4": Unavailable}
+
+        def step(model, x, y, *, client, round, seed):
+            raise ERRORS[client]("it is away")
+
+        class Away(nn.Sequential):
+            def forward(self, x):
+                raise HandedBack("it is away")
+
+        def make(shape, classes):
+            return Away(nn.Flatten(), nn.Linear(64, classes))
+
+        def none(shape, classes):
+            raise Unavailable("it is away")
+        """,
+    )
+    base = federation.initial(digits())
+    for number, name in enumerate(("Stale", "Absent", "HandedBack", "Unavailable"), 1):
+        federation.ask(1, f"client-{number}", base=base, spec=digits(train={"name": "raises:step"}))
+        assert str(federation.update().error).startswith(f"the job's own code raised {name}: it is away (raises.py:")
+
+    federation.ask(0, "client-1", base=None, spec=digits(model={"name": "raises:none"}))
+    assert str(federation.update().error).startswith("the job's own code raised Unavailable: it is away")
+    another_job(federation)
+    spec = digits(model={"name": "raises:make"})
+    federation.ask(1, "client-1", base=federation.initial(spec), spec=spec)
+    assert str(federation.update().error).startswith("the job's own code raised HandedBack: it is away")

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from services.trainer.models.beside import Beside
 from services.trainer.models.hidden import has_adapters, refuse_hidden
 from services.trainer.models.tied import is_one, refuse_overlaps, tie, tied
-from shared import weights
+from shared import user_code, weights
 from shared.catalog.training import Kept
 from shared.errors import BadInput, Refused
 from shared.weights import File, Layout
@@ -161,7 +161,8 @@ class FlatModel:
 
     def _state(self) -> dict[str, Tensor]:
         # Anew each time: training may have replaced a tensor. Detached, they share the model's memory.
-        state = self.model.state_dict()
+        with user_code.running():
+            state = self.model.state_dict()
         if (kinds := _kinds(state)) != self._kinds:
             now, before = min(kinds.items() - self._kinds.items(), default=("", "")), self._kinds
             was = f"{now[0]} is {now[1]} now, and was {before.get(now[0], 'not there')}" if now[0] else "some are gone"
