@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from services.trainer import learning
 from services.trainer.models.flat import FlatModel
 from services.trainer.models.start import begin_with
 from shared import weights
 from shared.catalog.compression import TopK
-from shared.catalog.training import Kept
+from shared.catalog.training import Adam, FedProx, Kept, Sgd, TrainSpec
 from shared.compression.choose import encoding_of
 from shared.compression.difference import rebuild, shrink
 from shared.errors import BadInput
@@ -220,6 +221,56 @@ def test_views_are_refused_only_where_an_element_is_in_two(data: st.DataObject) 
             FlatModel(model)
 
 
+class TwoOfOne(Tied):
+    """Two parameters of one memory, as code has it that passes `weight.data` on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dec.weight = nn.Parameter(self.enc.weight.data)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        TrainSpec(optimizer=Sgd(lr=0.1, weight_decay=0.5)),
+        TrainSpec(optimizer=Sgd(lr=0.1), fedprox=FedProx(mu=1.0), steps=3),
+        TrainSpec(optimizer=Adam(lr=0.1)),
+    ],
+    ids=["weight decay", "fedprox", "adam"],
+)
+def test_two_parameters_of_one_memory_are_trained_as_one(how: TrainSpec) -> None:
+    """Each by itself would decay, or be pulled back, twice in a step."""
+    x, y = torch.randn(12, 5, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 3
+    found = []
+    for kind in (Tied, TwoOfOne):
+        torch.manual_seed(1)
+        model = FlatModel(kind())
+        torch.manual_seed(1)
+        model.load(FlatModel(Tied()).save())
+        learning.train(model.model, x, y, how, seed=1, client="a", number=1)
+        found.append(model.save())
+    assert np.array_equal(*found)
+
+
+def test_what_is_trained_and_what_is_frozen_stay_two() -> None:
+    """Frozen, a layer passes no gradient to the weight that it shares."""
+    model = TwoOfOne()
+    model.dec.weight.requires_grad_(False)
+    FlatModel(model)
+    assert not model.dec.weight.requires_grad
+    assert model.enc.weight.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_buffer_that_is_expanded_is_refused(dtype: torch.dtype, persistent: bool) -> None:
+    """Whatever it holds: torch copies nothing into it."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.ones(3, dtype=dtype).expand(2, 3), persistent=persistent)
+    with pytest.raises(BadInput, match=r"^model: mask has one place in memory for several values"):
+        FlatModel(model)
+
+
 # --- start files of tied models -------------------------------------------------------------
 
 
@@ -259,3 +310,29 @@ def test_a_start_file_that_is_of_two_minds_is_refused(tmp_path: Path) -> None:
     save_file(tensors_of(Tied(), "enc.weight", "dec.weight"), tmp_path / "start")
     with pytest.raises(BadInput, match=r"has no tensor enc\.weight \[5, 5\]"):
         begin_with(Tied(), tmp_path / "start")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "fits"),
+    [
+        (torch.int8, torch.tensor([-128, 127]), True),
+        (torch.int8, torch.tensor([300, 0]), False),
+        (torch.uint8, torch.tensor([-1, 0]), False),
+        (torch.bool, torch.tensor([2, 0]), False),
+        (torch.bool, torch.tensor([1, 0]), True),
+        (torch.int64, torch.tensor([True, False]), True),
+    ],
+)
+def test_whole_numbers_of_a_start_file_are_taken_where_they_fit(
+    tmp_path: Path, dtype: torch.dtype, given: Tensor, fits: bool
+) -> None:
+    """Cut to fewer bits, they would be others."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("ids", torch.zeros(2, dtype=dtype))
+    save_file(tensors_of(model) | {"ids": given}, tmp_path / "start")
+    if fits:
+        begin_with(model, tmp_path / "start")
+        assert model.ids.tolist() == given.tolist()
+    else:
+        with pytest.raises(BadInput, match=r"ids has values in the file that torch\.\w+, as in the model, cannot hold"):
+            begin_with(model, tmp_path / "start")

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from services.trainer.models.beside import Beside
 from services.trainer.models.hidden import has_adapters, refuse_hidden
-from services.trainer.models.tied import is_one, refuse_overlaps, tie, tied
+from services.trainer.models.tied import is_one, refuse_expanded, refuse_overlaps, tie, tied, unite
 from shared import user_code, weights
 from shared.catalog.training import Kept
 from shared.errors import BadInput, Refused
@@ -53,6 +53,7 @@ class FlatModel:
         The model is moved to the device, where one is given.
         """
         self.model = model
+        unite(model)
         kept = kept or Kept()
         state = model.state_dict()
         frozen = _frozen(model)
@@ -65,7 +66,9 @@ class FlatModel:
                 f"train.personal: {', '.join(kept.personal)} is all that is trained; nothing would be shared"
             )
         _refuse_tied(state, personal, state.keys() - apart - frozen)
-        refuse_overlaps(_floats(model), {name: held for name, held in model.named_buffers() if name not in state})
+        beside = {name: held for name, held in model.named_buffers() if name not in state}
+        refuse_expanded(state | beside)
+        refuse_overlaps(_floats(model), beside)
         refuse_hidden(model)
         if device is not None:
             tie(model.to(device), self.layout.tied)

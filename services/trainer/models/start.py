@@ -60,6 +60,10 @@ def _check(name: str, found: Tensor, wanted: Tensor, in_last: bool) -> None:
         )
     if found.is_floating_point() != wanted.is_floating_point():
         raise BadInput(f"model.start: tensor {name} is {found.dtype} in the file and {wanted.dtype} in the model")
+    if not found.is_floating_point() and not torch.equal(found.to(wanted.dtype).to(found.dtype), found):
+        raise BadInput(
+            f"model.start: tensor {name} has values in the file that {wanted.dtype}, as in the model, cannot hold"
+        )
 
 
 def _last_layer(tensors: dict[str, Tensor]) -> str:

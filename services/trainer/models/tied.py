@@ -46,9 +46,6 @@ def refuse_overlaps(state: dict[str, Tensor], beside: dict[str, Tensor]) -> None
     Those that lie `beside` the state are put back for each client, and must not take the state along; whether they
     share memory among themselves does not matter.
     """
-    for name, tensor in (state | beside).items():
-        if any(side > 1 and not stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise BadInput(f"model: {name} has one place in memory for several values, as expand() leaves it; clone it")
     before: list[tuple[int, str, Tensor]] = []  # those that may reach into the next one, with their ends
     for name, tensor in sorted((state | beside).items(), key=lambda item: item[1].data_ptr()):
         if not tensor.numel():
@@ -63,6 +60,22 @@ def refuse_overlaps(state: dict[str, Tensor], beside: dict[str, Tensor]) -> None
                 )
         last = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True))
         before.append((tensor.data_ptr() + (last + 1) * tensor.element_size(), name, tensor))
+
+
+def refuse_expanded(tensors: Mapping[str, Tensor]) -> None:
+    """`BadInput` where a tensor, of floats or not, has several values in one place: torch copies nothing into such."""
+    for name, tensor in tensors.items():
+        if any(side > 1 and not stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise BadInput(f"model: {name} has one place in memory for several values, as expand() leaves it; clone it")
+
+
+def unite(model: nn.Module) -> None:
+    """Makes one parameter of trained ones that are the same memory: else weight decay or FedProx would count twice."""
+    firsts: dict[tuple[object, ...], nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad and parameter.numel():
+                module._parameters[name] = firsts.setdefault(_view(parameter), parameter)
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:
