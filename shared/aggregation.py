@@ -7,6 +7,7 @@ vector that the strategy, or the compression of models, keeps from round to roun
 The server step is taken with parameters. A model's buffers become the mean of the clients', whatever the strategy is.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -160,6 +161,7 @@ class Aggregation:
             if settled is not None:
                 model[parameters:] = settled
         elif self.fold is not None:
+            self.strategy.check_fold(updates, math.ldexp(math.sqrt(parameters), -self.fold.grid.shift - 1))
             factor = self.strategy.factor(updates)
             channels = len(self.strategy.channels)
             self.fold.apply(model, self.strategy.step, kept, factor=factor, channels=channels)

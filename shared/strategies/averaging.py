@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 
 from shared.catalog.strategies import Averaging, FedBuff, NormClip, QFedAvg, Scaffold
-from shared.errors import Refused
+from shared.errors import BadInput, Refused
 from shared.strategies.strategy import CONTROL, DELTA, Counted, State, Strategy, Tile
 
 TAU = "local_norm"  #: the metric of a client that says what it divided its update by, ‖a‖₁ of FedNova
 LOSS = "client_loss"  #: the metric that says its loss before training
 
 _STEPS = 2.0**32  # more than any client takes
+_CLEAR = 8.0  # how many times as long as its rounding an update is, for an error of some 7 % at most
 _TINY, _HUGE = 2.0**-126, 2.0**127  # what a float32 update can be multiplied by and still be one
 
 
@@ -64,6 +65,20 @@ class Fair(Strategy):
 
     def weight(self, update: Counted) -> int:
         return 1
+
+    def check_fold(self, updates: Sequence[Counted], rounding: float) -> None:
+        """Small losses, to a high power, are below what the fold resolves: the model would stand still, or wander."""
+        least = _CLEAR * rounding
+        if max(update.norm for update in updates) >= least:
+            return
+        for update in updates:
+            loss = update.metrics[LOSS]
+            weight = math.pow(loss, self._q)
+            if loss > 0 and (weight < _TINY or update.norm / weight >= least):
+                raise BadInput(
+                    f"strategy.q is {self._q:g}, and losses such as {loss:.4g} of {update.client} to that power are "
+                    "lost in the sum's rounding; a lower strategy.q, limits.max_abs or limits.max_examples may help"
+                )
 
     def factor(self, updates: Sequence[Counted]) -> float:
         total = math.fsum(map(self._curvature, updates))

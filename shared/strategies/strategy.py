@@ -63,6 +63,9 @@ class Strategy:
         """What the mean is multiplied by, or each channel's; all updates are known by then, in client order."""
         return 1.0
 
+    def check_fold(self, updates: Sequence[Counted], rounding: float) -> None:
+        """`BadInput` where the fold lost what was sent: it rounds an update by an L2 norm of at most `rounding`."""
+
     def step(self, model: Tile, mean: Tile, state: State) -> Tile:
         """The next model: a tile (n,) of the model and of the mean, or (channels, n) of it, in, the tile (n,) out.
 

@@ -9,7 +9,7 @@ from shared import weights
 from shared.aggregation import Aggregation, Plan
 from shared.compression import difference
 from shared.compression.choose import encoding_of
-from shared.errors import Refused
+from shared.errors import BadInput, Refused
 from shared.fold import Fold, Grid
 from shared.strategies.slices import Stacked
 from shared.strategies.strategy import Counted
@@ -187,3 +187,30 @@ def test_a_compressed_update_is_folded_as_it_decodes(name: str) -> None:
         advanced(aggregation, files, model()),
         advanced(expected, [plain(expected, one) for one in decoded], model()),
     )
+
+
+@pytest.mark.parametrize(
+    ("q", "loss", "length", "lost"),
+    [
+        (10, 0.05, 0.1, True),  # 1e-13 of each value
+        (20, 1e-3, 0.1, True),  # 1e-60, which is no float32
+        (2, 0.05, 0.1, False),
+        (10, 0.0, 0.1, False),  # it has nothing to say
+        (10, 0.05, 1e-13, False),  # nothing was learnt
+    ],
+)
+def test_small_losses_to_a_high_power_are_not_lost_in_silence(q: float, loss: float, length: float, lost: bool) -> None:
+    """Rounded to nothing, they would leave the model as it is, or a little beside."""
+    aggregation = Aggregation(plan({"name": "qfedavg", "q": q}), LAYOUT)
+    base = model()
+    aggregation.begin(GRID, base)
+    sent = (deltas(1)[0] * 10 * length * loss**q).astype(np.float32)
+    update = Counted("a", 10, 0.0, 0, {"client_loss": loss})
+    measures = aggregation.measure(plain(aggregation, sent), [update], GRID)
+    aggregation.add(plain(aggregation, sent), [update])
+    counted = [Counted("a", 10, measures.norm, 0, update.metrics)]
+    if lost:
+        with pytest.raises(BadInput, match=r"losses such as .* to that power are lost in the sum's rounding"):
+            aggregation.advance(base, counted)
+    else:
+        aggregation.advance(base, counted)
