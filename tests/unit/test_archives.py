@@ -144,15 +144,15 @@ def test_hidden_files_are_none_of_leafs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (leaf_file({"hunter2secret": ([["hunter2secret"] * 784], [1])}), "is no file of LEAF's: ValueError"),
+        (leaf_file({"hunter2secret": ([["hunter2secret"] * 784], [1])}), "LEAF's: user 1: ValueError"),
         (leaf_file({"hunter2secret": ([[0.5] * 784], ["hunter2secret"])}), "y are whole numbers"),
         (leaf_file({"hunter2secret": ([[float("nan")] * 784], [1])}), "pixels are numbers from 0 to 1"),
         (leaf_file({"hunter2secret": ([[0.5] * 784, [0.5]], [1, 1])}), "x are images of 784 numbers each"),
-        (b'{"users": ["hunter2secret"], "user_data": {}}', "is no file of LEAF's: KeyError"),
-        (b'{"users": ["hunter2secret"], "user_data": []}', "is no file of LEAF's: TypeError"),
+        (b'{"users": ["hunter2secret"], "user_data": {}}', "LEAF's: user_data lacks user 1 of users"),
+        (b'{"users": ["hunter2secret"], "user_data": []}', "LEAF's: user_data lacks user 1 of users"),
         (b"[" * 100_000, "is no file of LEAF's: RecursionError"),
-        (b"hunter2secret", "is no file of LEAF's: JSONDecodeError"),
-        (b'\xff"hunter2secret"', "is no file of LEAF's: UnicodeDecodeError"),
+        (b"hunter2secret", "is no file of LEAF's: it is no JSON, or it is cut off"),
+        (b'\xff"hunter2secret"', "is no file of LEAF's: it is no JSON, or it is cut off"),
     ],
 )
 def test_a_file_that_is_none_of_leafs_is_refused_without_a_word_of_it(

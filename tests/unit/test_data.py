@@ -437,11 +437,11 @@ def test_shakespeare_is_characters_and_the_one_that_follows(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("femnist", b"not json", "is no file of LEAF's: JSONDecodeError"),
-        ("femnist", b"[]", "is no file of LEAF's: TypeError"),
-        ("femnist", b'{"users": ["a"], "user_data": {}}', "is no file of LEAF's: KeyError$"),
-        ("femnist", leaf_file({"a": ([[0.5] * 783], [1])}), "is no file of LEAF's: x are images of 784 numbers each"),
-        ("femnist", leaf_file({"a": ([[0.5] * 784], [1, 2])}), "user 1 has 1 x and 2 y"),
+        ("femnist", b"not json", "is no file of LEAF's: it is no JSON, or it is cut off"),
+        ("femnist", b"[]", "is no file of LEAF's: it is an object of users and user_data"),
+        ("femnist", b'{"users": ["a"], "user_data": {}}', "is no file of LEAF's: user_data lacks user 1 of users$"),
+        ("femnist", leaf_file({"a": ([[0.5] * 783], [1])}), "LEAF's: user 1: x are images of 784 numbers each"),
+        ("femnist", leaf_file({"a": ([[0.5] * 784], [1, 2])}), "user 1: 1 x and 2 y"),
         ("femnist", leaf_file({"a": ([[2.0] * 784], [1])}), "pixels are numbers from 0 to 1"),
         ("femnist", leaf_file({"a": ([[0.5] * 784], [1.5])}), "y are whole numbers"),
         ("femnist", leaf_file({"a": ([[0.5] * 784], [62])}), "labels from 62 to 62; there are 62 classes"),
@@ -449,7 +449,13 @@ def test_shakespeare_is_characters_and_the_one_that_follows(folder: Path) -> Non
         ("femnist", leaf_file({}), "have no examples in them"),
         ("shakespeare", leaf_file({"a": (["too short"], ["x"])}), "x are strings of 80 characters and y of one"),
         ("shakespeare", leaf_file({"a": (["x" * 80], ["xy"])}), "x are strings of 80 characters and y of one"),
-        ("shakespeare", leaf_file({"a": ([[1] * 80], ["x"])}), "is no file of LEAF's: TypeError"),
+        ("shakespeare", leaf_file({"a": ([[1] * 80], ["x"])}), "user 1: x and y are strings"),
+        ("femnist", b'{"users": ["a", "a"], "user_data": {"a": 0}}', "users names user 2 twice"),
+        (
+            "femnist",
+            b'{"users": ["a"], "user_data": {"a": 0, "b": 0}}',
+            "user_data has 2 users, and users names 1 of them",
+        ),
     ],
 )
 def test_a_file_that_is_none_of_leafs_is_named(folder: Path, name: str, content: bytes, sentence: str) -> None:
@@ -457,6 +463,14 @@ def test_a_file_that_is_none_of_leafs_is_named(folder: Path, name: str, content:
     write(folder, {f"{name}/all_data.json": content})
     with pytest.raises(BadInput, match=sentence):
         loaded({"name": name, "clients": 1})
+
+
+def test_a_user_in_two_of_leafs_files_is_named(folder: Path) -> None:
+    """Files of an earlier run lie there yet: examples would count twice, and be in the test set too."""
+    file = leaf_file({"a": ([[0.5] * 784], [1])})
+    write(folder, {"femnist/all_data_1.json": file, "femnist/all_data_2.json": file})
+    with pytest.raises(BadInput, match=r"all_data_2.json is no file of LEAF's: user 1 is in all_data_1.json too"):
+        loaded({"name": "femnist", "clients": 1})
 
 
 def test_a_folder_without_leafs_files_is_named(folder: Path) -> None:

@@ -73,14 +73,20 @@ class _Wrong(ValueError):
 def _examples(files: list[Path], read: Reader) -> tuple[Stored, Labels, npt.NDArray[np.str_]]:
     """The examples of some files, one file after the other: a whole one, as Python's floats, may take gigabytes."""
     xs, ys, owners, sizes = [], [], [], []
+    places: dict[str, Path] = {}  # of each user
     for file in files:
         try:
-            content = json.loads(file.read_bytes())
+            content = _content(file)
             for number, user in enumerate(content["users"], 1):
-                data = content["user_data"][user]
-                x, y = read(data["x"], data["y"])
-                if len(x) != len(y):
-                    raise _Wrong(f"user {number} has {len(x)} x and {len(y)} y")
+                if (other := places.setdefault(str(user), file)) is not file:
+                    raise _Wrong(
+                        f"user {number} is in {other.name} too, whose examples would count twice; where the files are "
+                        "of two runs of its scripts, remove those of one"
+                    )
+                try:
+                    x, y = _of_user(content["user_data"][user], read)
+                except _Wrong as wrong:
+                    raise _Wrong(f"user {number}: {wrong}") from None
                 xs.append(x)
                 ys.append(y)
                 owners.append(str(user))
@@ -91,6 +97,37 @@ def _examples(files: list[Path], read: Reader) -> tuple[Stored, Labels, npt.NDAr
     if not sum(sizes):
         raise BadInput(f"{files[0].parent.absolute()}: LEAF's files have no examples in them")
     return np.concatenate(xs), np.concatenate(ys), np.repeat(np.array(owners), sizes)
+
+
+def _content(file: Path) -> Any:
+    """The object in a file; `_Wrong` where its users are not those that it has examples of, each once."""
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError:
+        raise _Wrong("it is no JSON, or it is cut off") from None
+    if not isinstance(content, dict) or not {"users", "user_data"} <= content.keys():
+        raise _Wrong("it is an object of users and user_data")
+    users, there = content["users"], content["user_data"]
+    first: dict[str, int] = {}
+    if twice := [number for number, user in enumerate(users, 1) if first.setdefault(user, number) != number]:
+        raise _Wrong(f"users names user {twice[0]} twice, whose examples would count twice")
+    if missing := [number for number, user in enumerate(users, 1) if user not in there]:
+        raise _Wrong(f"user_data lacks user {missing[0]} of users")
+    if len(there) > len(users):
+        raise _Wrong(f"user_data has {len(there)} users, and users names {len(users)} of them")
+    return content
+
+
+def _of_user(data: Any, read: Reader) -> tuple[Stored, Labels]:
+    try:
+        x, y = read(data["x"], data["y"])
+    except _Wrong:
+        raise
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        raise _Wrong(type(error).__name__) from error
+    if len(x) != len(y):
+        raise _Wrong(f"{len(x)} x and {len(y)} y")
+    return x, y
 
 
 def _images(x: Any, y: Any) -> tuple[Stored, Labels]:
@@ -106,6 +143,8 @@ def _images(x: Any, y: Any) -> tuple[Stored, Labels]:
 
 
 def _lines(x: Any, y: Any) -> tuple[Stored, Labels]:
+    if any(not isinstance(text, str) for text in (*x, *y)):
+        raise _Wrong("x and y are strings")
     if any(len(line) != CHARACTERS for line in x) or any(len(following) != 1 for following in y):
         raise _Wrong(f"x are strings of {CHARACTERS} characters and y of one")
     return _tokens(x).reshape(-1, CHARACTERS), _tokens(y).astype(np.int64)
