@@ -252,6 +252,15 @@ def test_two_parameters_of_one_memory_are_trained_as_one(how: TrainSpec) -> None
     assert np.array_equal(*found)
 
 
+def test_recurrent_layers_may_be_two_of_one_memory() -> None:
+    """They keep a list of their weights beside."""
+    model = nn.Sequential(nn.LSTM(3, 3), nn.LSTM(3, 3))
+    model[1].weight_hh_l0 = nn.Parameter(model[0].weight_hh_l0.data)
+    FlatModel(model)
+    assert model[1].weight_hh_l0 is model[0].weight_hh_l0
+    assert any(weight is model[0].weight_hh_l0 for weight in model[1]._flat_weights)
+
+
 def test_what_is_trained_and_what_is_frozen_stay_two() -> None:
     """Frozen, a layer passes no gradient to the weight that it shares."""
     model = TwoOfOne()

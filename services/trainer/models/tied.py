@@ -73,9 +73,11 @@ def unite(model: nn.Module) -> None:
     """Makes one parameter of trained ones that are the same memory: else weight decay or FedProx would count twice."""
     firsts: dict[tuple[object, ...], nn.Parameter] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.requires_grad and parameter.numel():
-                module._parameters[name] = firsts.setdefault(_view(parameter), parameter)
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter.requires_grad and parameter.numel():
+                first = firsts.setdefault(_view(parameter), parameter)
+                if first is not parameter:
+                    setattr(module, name, first)  # a recurrent layer takes it into its list of weights as well
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:
