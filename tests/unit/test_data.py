@@ -823,3 +823,19 @@ def test_a_split_that_cannot_be_made_is_one_line_and_exit_code_2(
 
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(line)
+
+
+@pytest.mark.parametrize("ending", [SystemExit(), SystemExit(0), KeyboardInterrupt()])
+def test_own_code_that_ends_the_process_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ending: BaseException
+) -> None:
+    """A script imported as a module may end by sys.exit(), which would look like an answer."""
+
+    def fail(_: Any) -> None:
+        raise ending
+
+    monkeypatch.setattr(split, "counts", fail)
+    code, out, err = splits(monkeypatch, capsys, spec({"name": "digits", "clients": 2}).model_dump_json())
+
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {type(ending).__name__}")

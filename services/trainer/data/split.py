@@ -84,9 +84,10 @@ def answering(answer_to: Callable[[Any], dict[str, Any]]) -> None:
         user_code.permit(settings.load(settings.Code).allow, "fedq data")
         with redirect_stdout(sys.stderr):  # the user's code may print, and the answer is JSON alone
             answer = answer_to(_document(sys.stdin.read()))
-    except Exception as error:  # the user's code may do anything
-        kind = "" if isinstance(error, BadInput) else f"{type(error).__name__}: "
-        print("error: " + kind + "; ".join(str(error).split("\n")), file=sys.stderr)  # noqa: T201
+    except BaseException as error:  # the user's code may do anything, also end the process as if all were well
+        kind = [] if isinstance(error, BadInput) else [type(error).__name__]
+        words = "; ".join(str(error).split("\n"))
+        print("error: " + ": ".join([*kind, *([words] if words else [])]), file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     print(json.dumps(answer))  # noqa: T201
 
