@@ -27,7 +27,9 @@ UNAVAILABLE = "unavailable"  #: `Unavailable`, with its reason
 def main() -> None:
     told = json.loads(sys.argv[1])
     warming.settle(told["parent"])
+    shown, sys.stderr = sys.stderr, open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - our lines outlive a close of it
     slot = warming.slot(warming.Place(**told["place"]))
+    sys.stderr = shown
     with socket.socket(fileno=told["channel"]) as channel, channel.makefile("r") as asked:
 
         def say(fate: str, reason: str = "") -> None:
@@ -71,4 +73,5 @@ if __name__ == "__main__":
         code = os.EX_OK
     except BaseException:
         traceback.print_exc()
-    os._exit(code)  # whatever threads the user's code has left, and would be waited for
+    finally:
+        os._exit(code)  # whatever threads the user's code has left, and would be waited for; though stderr be closed

@@ -18,6 +18,7 @@ from pathlib import Path
 from shared.errors import BadInput
 
 REMEMBERED = 1024  #: jobs; whoever asks about an older one learns of its end from the object store
+ROUND = "round"  #: the line that tells a slot to look whether its work is over
 EVER = 2**62  #: later than any fence or attempt
 
 Work = tuple[int, int, int]  # round, fence, attempt: what comes later is asked for later

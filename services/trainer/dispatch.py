@@ -11,7 +11,7 @@ from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
-from services.trainer.board import Board
+from services.trainer.board import ROUND, Board
 from services.trainer.message import CONTENT_ENCODING, CONTENT_TYPE, Task
 from services.trainer.orders import orders, task_id
 from shared import topology
@@ -121,8 +121,10 @@ def on_notice(board: Board, event: AnyEvent) -> None:
             # Where rounds do not wait for each other, work of the last few is still wanted.
             if event.round >= event.lag:
                 board.end(event.job, event.round - event.lag)
+                board.tell_slots(ROUND)
         case RoundEnd():
             board.end(event.job, event.round, event.fence, event.attempt)
+            board.tell_slots(ROUND)
         case TrainingEnd():
             # Not for ever: a later owner may resume the job, at the round after the last committed one, if any was.
             following = 0 if event.model is None else event.rounds + 1

@@ -2,7 +2,7 @@
 
 What the user's code leaves behind (a grad mode, a default dtype, a folder, threads, another module changed) ends with
 that process. It starts with the job's first task here, in about a second, and ends when another such job needs its
-place, or as soon as this trainer hears that its own is over, though the user's code hang.
+place, or as soon as this trainer hears that its own is over. A step that hangs ends with its round.
 """
 
 import json
@@ -15,12 +15,11 @@ import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from services.trainer import apart
-from services.trainer.board import Board
+from services.trainer.board import ROUND, Board
 from services.trainer.orders import HandedBack, Order
 from services.trainer.warming import Place
 from shared.errors import Unavailable
@@ -29,8 +28,10 @@ from shared.events import EvaluateModel
 log = structlog.get_logger()
 
 WARM_UP = 120.0  #: seconds that such a process may take to import torch
-HEED = 3.0  #: seconds that a task may still take when its job is over
+HEED = 3.0  #: seconds that a task may still take when its round or its job is over
 LEAVE = 5.0  #: seconds in which it may end by itself, once it says nothing any more
+
+_NAMES = {number.value: number.name for number in signal.Signals}
 
 
 class Workshop:
@@ -41,7 +42,7 @@ class Workshop:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._work: Order | EvaluateModel | None = None  # the last
-        self._over: Order | EvaluateModel | None = None  # what was killed at the end of its job
+        self._over: Order | EvaluateModel | None = None  # what was killed since nobody waited for it
         self._busy = threading.Lock()
         threading.Thread(target=self._listen, name="workshop", daemon=True).start()
 
@@ -53,7 +54,7 @@ class Workshop:
         except Unavailable:
             if self._over is not work:
                 raise
-            log.info("abandoned", job=work.job, round=work.round, reason="the job is over")
+            log.info("abandoned", job=work.job, round=work.round, reason="nobody waits for it any more")
 
     def _do(self, work: Order | EvaluateModel, tries: int) -> None:
         if self._work is not None and self._work.job != work.job:
@@ -77,25 +78,36 @@ class Workshop:
 
     def _listen(self) -> None:
         for line in self._board.told():
-            fence, _, job = line.partition(" ")
-            self._end(job, int(fence))
+            if line == ROUND:
+                self._end_round()
+            else:
+                fence, _, job = line.partition(" ")
+                self._end_job(job, int(fence))
 
-    def _end(self, job: str, fence: int) -> None:
-        """Ends the process of a job that is over; where it is at work, soon: a step may hang."""
+    def _end_round(self) -> None:
+        """Ends what is at work still for a round that is over, soon: a step may hang."""
         work = self._work
-        if work is None or work.job != job or (isinstance(work, Order) and work.fence > fence):
-            return
+        if isinstance(work, Order) and self._board.is_over(*work.work):
+            self._end(work, idle_too=False)
+
+    def _end_job(self, job: str, fence: int) -> None:
+        """Ends the process of a job that is over; where it is at work, soon."""
+        work = self._work
+        if work is not None and work.job == job and not (isinstance(work, Order) and work.fence > fence):
+            self._end(work, idle_too=True)
+
+    def _end(self, work: Order | EvaluateModel, *, idle_too: bool) -> None:
         idle = self._busy.acquire(timeout=HEED)
         try:
             process = self._process
             if self._work is not work or process is None:
                 return
-            if idle:
-                self.close()
-            else:
+            if not idle:
                 self._over = work
-                log.warning("killed what did not heed the end of its job", job=job, round=work.round)
+                log.warning("killed what did not heed that it is over", job=work.job, round=work.round)
                 process.kill()
+            elif idle_too:
+                self.close()
         finally:
             if idle:
                 self._busy.release()
@@ -110,7 +122,7 @@ class Workshop:
             self._channel.close()
         self._process = self._channel = self._work = None
 
-    def _asked(self, work: Order | EvaluateModel, tries: int) -> dict[str, Any]:
+    def _asked(self, work: Order | EvaluateModel, tries: int) -> dict[str, str]:
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._start()
@@ -137,7 +149,7 @@ class Workshop:
         self._heard()
         ours.settimeout(None)  # a client may train for as long as its round lasts; who stops the slot kills both
 
-    def _heard(self) -> dict[str, Any]:
+    def _heard(self) -> dict[str, str]:
         assert self._channel is not None  # noqa: S101 - for the type checker
         heard = b""
         try:
@@ -151,19 +163,29 @@ class Workshop:
             raise Unavailable(f"the process for the job's own code was not ready in {WARM_UP:g} s") from None
         except ConnectionError as error:
             raise self._ended() from error
-        found: dict[str, Any] = json.loads(heard)
-        return found
+        try:
+            found = json.loads(heard)
+            return {"fate": found["fate"], "reason": found["reason"]}
+        except (ValueError, KeyError, TypeError):  # the user's code wrote there, or a fork of its own answered too
+            self.close()
+            said = heard[:60].decode("ascii", "replace")
+            raise Unavailable(f"the process for the job's own code said what is no answer: {said!r}") from None
 
     def _ended(self) -> Unavailable:
         """The reason why there is no answer, and no process any more."""
-        assert self._process is not None  # noqa: S101 - for the type checker
-        with suppress(subprocess.TimeoutExpired):  # its socket may be closed, and it be there
-            self._process.wait(LEAVE)
         process = self._process
+        assert process is not None  # noqa: S101 - for the type checker
+        try:
+            process.wait(LEAVE)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return Unavailable("the process for the job's own code closed the socket that it answers on")
         self.close()
         code = process.returncode
-        if code < 0:
-            how = f"was killed ({signal.Signals(-code).name}), by lack of memory perhaps"
+        if code == -signal.SIGKILL:
+            how = "was killed (SIGKILL), by lack of memory perhaps"
+        elif code < 0:  # lack of memory is no reason for any other
+            how = f"was killed ({_NAMES.get(-code, f'signal {-code}')})"
         else:
             how = f"ended with exit code {code}; its log has more"
         return Unavailable(f"the process for the job's own code {how}")

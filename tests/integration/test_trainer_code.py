@@ -4,6 +4,7 @@ import textwrap
 from typing import Any
 
 import psutil
+import pytest
 
 from services.trainer import apart
 from shared import jobs, topology, weights
@@ -285,3 +286,92 @@ def test_an_error_of_ours_that_the_users_code_raises_is_its_clients_failure(fede
     spec = digits(model={"name": "raises:make"})
     federation.ask(1, "client-1", base=federation.initial(spec), spec=spec)
     assert str(federation.update().error).startswith("the job's own code raised HandedBack: it is away")
+
+
+def test_a_step_that_hangs_holds_its_slot_no_longer_than_its_round(federation: Federation) -> None:
+    """Though it stopped its own process: the round went on without it, and the next task is done."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="hangs.")
+    write(
+        federation,
+        "hangs",
+        """
+        import os, signal
+        from pathlib import Path
+        def step(model, x, y, *, client, round, seed):
+            if round == 1:
+                Path("began").touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return {}
+        """,
+    )
+    base, spec = federation.initial(digits()), digits(train={"name": "hangs:step"})
+    federation.ask(1, "client-1", base=base, spec=spec)
+    until((federation.directory / "began").exists, "the step has begun")
+    federation.end(1)
+
+    assert federation.trained(2, "client-1", base=base, spec=spec)[0].error is None
+    assert "requeued" not in federation.log()
+
+
+def test_a_step_may_close_what_it_writes_to(federation: Federation) -> None:
+    """Its clients are trained, each by one try, and what is logged of them is still written."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="closes.")
+    write(
+        federation,
+        "closes",
+        """
+        import sys
+        def step(model, x, y, *, client, round, seed):
+            sys.stdout.close()
+            sys.stderr.close()
+            return {}
+        """,
+    )
+    base, spec = federation.initial(digits()), digits(train={"name": "closes:step"})
+    assert federation.trained(1, "client-1", base=base, spec=spec)[0].tries == 1
+    processes = apart_processes(federation)
+    assert federation.trained(2, "client-1", base=base, spec=spec)[0].tries == 1
+    assert apart_processes(federation) == processes
+    until(lambda: federation.log().count('"event": "trained"') == 3, "each is logged, the initial model among them")
+
+
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "was killed (SIGSEGV)"),
+        ("os.kill(os.getpid(), 40)", "was killed (signal 40)"),
+        ("os.closerange(3, 1000); time.sleep(600)", "closed the socket that it answers on"),
+        (
+            "[os.write(int(fd), b'hello\\n') for fd in os.listdir('/proc/self/fd') if is_socketpair(int(fd))]",
+            "said what is no answer: 'hello",
+        ),
+    ],
+)
+def test_a_process_that_ends_says_how(federation: Federation, does: str, why: str) -> None:
+    """Each way in words that lead to its cause; the client is given up, not the slot."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="ends.")
+    write(
+        federation,
+        "ends",
+        f"""
+        import os, signal, socket, time
+
+        def is_socketpair(fd):
+            try:
+                return os.readlink(f"/proc/self/fd/{{fd}}").startswith("socket") and (
+                    socket.socket(fileno=os.dup(fd)).family == socket.AF_UNIX
+                )
+            except OSError:
+                return False
+
+        def step(model, x, y, *, client, round, seed):
+            if client == "client-1":
+                {does}
+            return {{}}
+        """,
+    )
+    base, spec = federation.initial(digits()), digits(train={"name": "ends:step"})
+    federation.ask(1, "client-1", base=base, spec=spec)
+    until(lambda: why in federation.log(), "it says how")
+    federation.end(1)
+    assert federation.trained(2, "client-2", base=base, spec=spec)[0].error is None

@@ -90,7 +90,12 @@ class FlatModel:
         What the client keeps comes from `personal`; what is absent there begins as the model did. Gradients, hooks and
         plain attributes that were left in the model are another client's, and are gone.
         """
-        weights.check_header(file, self.layout)
+        try:
+            weights.check_header(file, self.layout)
+        except Refused as error:  # a model of the user's code, or of another version of ours
+            raise Refused(
+                f"this trainer builds another model than the job's: {error}; it must be the same each time, everywhere"
+            ) from error
         self._beside.put_back()
         personal = personal or {}
         self._check(personal)
