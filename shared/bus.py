@@ -109,6 +109,7 @@ class Bus:
 
     def peek(self, name: str, most: int) -> list[Letter]:
         """The first `most` messages of a queue, left where they are."""
+        self._publishing.call(Channels.server, self._patience)  # many take long, and that nobody answers is soon known
         return self._publishing.call(lambda channels: channels.peek(name, most), DEADLINE)
 
     def delete(self, name: str) -> None:

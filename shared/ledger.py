@@ -264,7 +264,7 @@ class Ledger:
         """The job, or `BadInput` for a person who asked for one that is not there."""
         record = self.job(job)
         if record is None:
-            raise BadInput(f"there is no job {job}; `fedq jobs` lists them")
+            raise BadInput(f"there is no job {job or repr(job)}; `fedq jobs` lists them")
         return record
 
     # --- what went wrong ------------------------------------------------------------------------

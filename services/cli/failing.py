@@ -1,5 +1,6 @@
 """What a person sees when a command cannot do its work: a sentence, an exit code, and never a traceback."""
 
+import errno
 import os
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from services.cli import writing
 from shared.errors import FedqError
 
 BROKEN_PIPE = 141  #: what a shell reports for a program that a closed pipe ended
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  #: what a disk says that takes no more
 
 
 class Commands(TyperGroup):
@@ -34,6 +36,10 @@ class Commands(TyperGroup):
             # Nobody reads any more; what is still in the buffer must not complain at exit either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(BROKEN_PIPE) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            _fail(f"the output cannot be written: {error.strerror}", 1)
         except Exception as error:
             if hasattr(error, "format_message"):
                 raise  # a mistake in the arguments: Typer explains it and exits with 2

@@ -41,7 +41,7 @@ _DISPUTED = {
     r"[0-9]{4}-[0-9][0-9]?-[0-9][0-9]?([Tt\s].*)?": "is a date to some readers of YAML",
     rf"[-+]?0[0-9_]+(\.[0-9_]*)?{_EXP}": "counts in eights to some readers of YAML: write it without leading zeros",
     rf"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9_]+){_EXP}": "is a number to some readers of YAML: write it without _",
-    r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)": "is no number that a job can use",
+    r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)": "is no number that a job can use: write a finite one",
 }
 
 

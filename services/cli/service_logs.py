@@ -35,7 +35,7 @@ _PLACED = (
 def logs(job: str, on: On | None, namespace: str | None, *, follow: bool, as_json: bool) -> None:
     """Prints the lines about `job`; with `follow` also those still to come, until somebody interrupts."""
     if not re.fullmatch(JOB_ID, job):
-        raise BadInput(f"{job} is no job's id, such as digits-k3x9qa; `fedq jobs` lists them")
+        raise BadInput(f"{job or repr(job)} is no job's id, such as digits-k3x9qa; `fedq jobs` lists them")
     place = chosen(on, namespace, tuple(On))
     printer = _Printer(as_json)
     try:

@@ -1,6 +1,7 @@
 """The bus on a real broker: what a person sees, each error's fate, and what happens when connections break."""
 
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,16 @@ def impatient(servers: Servers, url: str | None = None, role: Role = "operator")
     bus = Bus(own, "impatient", patience=1.0)
     servers.buses.append(bus)
     return bus
+
+
+def test_peeking_does_not_wait_for_a_broker_that_is_silent(servers: Servers) -> None:
+    """It may read for long; whoever is asked to wait for that is told at once that nobody answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        bus = impatient(servers, f"amqp://u:p@127.0.0.1:{silent.getsockname()[1]}/fedq")
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match=r"(does|did) not answer"):
+            bus.peek(names.DEAD_LETTERS, 10)
+    assert time.monotonic() - began < 15
 
 
 # --- publishing -------------------------------------------------------------------------------

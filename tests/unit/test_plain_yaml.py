@@ -65,6 +65,13 @@ def test_what_readers_disagree_on_is_refused(text: str) -> None:
     assert plain_yaml.read(f"{text}: 1").value == {text: 1}
 
 
+@pytest.mark.parametrize("text", [".inf", ".nan"])
+def test_what_is_no_number_is_told_to_be_another_first(text: str) -> None:
+    """Quoted it is a word, which is refused too where a number is asked for."""
+    with pytest.raises(Unclear, match=": write a finite one, or quote it"):
+        plain_yaml.read(text)
+
+
 @pytest.mark.parametrize("text", ["k: !unclear word", "k: !unclear [1]", "k: !other word", "!unclear word"])
 def test_a_tag_of_ones_own_is_refused(text: str) -> None:
     """The reader's own mark for what is unclear among them."""
