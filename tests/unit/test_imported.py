@@ -111,6 +111,12 @@ def test_what_was_there_before_is_nobodys_own(package: Path) -> None:
     assert not any(file == module.__file__ for file in imported._files for module in (pytest, sys.modules[__name__]))
 
 
+def test_before_the_first_job_nothing_is_a_users(package: Path) -> None:
+    imported.take_down()
+
+    assert imported._files == {}
+
+
 @pytest.mark.parametrize("folder", ["lib/python3.12/site-packages", ".local/lib/python3/dist-packages"])
 def test_what_is_installed_is_nobodys_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     """Wherever: for one user, or for another environment that this one sees."""
