@@ -2,7 +2,8 @@
 
 What the user's code leaves behind (a grad mode, a default dtype, a folder, threads, another module changed) ends with
 that process. It starts with the job's first task here, in about a second, and ends when another such job needs its
-place, or as soon as this trainer hears that its own is over. A step that hangs ends with its round.
+place, or as soon as this trainer hears that its own is over. A task that goes on for a whole deadline after its round
+hangs, and the process is killed: a step that is slow, or loads large data, has that time to come to its end.
 """
 
 import json
@@ -28,7 +29,7 @@ from shared.events import EvaluateModel
 log = structlog.get_logger()
 
 WARM_UP = 120.0  #: seconds that such a process may take to import torch
-HEED = 3.0  #: seconds that a task may still take when its round or its job is over
+HEED = 3.0  #: seconds that a task may still take when its job is over
 LEAVE = 5.0  #: seconds in which it may end by itself, once it says nothing any more
 
 _NAMES = {number.value: number.name for number in signal.Signals}
@@ -85,32 +86,35 @@ class Workshop:
                 self._end_job(job, int(fence))
 
     def _end_round(self) -> None:
-        """Ends what is at work still for a round that is over, soon: a step may hang."""
+        """Gives what is still at work for a round that is over as long again as that round might last."""
         work = self._work
-        if isinstance(work, Order) and self._board.is_over(*work.work):
-            self._end(work, idle_too=False)
+        if isinstance(work, Order) and self._busy.locked() and self._board.is_over(*work.work):
+            timer = threading.Timer(work.spec.rounds.deadline, self._kill, (work,))
+            timer.daemon = True
+            timer.start()
 
     def _end_job(self, job: str, fence: int) -> None:
         """Ends the process of a job that is over; where it is at work, soon."""
         work = self._work
-        if work is not None and work.job == job and not (isinstance(work, Order) and work.fence > fence):
-            self._end(work, idle_too=True)
-
-    def _end(self, work: Order | EvaluateModel, *, idle_too: bool) -> None:
-        idle = self._busy.acquire(timeout=HEED)
+        if work is None or work.job != job or (isinstance(work, Order) and work.fence > fence):
+            return
+        if not self._busy.acquire(timeout=HEED):
+            self._kill(work)
+            return
         try:
-            process = self._process
-            if self._work is not work or process is None:
-                return
-            if not idle:
-                self._over = work
-                log.warning("killed what did not heed that it is over", job=work.job, round=work.round)
-                process.kill()
-            elif idle_too:
+            if self._work is work:
                 self.close()
         finally:
-            if idle:
-                self._busy.release()
+            self._busy.release()
+
+    def _kill(self, work: Order | EvaluateModel) -> None:
+        """Kills the process if it is at this work still; whoever waits for its answer sees it end."""
+        process = self._process
+        if self._work is not work or process is None or not self._busy.locked():
+            return
+        self._over = work
+        log.warning("killed what did not heed that it is over", job=work.job, round=work.round)
+        process.kill()
 
     def close(self) -> None:
         """Ends the process, if there is one."""

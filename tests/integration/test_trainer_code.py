@@ -288,7 +288,7 @@ def test_an_error_of_ours_that_the_users_code_raises_is_its_clients_failure(fede
     assert str(federation.update().error).startswith("the job's own code raised HandedBack: it is away")
 
 
-def test_a_step_that_hangs_holds_its_slot_no_longer_than_its_round(federation: Federation) -> None:
+def test_a_step_that_hangs_holds_its_slot_a_deadline_longer_than_its_round(federation: Federation) -> None:
     """Though it stopped its own process: the round went on without it, and the next task is done."""
     federation.start("--pool", "cpu", FEDQ_ALLOW="hangs.")
     write(
@@ -304,13 +304,39 @@ def test_a_step_that_hangs_holds_its_slot_no_longer_than_its_round(federation: F
             return {}
         """,
     )
-    base, spec = federation.initial(digits()), digits(train={"name": "hangs:step"})
+    base, spec = federation.initial(digits()), digits(train={"name": "hangs:step"}, rounds={"count": 3, "deadline": "2s"})
     federation.ask(1, "client-1", base=base, spec=spec)
     until((federation.directory / "began").exists, "the step has begun")
     federation.end(1)
 
     assert federation.trained(2, "client-1", base=base, spec=spec)[0].error is None
     assert "requeued" not in federation.log()
+
+
+def test_a_step_that_is_slow_may_outlast_its_round(federation: Federation) -> None:
+    """Its process stays, with the data that it loaded, for the next round."""
+    federation.start("--pool", "cpu", FEDQ_ALLOW="slow.")
+    write(
+        federation,
+        "slow",
+        """
+        import time
+        from pathlib import Path
+        def step(model, x, y, *, client, round, seed):
+            if round == 1:
+                Path("began").touch()
+                time.sleep(6)
+            return {}
+        """,
+    )
+    base, spec = federation.initial(digits()), digits(train={"name": "slow:step"})
+    federation.ask(1, "client-1", base=base, spec=spec)
+    until((federation.directory / "began").exists, "the step has begun")
+    processes = apart_processes(federation)
+    federation.end(1)
+
+    assert federation.trained(2, "client-1", base=base, spec=spec)[0].error is None
+    assert apart_processes(federation) == processes
 
 
 def test_a_step_may_close_what_it_writes_to(federation: Federation) -> None:
