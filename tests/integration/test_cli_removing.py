@@ -147,7 +147,7 @@ def test_what_an_interrupted_command_left_is_removed(fedq: Fedq, aggregator: Agg
 def test_what_is_no_job_removes_nothing(fedq: Fedq, servers: Servers, jobs: list[str]) -> None:
     """Whatever it would match."""
     servers.ledger().create("digits-nobod2", 1)
-    assert fedq("rm", "--yes", *jobs).err.startswith(f"error: there is no job {jobs[0]};")
+    assert fedq("rm", "--yes", *jobs).err.startswith(f"error: there is no job {jobs[0] or repr('')};")
     assert fedq("rm", "--yes").err == "error: there is nothing to remove: give JOB, or --status failed\n"
     assert servers.ledger().job("digits-nobod2")
 

@@ -304,7 +304,8 @@ def test_a_step_that_hangs_holds_its_slot_a_deadline_longer_than_its_round(feder
             return {}
         """,
     )
-    base, spec = federation.initial(digits()), digits(train={"name": "hangs:step"}, rounds={"count": 3, "deadline": "2s"})
+    base = federation.initial(digits())
+    spec = digits(train={"name": "hangs:step"}, rounds={"count": 3, "deadline": "2s"})
     federation.ask(1, "client-1", base=base, spec=spec)
     until((federation.directory / "began").exists, "the step has begun")
     federation.end(1)
