@@ -359,7 +359,7 @@ def test_a_planted_difference_is_found(compare: Callable[..., None], difference:
 
     @given(calls=lists)
     @settings(
-        quick, max_examples=1000, phases=[Phase.generate], derandomize=True, database=None, report_multiple_bugs=False
+        quick, max_examples=3000, phases=[Phase.generate], derandomize=True, database=None, report_multiple_bugs=False
     )
     def agree(calls: list[tuple[Any, ...]]) -> None:
         compare(calls, RULES | {script: rule})
