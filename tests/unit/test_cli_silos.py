@@ -165,7 +165,7 @@ class Ward:
 
 def test_owners_of_a_natural_partition_are_named_and_so_are_those_who_are_left_out(folder: Path) -> None:
     """Nobody's examples are dropped in silence."""
-    rows = "".join(f"{row},{'abcd'[row % 4]},{row % 2}\n" for row in range(40))
+    rows = "".join(f"{40 + row * 7 % 40},{'abcd'[row % 4]},{row % 2}\n" for row in range(40))
     (folder / "wards.csv").write_text("age,ward,label\n" + rows)
     data = {"name": "csv", "path": "wards.csv", "clients": 3, "partition": {"name": "natural", "key": "ward"}}
     pool = {key: value for key, value in DRAFT.items() if key != "silos"} | {"pool": "cpu", "data": data}

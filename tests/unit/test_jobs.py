@@ -574,6 +574,7 @@ WORDS: dict[str, Callable[[Any, Any], bool]] = {
     "exclusiveMinimum": lambda value, limit: not isinstance(value, int | float) or value > limit,
     "exclusiveMaximum": lambda value, limit: not isinstance(value, int | float) or value < limit,
     "multipleOf": lambda value, part: not isinstance(value, int | float) or value % part == 0,
+    "minLength": lambda value, least: not isinstance(value, str) or len(value) >= least,
     "maxLength": lambda value, most: not isinstance(value, str) or len(value) <= most,
     "maxItems": lambda value, most: not isinstance(value, list) or len(value) <= most,
     "minItems": lambda value, least: not isinstance(value, list) or len(value) >= least,
