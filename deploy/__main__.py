@@ -14,7 +14,7 @@ from shared.errors import BadInput, FedqError
 
 COMMANDS = ("up", "down", "demo", "logs", "status")
 STARTS = ("up", "demo")
-SETTINGS = Path(".fedq/env")  #: of the stack that runs
+SETTINGS = Path(".fedq/env")  #: the settings of the stack that runs
 ENVIRONMENT = Path(".venv")
 RUNS = ENVIRONMENT / ".runs"  #: as old as the environment that the stack runs from
 SOURCES = (Path("pyproject.toml"), Path("constraints.txt"))

@@ -1,9 +1,9 @@
 """The tables of docs/guide/catalog.md, written from the catalog: `python -m docs.catalog_page`."""
 
 import re
-import sys
 from pathlib import Path
 
+from docs.page import cell, write
 from services.cli.catalog import default_of
 from shared.catalog import listing
 from shared.catalog.listing import Entry, Parameter
@@ -27,14 +27,14 @@ def _table(entries: tuple[Entry, ...]) -> str:
     if entries[0].name is None and len(entries) == 1:
         lines += [entries[0].line, "", "| key | type | default | allowed |", "|---|---|---|---|"]
         lines += [
-            f"| `{one.name}` | {one.type} | {default_of(one)} | {_cell(one.allowed)} |" for one in entries[0].parameters
+            f"| `{one.name}` | {one.type} | {default_of(one)} | {cell(one.allowed)} |" for one in entries[0].parameters
         ]
     else:
         lines += ["| name | what | takes |", "|---|---|---|"]
         for entry in entries:
             own = [_parameter(one) for one in entry.parameters if one not in common]
             name = f"`{entry.name}`" if entry.name else "(no name)"
-            lines.append(f"| {name} | {_cell(entry.line)} | {_cell('<br>'.join(own))} |")
+            lines.append(f"| {name} | {cell(entry.line)} | {cell('<br>'.join(own))} |")
     return "\n".join(["", *lines, "", ""])
 
 
@@ -43,16 +43,5 @@ def _parameter(one: Parameter) -> str:
     return f"`{one.name}`: {one.type}{allowed}, {'' if one.required else 'default '}{default_of(one)}"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def main() -> None:
-    try:
-        PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    except ValueError as error:
-        sys.exit(f"error: {PAGE}: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    write(PAGE, rendered)

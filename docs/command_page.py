@@ -1,13 +1,13 @@
 """The reference in docs/guide/commands.md, written from the command line itself: `python -m docs.command_page`."""
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from typer.main import get_command
 
+from docs.page import cell, write
 from services.cli.__main__ import app
 
 PAGE = Path(__file__).parent / "guide" / "commands.md"
@@ -28,13 +28,13 @@ def _reference() -> Iterator[str]:
     commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
     yield from ("| command | what it does |", "|---|---|")
     for name, command in commands.items():
-        yield f"| [`fedq {name}`](#fedq-{name}) | {_cell(command.help.splitlines()[0])} |"
+        yield f"| [`fedq {name}`](#fedq-{name}) | {cell(command.help.splitlines()[0])} |"
     yield ""
     for name, command in commands.items():
         yield from (f"### fedq {name}", "", f"`{_usage(name, command.params)}`", "", command.help.strip(), "")
         if command.params:
             yield from ("| takes | what it is |", "|---|---|")
-            yield from (f"| `{_takes(one)}` | {_cell(one.help or '')}{_default(one)} |" for one in command.params)
+            yield from (f"| `{_takes(one)}` | {cell(one.help or '')}{_default(one)} |" for one in command.params)
             yield ""
 
 
@@ -58,16 +58,5 @@ def _default(one: Any) -> str:
     return f" Default: {one.default}." if plain and one.default != "" else ""
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def main() -> None:
-    try:
-        PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    except ValueError as error:
-        sys.exit(f"error: {PAGE}: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    write(PAGE, rendered)

@@ -73,7 +73,7 @@ def digest(modules: tuple[str, ...]) -> str:
 
 def place(error: BaseException) -> str:
     """` (<file>:<line>)` of the user's code that an error came out of, or nothing where it came out of none."""
-    raised = error.__cause__ or error  # of an error that became a sentence, the first one knows
+    raised = error.__cause__ or error  # an error that became a sentence has the first one as its cause
     own = [(frame, line) for frame, line in traceback.walk_tb(raised.__traceback__) if _is_own(frame)]
     if not own:
         return ""

@@ -14,7 +14,7 @@ from services.cli import writing
 from shared.errors import FedqError
 
 BROKEN_PIPE = 141  #: what a shell reports for a program that a closed pipe ended
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  #: what a disk says that takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  #: errors of a disk that takes no more
 
 
 class Commands(TyperGroup):

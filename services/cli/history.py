@@ -205,7 +205,7 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
 
 
 def _wish(blobs: Blobs, job: str) -> Wanted:
-    """What an operator wants of a job, by the store; that it runs where nobody said otherwise."""
+    """An operator's wish for a job, as the store has it; without one, the job is to run."""
     key = names.wanted_blob(job)
     found = optional(blobs, key)
     if found is None:

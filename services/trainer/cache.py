@@ -126,7 +126,7 @@ class Cache:
             if path.suffix == ".safetensors":
                 with suppress(FileNotFoundError):  # another process evicts too
                     found = path.lstat()
-                    if stat.S_ISREG(found.st_mode):  # what else has such a name is not ours to remove
+                    if stat.S_ISREG(found.st_mode):  # a folder or a link of that name is not ours to remove
                         files.append((path == newest, found.st_mtime, found.st_size, path))
         room = self._limit
         for place, (is_newest, _, size, path) in enumerate(sorted(files, reverse=True)):

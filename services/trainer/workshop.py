@@ -43,7 +43,8 @@ class Workshop:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._work: Order | EvaluateModel | None = None  # the last
-        self._over: Order | EvaluateModel | None = None  # what was killed since nobody waited for it
+        self._late: Order | None = None  # the task that has outlasted its round, once
+        self._over: Order | EvaluateModel | None = None  # the task that was killed since nobody waited for it
         self._busy = threading.Lock()
         threading.Thread(target=self._listen, name="workshop", daemon=True).start()
 
@@ -88,7 +89,10 @@ class Workshop:
     def _end_round(self) -> None:
         """Gives what is still at work for a round that is over as long again as that round might last."""
         work = self._work
-        if isinstance(work, Order) and self._busy.locked() and self._board.is_over(*work.work):
+        if not isinstance(work, Order) or work is self._late or not self._busy.locked():
+            return
+        if self._board.is_over(*work.work):
+            self._late = work
             timer = threading.Timer(work.spec.rounds.deadline, self._kill, (work,))
             timer.daemon = True
             timer.start()

@@ -73,7 +73,7 @@ class _Wrong(ValueError):
 def _examples(files: list[Path], read: Reader) -> tuple[Stored, Labels, npt.NDArray[np.str_]]:
     """The examples of some files, one file after the other: a whole one, as Python's floats, may take gigabytes."""
     xs, ys, owners, sizes = [], [], [], []
-    places: dict[str, Path] = {}  # of each user
+    places: dict[str, Path] = {}  # the file that each user is in
     for file in files:
         try:
             content = _content(file)

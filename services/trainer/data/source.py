@@ -110,7 +110,7 @@ def refuse_undeclared(place: Path, found: Iterable[str], classes: Sequence[str])
 
 
 def alike(name: str) -> str:
-    """What a name has in common with those that differ from it in capitals or in how many blanks they have alone.
+    """A form of a name that is the same for names which differ only in capitals or in the number of blanks.
 
     A sentence shows several blanks as one, so two such names may look the same in it.
     """

@@ -44,7 +44,7 @@ def refuse_hidden(model: nn.Module) -> None:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether peft changed the model: it leaves its configuration on it."""
+    """True if peft changed the model: it leaves its configuration on it."""
     return any(hasattr(module, "peft_config") for module in model.modules())
 
 
