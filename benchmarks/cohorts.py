@@ -24,13 +24,16 @@ import numpy as np
 from benchmarks.rounds import peak_mb, tree
 from deploy.native import services
 from deploy.native.stack import Stack
-from shared import jobs, names, settings, topology, weights
-from shared.blobs import Blobs
-from shared.bus import Bus
+from shared import names
+from shared.aggregation import weights
+from shared.aggregation.weights import File, Layout
+from shared.amqp import topology
+from shared.amqp.bus import Bus
+from shared.amqp.connection import Delivery
 from shared.events import Heartbeat, Member, ModelUpdate, RoundEnd, RoundStart, StartTraining, TrainingEnd
-from shared.jobs import JobSpec
-from shared.link import Delivery
-from shared.weights import File, Layout
+from shared.job.job_spec import JobSpec, new_job_id, parse
+from shared.process import settings
+from shared.s3.store import Blobs
 
 VALUES = 1000  #: of the model
 AT_ONCE = 8  #: uploads of the scripted trainer
@@ -43,7 +46,7 @@ SUMS = weights.layout_of({"sums": ("I64", (VALUES,))})
 
 
 def spec(clients: int, population: int, batch: int, rounds: int) -> JobSpec:
-    return jobs.parse(
+    return parse(
         {
             "name": "cohorts",
             "model": {"name": "benchmarks.noise:model"},
@@ -147,7 +150,7 @@ def listen(stack: Stack, job_spec: JobSpec) -> dict[str, Any]:
     """Starts the job, hears it to its end, and gives seconds of a round: by the clock, and of two processors' time."""
     bus = Bus(settings.Broker.model_validate(_values(stack, "operator")), "bench")
     inbox: queue.SimpleQueue[tuple[float, Delivery]] = queue.SimpleQueue()
-    job = jobs.new_job_id(job_spec.name)
+    job = new_job_id(job_spec.name)
     watched = {name: _process(stack, name) for name in ("aggregator", "redis")}
     opened: dict[int, float] = {}
     took: list[float] = []

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from shared import fold
-from shared.catalog.compression import Bf16, EncodingSpec, Int4, Int8, TopK
-from shared.compression.choose import encoding_of
-from shared.compression.feedback import encode_with_feedback
-from shared.fold import Fold, Grid
-from shared.weights import Flat, layout_of
+from shared.aggregation import fold
+from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.fold import Fold, Grid
+from shared.aggregation.weights import Flat, layout_of
+from shared.job.catalog.compression import Bf16, EncodingSpec, Int4, Int8, TopK
 
 SPECS: tuple[EncodingSpec | None, ...] = (None, Bf16(), Int8(), Int4(), TopK())
 GRID = Grid(max_abs=16.0, max_weight=2**20, updates=1000)

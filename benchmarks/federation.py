@@ -11,12 +11,16 @@ from typing import Any
 
 from deploy.native import services
 from deploy.native.stack import Stack
-from shared import jobs, names, parts, settings, topology
-from shared.blobs import Blobs, NotFound
-from shared.bus import Bus
+from shared import names
+from shared.amqp import topology
+from shared.amqp.bus import Bus
+from shared.amqp.connection import Delivery
 from shared.events import StartTraining, TrainingEnd
-from shared.jobs import JobSpec
-from shared.link import Delivery
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
+from shared.process import settings
+from shared.record import parts
+from shared.s3.store import Blobs, NotFound
 
 PATIENCE = 300.0  #: seconds without any event before a job is given up
 
@@ -77,7 +81,7 @@ def run(stack: Stack, spec: JobSpec, *, may_fail: bool = False) -> Outcome:
     values = {key.removeprefix("FEDQ_").lower(): value for key, value in stack.environment().items()}
     bus, blobs = Bus(settings.Broker.model_validate(values), "bench"), Blobs(settings.Store.model_validate(values))
     inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-    job = jobs.new_job_id(spec.name)
+    job = job_spec.new_job_id(spec.name)
     try:
         bus.declare(topology.updates(job))
         bus.consume(topology.watcher("bench", job), inbox.put)

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.federation import Outcome, federation, run
 from deploy.native import services
 from deploy.native.stack import Stack
-from shared import jobs
+from shared.job import job_spec
 
 Row = dict[str, Any]
 TARGET = 0.95
@@ -35,7 +35,7 @@ def job(name: str, seed: int, **changes: Any) -> dict[str, Any]:
 
 def repeated(stack: Stack, name: str, seeds: int, *, may_fail: bool = False, **changes: Any) -> list[Outcome]:
     """The same job under so many seeds."""
-    return [run(stack, jobs.parse(job(name, 1 + seed, **changes)), may_fail=may_fail) for seed in range(seeds)]
+    return [run(stack, job_spec.parse(job(name, 1 + seed, **changes)), may_fail=may_fail) for seed in range(seeds)]
 
 
 def middle(values: list[Any], digits: int = 3) -> Any:

@@ -23,12 +23,15 @@ import numpy as np
 from benchmarks import noise
 from deploy.native import services
 from deploy.native.stack import Stack
-from shared import jobs, names, settings, topology, weights
-from shared.blobs import Blobs
-from shared.bus import Bus
+from shared import names
+from shared.aggregation import weights
+from shared.amqp import topology
+from shared.amqp.bus import Bus
+from shared.amqp.connection import Delivery
 from shared.events import BlobRef, ModelUpdate, RoundEnd, RoundStart, StartTraining, TrainingEnd
-from shared.jobs import JobSpec
-from shared.link import Delivery
+from shared.job.job_spec import JobSpec, new_job_id, parse
+from shared.process import settings
+from shared.s3.store import Blobs
 
 TRAINERS = 2
 SEED = 11
@@ -47,7 +50,7 @@ class Round:
 
 
 def spec(mb: float, clients: int, rounds: int) -> JobSpec:
-    return jobs.parse(
+    return parse(
         {
             "name": "bench",
             "seed": SEED,
@@ -82,7 +85,7 @@ def listen(stack: Stack, job_spec: JobSpec) -> tuple[dict[int, Round], TrainingE
     values = {key.removeprefix("FEDQ_").lower(): value for key, value in stack.environment().items()}
     bus = Bus(settings.Broker.model_validate(values), "bench")
     inbox: queue.SimpleQueue[tuple[float, Delivery]] = queue.SimpleQueue()
-    job = jobs.new_job_id(job_spec.name)
+    job = new_job_id(job_spec.name)
     rounds: dict[int, Round] = defaultdict(Round)
     try:
         bus.declare(topology.updates(job))

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 from docs.page import cell, write
-from services.cli.catalog import default_of
-from shared.catalog import listing
-from shared.catalog.listing import Entry, Parameter
+from services.cli.report.catalog import default_of
+from shared.job.catalog import listing
+from shared.job.catalog.listing import Entry, Parameter
 
 PAGE = Path(__file__).parent / "guide" / "catalog.md"
 COMMAND = "python -m docs.catalog_page"

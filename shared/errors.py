@@ -16,7 +16,7 @@
         ├── OverLimit     by one of the job's limits, which may be too low
         └── Unfit         it is what was asked for: no better one will come        → and its client has answered
 
-What a consumer does with each is decided in one place, `shared.bus.settle`.
+What a consumer does with each is decided in one place, `shared.amqp.bus.settle`.
 """
 
 import ssl

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from shared.errors import BadMessage
-from shared.jobs import JobSpec
+from shared.job.job_spec import JobSpec
 from shared.names import CLIENT_NAME, JOB_ID
 from shared.text import plain
 

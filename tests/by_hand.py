@@ -13,15 +13,17 @@ from typing import Any, Protocol, TypeVar
 from kombu import Connection, Producer
 
 from services.trainer.data import dataset
-from services.trainer.message import CONTENT_ENCODING, CONTENT_TYPE, Task
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
-from shared import jobs, names, topology
-from shared.blobs import Blobs
-from shared.bus import Bus
+from services.trainer.parent.task_message import CONTENT_ENCODING, CONTENT_TYPE, Task
+from shared import names
+from shared.aggregation.weights import File
+from shared.amqp import topology
+from shared.amqp.bus import Bus
 from shared.events import AnyEvent, BlobRef, EvaluateModel, Heartbeat, ModelEvaluated, ModelUpdate, RoundEnd, RoundStart
-from shared.jobs import JobSpec
-from shared.weights import File
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
+from shared.s3.store import Blobs
 
 ROOT = Path(__file__).parents[1]
 WAIT = 60.0  #: seconds; for what takes a fraction of one on a machine with nothing else to do
@@ -81,7 +83,7 @@ class Federation:
     def __init__(self, servers: Servers, directory: Path) -> None:
         self.servers, self.directory = servers, directory
         self.bus, self.blobs = servers.bus(), servers.blobs()
-        self.job = jobs.new_job_id("digits")
+        self.job = job_spec.new_job_id("digits")
         self.updates: queue.SimpleQueue[AnyEvent] = queue.SimpleQueue()
         self.heartbeats: queue.SimpleQueue[AnyEvent] = queue.SimpleQueue()
         self.processes: list[subprocess.Popen[str]] = []
@@ -232,7 +234,7 @@ def digits(**changes: Any) -> JobSpec:
         "rounds": {"count": 3},
         "pool": "cpu",
     }
-    return jobs.parse({**document, **changes})
+    return job_spec.parse({**document, **changes})
 
 
 Found = TypeVar("Found")

@@ -17,12 +17,13 @@ from hypothesis import settings as hypothesis_settings
 
 import shared
 from deploy.native.stack import Role, Stack
-from shared import settings, user_code
-from shared.blobs import Blobs
-from shared.bus import Bus
-from shared.ledger import Ledger
-from shared.redis_client import Redis
-from shared.roster import Roster
+from shared.amqp.bus import Bus
+from shared.job import user_code
+from shared.process import settings
+from shared.redis.client import Redis
+from shared.redis.ledger import Ledger
+from shared.redis.roster import Roster
+from shared.s3.store import Blobs
 from tests.container_broker import ContainerStack
 
 if TYPE_CHECKING:

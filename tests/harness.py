@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from deploy.native import processes
 from deploy.native.processes import Process
 from deploy.native.stack import Role
-from shared import names, topology
-from shared.ledger import ENDED, JobRecord
+from shared import names
+from shared.amqp import topology
+from shared.redis.ledger import ENDED, JobRecord
 from tests.conftest import Servers
 
 ROOT = Path(__file__).parents[1]

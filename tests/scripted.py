@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from shared import fold, names, parts, topology, weights
-from shared.bus import Bus
-from shared.catalog.strategies import FedAvg
+from shared import names
+from shared.aggregation import fold, weights
+from shared.aggregation.fold import Fold, Grid
+from shared.aggregation.strategies.averaging import Averaged
+from shared.amqp import topology
+from shared.amqp.bus import Bus
 from shared.events import (
     AnyEvent,
     BlobRef,
@@ -28,10 +31,10 @@ from shared.events import (
     StopTraining,
     TrainingEnd,
 )
-from shared.fold import Fold, Grid
-from shared.jobs import JobSpec
-from shared.ledger import Wanted
-from shared.strategies.averaging import Averaged
+from shared.job.catalog.strategies import FedAvg
+from shared.job.job_spec import JobSpec
+from shared.record import parts
+from shared.redis.ledger import Wanted
 from tests.conftest import Servers
 
 fedavg = Averaged(FedAvg()).step

@@ -14,8 +14,8 @@ from deploy.compose.stack import Stack
 from deploy.native.ending import end_in_order
 from deploy.native.state import locked, write_private
 from deploy.native.terminal import show_anything
-from shared import settings_file
 from shared.errors import FedqError
+from shared.process import settings_file
 
 SETTINGS = Path(".fedq/env")  #: where a `fedq` of this machine looks for the stack
 LOCK = Path(".fedq/compose.lock")

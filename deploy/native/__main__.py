@@ -11,8 +11,8 @@ from deploy.native.ending import end_in_order
 from deploy.native.stack import Role, Stack
 from deploy.native.state import locked, write_private
 from deploy.native.terminal import show_anything
-from shared import settings_file
 from shared.errors import BadInput, FedqError
+from shared.process import settings_file
 
 STOP_SECONDS = 30.0  # for a trainer to finish the client it trains
 

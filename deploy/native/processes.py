@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.native import tether
+from deploy.native import die_with_parent
 
 #: The kernel ends a tethered child when the *thread* that forked it ends, so one thread, which
 #: lives as long as this process, forks them all.
 _forker = ThreadPoolExecutor(1, thread_name_prefix="forker")
 #: Our own children must be waited for, or they stay behind as zombies.
 _children: dict[int, subprocess.Popen[bytes]] = {}
-_TETHER = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid())]
+_TETHER = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
 RUN_GRACE_SECONDS = 5.0  # for an interrupted command to restore the terminal
 
 

@@ -14,8 +14,8 @@ from deploy.native import processes
 from deploy.native.server import Server
 from deploy.native.state import write_private
 from shared import names
+from shared.amqp.topology import PERMISSIONS, QUORUM
 from shared.errors import Unavailable
-from shared.topology import PERMISSIONS, QUORUM
 
 VHOST = "fedq"
 EPMD = "epmd"  #: Erlang's name server, which a node needs to be one

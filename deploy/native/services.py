@@ -10,8 +10,9 @@ from deploy.native import processes
 from deploy.native.processes import Process
 from deploy.native.rabbitmq import VHOST
 from deploy.native.stack import Role, Stack
-from shared import names, settings
+from shared import names
 from shared.errors import Unavailable
+from shared.process import settings
 
 POOL = "cpu"
 EXAMPLES = ("examples.",)  # the code that a stack on one machine may run where nobody set FEDQ_ALLOW

@@ -11,8 +11,8 @@ from deploy.native.redis_server import Redis
 from deploy.native.seaweedfs import BUCKET, SeaweedFS
 from deploy.native.server import PortTaken, Server
 from deploy.native.state import State
-from shared import settings_file
 from shared.errors import BadInput
+from shared.process import settings_file
 
 Role = Literal["operator", "trainer"]
 TRIES = 5  # to find ports that nobody else takes in the same moment

@@ -1,6 +1,6 @@
 """`python -m services.aggregator`: builds the edges, takes jobs, hands them over when asked to stop."""
 
-from shared import early
+from shared.process import early
 
 if __name__ == "__main__":
     early.heed_signals()  # before the imports that take long
@@ -13,16 +13,18 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from services.aggregator.owner import Owner
-from services.aggregator.runner import Edges
-from shared import console, failpoints, logs, service, settings, topology, user_code
-from shared.blobs import Blobs
-from shared.bus import Bus
+from services.aggregator.coordinator import Edges
+from services.aggregator.leases import Owner
+from shared.amqp import management, topology
+from shared.amqp.bus import Bus
 from shared.errors import BadInput
-from shared.ledger import Ledger
-from shared.probes import Probes
-from shared.redis_client import Redis
-from shared.roster import Roster
+from shared.job import user_code
+from shared.process import failpoints, logs, service, settings
+from shared.process.probes import Probes
+from shared.redis.client import Redis
+from shared.redis.ledger import Ledger
+from shared.redis.roster import Roster
+from shared.s3.store import Blobs
 
 log = structlog.get_logger()
 
@@ -78,7 +80,7 @@ def _checks(config: settings.Aggregator, redis: Redis, bus: Bus) -> dict[str, se
 def _check_policies(config: settings.Aggregator) -> None:
     """`BadInput` where RabbitMQ lacks the policies that the queues rely on."""
     vhost = unquote(urlsplit(config.amqp_url.get_secret_value()).path[1:]) or "/"
-    if missing := console.missing_policies(config, vhost):
+    if missing := management.missing_policies(config, vhost):
         raise BadInput(
             f"RabbitMQ's vhost {vhost}, which FEDQ_AMQP_URL names, lacks the policies {', '.join(missing)}; "
             "let `fedq setup` load them, or load deploy/definitions.json"

@@ -4,24 +4,29 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from services.aggregator import closing, moves, recovery, rounds, soundness
-from services.aggregator import memory as memories
-from services.aggregator.entries import gave_up, traffic
-from services.aggregator.memory import Memory
-from services.aggregator.seat import Seat
-from shared import names, parts, records, simulation, topology, weights
+from services.aggregator import client_history as memories
+from services.aggregator import job_state, manifests, protocol, recovery, soundness
+from services.aggregator.accepted_updates import gave_up, traffic
+from services.aggregator.client_history import Memory
+from services.aggregator.context import Seat
+from shared import names
+from shared.aggregation import weights
+from shared.amqp import topology
 from shared.errors import RecordLost, Unavailable
 from shared.events import BlobRef, JobStatus, RoundEnd, RoundStart, slices
-from shared.failpoints import failpoint
-from shared.jobs import JobSpec
-from shared.ledger import RoundRecord
-from shared.roster import groups
+from shared.job import profiles
+from shared.job.job_spec import JobSpec
+from shared.process.failpoints import failpoint
+from shared.record import parts
+from shared.redis.ledger import RoundRecord
+from shared.redis.roster import groups
+from shared.s3 import json_records
 
 
-def look(seat: Seat) -> moves.Looked:
+def look(seat: Seat) -> protocol.Looked:
     """Reads the roster, and who is away."""
     seat.alive = groups(seat.edges.roster.alive())
-    return moves.Looked(seat.alive, _away(seat), seat.memory.history)
+    return protocol.Looked(seat.alive, _away(seat), seat.memory.history)
 
 
 def _away(seat: Seat) -> frozenset[str]:
@@ -31,7 +36,7 @@ def _away(seat: Seat) -> frozenset[str]:
         return frozenset()
     now = seat.edges.ledger.now()
     since = now - (seat.first_opened or now)
-    return frozenset(client for client in seat.spec.clients if not simulation.is_there(seat.spec, client, since))
+    return frozenset(client for client in seat.spec.clients if not profiles.is_there(seat.spec, client, since))
 
 
 def say(seat: Seat, status: Literal["running", "waiting"], detail: str) -> None:
@@ -45,7 +50,7 @@ def say(seat: Seat, status: Literal["running", "waiting"], detail: str) -> None:
 # --- a round begins -------------------------------------------------------------------------
 
 
-def open_round(seat: Seat, effect: moves.Open) -> moves.Opened:
+def open_round(seat: Seat, effect: protocol.Open) -> protocol.Opened:
     """Records the round and, if asked to, rings its cohort."""
     spec, number, cohort = seat.spec, effect.round, effect.cohort
     if not seat.announced:
@@ -59,7 +64,7 @@ def open_round(seat: Seat, effect: moves.Open) -> moves.Opened:
         cohort,
         seconds,
         effect.carried,
-        target=rounds.target_of(spec, number, len(cohort)),
+        target=job_state.target_of(spec, number, len(cohort)),
     )
     seat.first_opened = seat.first_opened or deadline - seconds
     seat.tally.begin(len(cohort), number)
@@ -69,10 +74,10 @@ def open_round(seat: Seat, effect: moves.Open) -> moves.Opened:
         _ring(seat, number, effect.attempt, fresh, deadline, whole=cohort)
         failpoint("aggregator.announced")
     seat.log.info("opened", round=number, attempt=effect.attempt, cohort=len(cohort))
-    return moves.Opened(seconds)
+    return protocol.Opened(seconds)
 
 
-def ring_again(seat: Seat, effect: moves.Ring) -> None:
+def ring_again(seat: Seat, effect: protocol.Ring) -> None:
     """Asks those who have not answered."""
     record = record_of(seat, effect.round)
     for number in sorted({effect.round, *effect.carried.values()}):
@@ -154,7 +159,7 @@ def record_of(seat: Seat, number: int) -> RoundRecord:
 # --- a round ends ---------------------------------------------------------------------------
 
 
-def close(seat: Seat, number: int) -> moves.Committed:
+def close(seat: Seat, number: int) -> protocol.Committed:
     """The steps from a frozen set to a committed round; done again after a failure, they give the same."""
     ledger, blobs, tally = seat.edges.ledger, seat.edges.blobs, seat.tally
     clock = seat.edges.clock
@@ -172,7 +177,7 @@ def close(seat: Seat, number: int) -> moves.Committed:
     blobs.put(model.key, tally.file, digest=model.digest, metadata=about)
     left = _put_beside(seat, number, memory)
     failpoint("aggregator.stored")
-    commit = closing.manifest(
+    commit = manifests.manifest(
         job=seat.job,
         number=number,
         fence=seat.fence,
@@ -191,10 +196,10 @@ def close(seat: Seat, number: int) -> moves.Committed:
     key, written = names.manifest_blob(seat.job, number), _written(seat, number)
     if record.state == "committed" and written is not None:
         commit = written  # counted as it says, though the answer was lost
-        came_to = closing.came_to(commit, parts.pieces(blobs, key, commit))
+        came_to = manifests.came_to(commit, parts.pieces(blobs, key, commit))
     else:
-        came_to = closing.came_to(commit, [commit])  # before it is cut: no part is fetched again
-        commit = parts.split(blobs, key, commit, closing.OF_CLIENTS)
+        came_to = manifests.came_to(commit, [commit])  # before it is cut: no part is fetched again
+        commit = parts.split(blobs, key, commit, manifests.OF_CLIENTS)
         ledger.check_owned(seat.job, seat.fence)  # one that slept through its lease must not write over a manifest
         blobs.put_json(key, commit)
     failpoint("aggregator.recorded")
@@ -220,7 +225,7 @@ def close(seat: Seat, number: int) -> moves.Committed:
         seconds=commit["seconds"],
     )
     clear_away(seat, number, replaced, outdated)
-    return moves.Committed(frozenset(accepted) | gave_up(record.rejected))
+    return protocol.Committed(frozenset(accepted) | gave_up(record.rejected))
 
 
 def _put_beside(seat: Seat, number: int, memory: Memory) -> dict[str, BlobRef | None]:
@@ -237,7 +242,7 @@ def _put_beside(seat: Seat, number: int, memory: Memory) -> dict[str, BlobRef | 
     if memories.is_kept(seat.spec):
         document = memory.document()
         head = parts.split(blobs, names.histories(job, number), memories.flat(document), memories.OF_CLIENTS)
-        text = records.dumps(head if "parts" in head else document, separators=(",", ":")).encode()
+        text = json_records.dumps(head if "parts" in head else document, separators=(",", ":")).encode()
         key = names.history_blob(job, number, hashlib.sha256(text).hexdigest())
         left["memory"] = blobs.put(key, text, metadata=about)
     return left
@@ -301,11 +306,11 @@ def clear_away(seat: Seat, number: int, replaced: Sequence[str] = (), outdated: 
     seat.clearing = seat.edges.later.submit(clear)
 
 
-def abandon(seat: Seat, effect: moves.Abandon) -> None:
+def abandon(seat: Seat, effect: protocol.Abandon) -> None:
     """Ends an attempt at a round without a model; who had delivered stands in the record, with the reason."""
     record = record_of(seat, effect.round)
     seconds = seat.edges.ledger.now() - record.opened
-    came_to = closing.came_to_nothing(effect.outcome, seconds, len(record.accepted), len(record.rejected))
+    came_to = manifests.came_to_nothing(effect.outcome, seconds, len(record.accepted), len(record.rejected))
     seat.edges.ledger.fail_round(seat.job, seat.fence, effect.round, effect.reason, came_to)
     about = {
         "job": seat.job,
@@ -347,7 +352,7 @@ def pause(seat: Seat, reason: str) -> None:
     seat.log.info("paused", reason=reason, committed=seat.committed)
 
 
-def end(seat: Seat, outcome: moves.Outcome, reason: str) -> None:
+def end(seat: Seat, outcome: protocol.Outcome, reason: str) -> None:
     """Writes the result, then says so; a job whose last figures are no numbers does not just finish."""
     ledger, blobs, tally = seat.edges.ledger, seat.edges.blobs, seat.tally
     if outcome == "finished":
@@ -388,7 +393,7 @@ def _abandon_rest(seat: Seat, reason: str) -> None:
     """Ends the round that an error has ended with its job: everybody is told, and it is counted."""
     record = seat.edges.ledger.round(seat.job, seat.committed + 1)
     if record is not None and record.state in ("open", "closed"):
-        abandon(seat, moves.Abandon(seat.committed + 1, record.attempt, "failed", reason))
+        abandon(seat, protocol.Abandon(seat.committed + 1, record.attempt, "failed", reason))
 
 
 def _clear_late(seat: Seat) -> None:

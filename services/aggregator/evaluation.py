@@ -14,7 +14,7 @@ from typing import Any
 
 from services.aggregator.selection import lottery, population
 from shared.events import BlobRef, ModelEvaluated, fitting
-from shared.jobs import JobSpec
+from shared.job.job_spec import JobSpec
 
 SERVER = 0  #: the part that is the server's test set
 

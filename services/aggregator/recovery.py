@@ -8,13 +8,14 @@ from typing import Any
 import structlog
 
 from services.aggregator.turnout import Turnout
-from shared import names, parts, receipts
-from shared.blobs import Blobs, NotFound
+from shared import names
 from shared.errors import Refused
 from shared.events import ModelUpdate, TrainingEnd
-from shared.jobs import JobSpec
-from shared.ledger import ENDED, WISHES, JobRecord, Ledger, Wanted
-from shared.records import reading
+from shared.job.job_spec import JobSpec
+from shared.record import parts, receipts
+from shared.redis.ledger import ENDED, WISHES, JobRecord, Ledger, Wanted
+from shared.s3.json_records import reading
+from shared.s3.store import Blobs, NotFound
 from shared.text import plain
 
 log = structlog.get_logger()

@@ -6,7 +6,7 @@ Pure.
 import math
 from collections.abc import Sequence
 
-from shared.catalog.rounds import StopSpec
+from shared.job.catalog.rounds import StopSpec
 
 
 def verdict(stop: StopSpec, values: Sequence[float]) -> str:

@@ -5,27 +5,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from services.aggregator import closing, memory, moves, recovery, rounds, soundness, stopping
+from services.aggregator import client_history, job_state, manifests, protocol, recovery, soundness, stopping
+from services.aggregator.accepted_updates import by_blob, gave_up, was_refused
+from services.aggregator.context import Seat
 from services.aggregator.effects import clear_away, conclude, tell_round_end
-from services.aggregator.entries import by_blob, gave_up, was_refused
-from services.aggregator.seat import Seat
-from shared import names, parts
-from shared.blobs import NotFound
+from shared import names
 from shared.errors import Refused
 from shared.events import BlobRef, fitting
-from shared.jobs import CLAIMS
-from shared.ledger import JobRecord, RoundRecord
-from shared.records import figures, reading
+from shared.job.job_spec import CLAIMS
+from shared.record import parts
+from shared.redis.ledger import JobRecord, RoundRecord
+from shared.s3.json_records import figures, reading
+from shared.s3.store import NotFound
 
 LATE = 3  #: evaluations that may be on their way or have failed, before the last one that was made
 
 
-def take_over(seat: Seat, record: JobRecord) -> rounds.Step:
+def take_over(seat: Seat, record: JobRecord) -> job_state.Step:
     """Brings the ledger up to the store, the model into memory, and says what is to be done first."""
     result = recovery.optional(seat.edges.blobs, names.result_blob(seat.job))
     if result is not None:  # its owner died before it said so
         conclude(seat, result)
-        return rounds.State(seat.spec, "ended"), ()
+        return job_state.State(seat.spec, "ended"), ()
     seat.metrics = record.metrics
     seat.committed = _catch_up(seat, record)
     state, effects = _begin(seat, record)
@@ -40,7 +41,7 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
     committed = recovery.committed(seat.edges.blobs, seat.job, record.round)
     for number in range(record.round + 1, committed + 1):
         with _manifest(seat, number) as missed:
-            came = closing.came_to(missed, _pieces(seat, number, missed))
+            came = manifests.came_to(missed, _pieces(seat, number, missed))
         seat.edges.ledger.advance(seat.job, seat.fence, number, came)
     if committed < 0:
         return committed
@@ -53,7 +54,7 @@ def _catch_up(seat: Seat, record: JobRecord) -> int:
         with reading(left["memory"].key):
             head = seat.edges.blobs.get_json(left["memory"].key)
             histories = names.histories(seat.job, committed)
-            seat.memory = memory.read(parts.joined(seat.edges.blobs, histories, head))
+            seat.memory = client_history.read(parts.joined(seat.edges.blobs, histories, head))
         seat.remembered = left["memory"]
     if seat.spec.evaluate.where != "server":  # what the next round's end tells selection
         with _evaluation(seat, committed) as head:
@@ -104,7 +105,7 @@ def _recall_bases(seat: Seat, committed: int) -> None:
 
 def _recall_soundness(seat: Seat, committed: int) -> None:
     """Recalls which figures of the last evaluation, one of the last rounds', were not finite."""
-    evaluated = (number for number in range(committed, -1, -1) if rounds.is_evaluated(seat.spec, number))
+    evaluated = (number for number in range(committed, -1, -1) if job_state.is_evaluated(seat.spec, number))
     for number in itertools.islice(evaluated, LATE):
         with _evaluation(seat, number) as found:
             if found:
@@ -136,16 +137,16 @@ def _flying(seat: Seat) -> dict[str, int]:
         for piece in _pieces(seat, seat.committed, manifest):
             answered = {update["client"] for update in piece["updates"]} | gave_up(piece["rejected"])
             unanswered = [client for client in piece["cohort"] if client not in answered]
-            flying |= rounds.still_flying(seat.spec, seat.committed, unanswered, piece.get("carried", {}))
+            flying |= job_state.still_flying(seat.spec, seat.committed, unanswered, piece.get("carried", {}))
     return flying
 
 
-def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
+def _begin(seat: Seat, record: JobRecord) -> job_state.Step:
     """With the open or closed round of an earlier owner, or with the next one."""
     spec, ledger, committed = seat.spec, seat.edges.ledger, seat.committed
     if record.claims > CLAIMS:
         given_up = f"its aggregator died {record.claims - 1} times without committing a round"
-        return rounds.State(spec, "ended", committed + 1), (moves.End("failed", given_up),)
+        return job_state.State(spec, "ended", committed + 1), (protocol.End("failed", given_up),)
     done = _recall_progress(seat, committed)
     pending = ledger.round(seat.job, committed + 1)
     match pending.state if pending else "none":
@@ -153,14 +154,14 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
             return _asking_again(seat, _reopen(seat, pending))
         case "closed" if pending:
             answered = {*pending.accepted, *gave_up(pending.rejected)}
-            step = rounds.closing(spec, pending.number, pending.attempt, pending.cohort, answered, pending.carried)
+            step = job_state.closing(spec, pending.number, pending.attempt, pending.cohort, answered, pending.carried)
             return _asking_again(seat, step)
         case "failed" if pending and record.wanted.status == "stopped":
-            return rounds.State(spec, "ended", pending.number), (moves.End("stopped", record.wanted.reason),)
+            return job_state.State(spec, "ended", pending.number), (protocol.End("stopped", record.wanted.reason),)
         case "failed" if pending:
-            return rounds.abandoned(spec, pending.number, pending.attempt, pending.reason)
+            return job_state.abandoned(spec, pending.number, pending.attempt, pending.reason)
     waited = ledger.now() - record.waiting if record.waiting else 0.0
-    return rounds.begin(
+    return job_state.begin(
         spec,
         committed,
         now=seat.edges.clock(),
@@ -171,19 +172,19 @@ def _begin(seat: Seat, record: JobRecord) -> rounds.Step:
     )
 
 
-def _asking_again(seat: Seat, step: rounds.Step) -> rounds.Step:
+def _asking_again(seat: Seat, step: job_state.Step) -> job_state.Step:
     """With the evaluation of the last committed model asked for again, whose answers went to an earlier owner."""
     state, effects = step
-    if _is_evaluated(seat) or not rounds.is_evaluated(seat.spec, seat.committed):
+    if _is_evaluated(seat) or not job_state.is_evaluated(seat.spec, seat.committed):
         return step
-    return state, (moves.Evaluate(seat.committed), *effects)
+    return state, (protocol.Evaluate(seat.committed), *effects)
 
 
 def _is_evaluated(seat: Seat) -> bool:
     return seat.committed < 0 or seat.edges.blobs.exists(names.evaluation_blob(seat.job, seat.committed))
 
 
-def _reopen(seat: Seat, pending: RoundRecord) -> rounds.Step:
+def _reopen(seat: Seat, pending: RoundRecord) -> job_state.Step:
     """Folds what was accepted, from what the store keeps of it."""
     seat.announced = True
     seat.tally.begin(len(pending.cohort), pending.number)
@@ -197,7 +198,7 @@ def _reopen(seat: Seat, pending: RoundRecord) -> rounds.Step:
                 seat.faults.note("excluded", f"{client}: {error}", pending.number)
     accepted = frozenset(seat.tally.counted)
     wrong = {client: reason for client, reason in pending.rejected.items() if client not in accepted}
-    return rounds.reopened(
+    return job_state.reopened(
         seat.spec,
         pending.number,
         pending.attempt,

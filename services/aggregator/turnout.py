@@ -6,7 +6,7 @@ Pure. A byte for each of the job's clients, whatever the number of rounds.
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from services.aggregator.entries import COULD_NOT
+from services.aggregator.accepted_updates import COULD_NOT
 from shared.events import NAMED, Missing
 
 ASKED, HEARD = 1, 2  #: what a client's byte says; 0 of one that nobody asked

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.failing import Commands
-from services.cli.orchestrators.on import On
+from services.cli.ops.orchestrators.on import On
+from services.cli.ui.failing import Commands
 
 # What a command needs is imported by it alone, so that the others answer at once.
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ Namespace = Annotated[
 @app.command()
 def validate(file: File, assignments: Set = None, as_json: Json = False) -> None:
     """Checks a job file without asking any server; --json prints it with all defaults."""
-    from services.cli import jobfile, output
+    from services.cli.jobs import jobfile
+    from services.cli.ui import output
 
     spec = jobfile.load(file, assignments or ())
     jobfile.start_file(spec, file.parent)
@@ -61,8 +62,8 @@ def validate(file: File, assignments: Set = None, as_json: Json = False) -> None
 @app.command()
 def schema() -> None:
     """Prints the JSON Schema of job files, for editors."""
-    from services.cli import output
-    from shared.jobs import JobSpec
+    from services.cli.ui import output
+    from shared.job.job_spec import JobSpec
 
     output.emit(JobSpec.model_json_schema())
 
@@ -75,7 +76,7 @@ def catalog(
     as_json: Json = False,
 ) -> None:
     """Lists every name that a job file may give, with its parameters, their bounds and their defaults."""
-    from services.cli import catalog as found
+    from services.cli.report import catalog as found
 
     found.catalog(family, as_json)
 
@@ -89,9 +90,9 @@ def data(
     as_json: Json = False,
 ) -> None:
     """Shows which client would have which examples, or what a silo's own file holds; where a trainer is installed."""
-    from services.cli import sharing
+    from services.cli.jobs import data_shares
 
-    sharing.data(file, assignments or (), plot=plot, force=force, as_json=as_json)
+    data_shares.data(file, assignments or (), plot=plot, force=force, as_json=as_json)
 
 
 @app.command()
@@ -118,9 +119,9 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Starts a job in a Kubernetes cluster: `start`, with the servers of kubectl's context."""
-    from services.cli import jobfile
-    from services.cli.cluster import connected
-    from services.cli.orchestrators import kubernetes
+    from services.cli.jobs import jobfile
+    from services.cli.ops.cluster import connected
+    from services.cli.ops.orchestrators import kubernetes
 
     if file is not None:
         jobfile.load(file, assignments or ())  # a mistake in it is told before any port is opened
@@ -131,8 +132,8 @@ def submit(
 @app.command()
 def watch(job: Job, as_json: Json = False) -> None:
     """Follows a job to its end."""
-    from services.cli import screen
-    from services.cli.watching import Watch
+    from services.cli.report import screen
+    from services.cli.report.watching import Watch
 
     with _servers() as servers:
         with screen.view(as_json) as view:
@@ -153,7 +154,7 @@ def track(
     as_json: Json = False,
 ) -> None:
     """Follows a job to its end and writes each round's figures for TensorBoard and MLflow."""
-    from services.cli import screen, tracking
+    from services.cli.report import screen, tracking
 
     places = tracking.Places(tensorboard, mlflow)
     with _servers() as servers:
@@ -165,28 +166,29 @@ def track(
 @app.command()
 def stop(job: Job, reason: Reason = "stopped by an operator") -> None:
     """Ends a job where it stands."""
-    from services.cli import wishes
+    from services.cli.jobs import control
 
     with _servers() as servers:
-        print(wishes.stop(servers, servers.named(job), reason))
+        print(control.stop(servers, servers.named(job), reason))
 
 
 @app.command()
 def pause(job: Job, reason: Reason = "paused by an operator") -> None:
     """Finishes the open round of a job and opens no further one."""
-    from services.cli import wishes
+    from services.cli.jobs import control
 
     with _servers() as servers:
-        print(wishes.pause(servers, servers.named(job), reason))
+        print(control.pause(servers, servers.named(job), reason))
 
 
 @app.command()
 def resume(job: Job) -> None:
     """Continues a job that is paused, or is about to be."""
-    from services.cli import output, wishes
+    from services.cli.jobs import control
+    from services.cli.ui import output
 
     with _servers() as servers:
-        print(wishes.resume(servers, servers.named(job)))
+        print(control.resume(servers, servers.named(job)))
         if not servers.aggregators():
             output.note(servers.why_queued())
 
@@ -198,7 +200,7 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """Lists the jobs, the newest first."""
-    from services.cli import tables
+    from services.cli.report import tables
 
     with _servers() as servers:
         tables.jobs(servers, status or (), last, as_json)
@@ -211,7 +213,7 @@ def rm(
     yes: Yes = False,
 ) -> None:
     """Removes jobs that have ended: their record, models and kept updates."""
-    from services.cli import removing
+    from services.cli.jobs import removing
 
     with _servers() as servers:
         removing.remove(servers, [servers.named(job) for job in jobs or ()], status or (), yes=yes)
@@ -220,7 +222,7 @@ def rm(
 @app.command()
 def show(job: Job, as_json: Json = False) -> None:
     """Shows a job's settings and, round by round, who took part."""
-    from services.cli import tables
+    from services.cli.report import tables
 
     with _servers() as servers:
         tables.show(servers, servers.named(job), as_json)
@@ -235,7 +237,8 @@ def nodes(
     as_json: Json = False,
 ) -> None:
     """Lists the trainers that are alive."""
-    from services.cli import removing, tables
+    from services.cli.jobs import removing
+    from services.cli.report import tables
 
     with _servers() as servers:
         if forget is not None:
@@ -256,7 +259,7 @@ def results(
     as_json: Json = False,
 ) -> None:
     """Shows how good the model became, round by round."""
-    from services.cli import results as found
+    from services.cli.report import results as found
 
     with _servers() as servers:
         found.results(servers, servers.named(job), export=export, plot=plot, table=table, force=force, as_json=as_json)
@@ -269,8 +272,8 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Folds a round's updates again and compares the model, bit by bit, with the one that was committed."""
-    from services.cli import output
-    from services.cli.replaying import replay
+    from services.cli.ui import output
+    from services.cli.verify.replaying import replay
 
     with _servers() as servers:
         verdict = replay(servers, servers.named(job), number)
@@ -285,7 +288,7 @@ def replay(
 @app.command()
 def verify(job: Job, as_json: Json = False) -> None:
     """Checks every promise on a job's record: bucket, Redis and dead letters; changes nothing."""
-    from services.cli import verifying
+    from services.cli.verify import verifying
 
     with _servers() as servers:
         raise typer.Exit(verifying.verify(servers, servers.named(job), as_json))
@@ -294,7 +297,7 @@ def verify(job: Job, as_json: Json = False) -> None:
 @app.command()
 def connect(namespace: Namespace = None) -> None:
     """Leads the other commands to a Kubernetes cluster's servers, by ports of this machine, until Ctrl-C."""
-    from services.cli import cluster
+    from services.cli.ops import cluster
 
     cluster.connect(namespace)
 
@@ -311,7 +314,7 @@ def scale(
     as_json: Json = False,
 ) -> None:
     """Scales a pool's trainers, in Docker Compose or Kubernetes, and waits until they are there."""
-    from services.cli import scaling
+    from services.cli.ops import scaling
 
     scaling.scale(trainers, pool, on, namespace, wait=wait, as_json=as_json)
 
@@ -325,7 +328,7 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """Shows what all services wrote about a job, in the order of time."""
-    from services.cli import service_logs
+    from services.cli.ops import service_logs
     from services.cli.servers import LAST
 
     if job == LAST:  # who knows the id needs no server for this
@@ -341,7 +344,7 @@ def compose(
     medium: Annotated[int, typer.Option(min=0, help="How many have 0.75 of one; the others have 1.25.")] = 0,
 ) -> None:
     """Prints a compose file: the stack with named clients, some slower than others, in place of its pool."""
-    from services.cli import composing
+    from services.cli.ops import composing
 
     print(composing.generate(trainers, slow, medium), end="")
 
@@ -349,8 +352,8 @@ def compose(
 @app.command()
 def setup() -> None:
     """Makes in RabbitMQ and the object store what fedq needs there, and sets passwords, rights and policies anew."""
-    from services.cli import setup as provisioning
-    from shared import settings
+    from services.cli.ops import setup as provisioning
+    from shared.process import settings
 
     provisioning.provision(settings.load(settings.Setup))
 
@@ -358,7 +361,7 @@ def setup() -> None:
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Checks every server and service, and says what to do about what is wrong."""
-    from services.cli.doctor import examine
+    from services.cli.ops.doctor import examine
 
     with _servers() as servers:
         raise typer.Exit(examine(servers, as_json))
@@ -372,10 +375,12 @@ def _start(
     watch: bool,
     as_json: bool,
 ) -> None:
-    from services.cli import jobfile, operating, output, screen
-    from services.cli.watching import Watch
+    from services.cli.jobs import jobfile, starting
+    from services.cli.report import screen
+    from services.cli.report.watching import Watch
+    from services.cli.ui import output
     from shared.errors import BadInput
-    from shared.jobs import new_job_id
+    from shared.job.job_spec import new_job_id
 
     if resumed is not None and job_id is not None:
         raise BadInput("--id names a new job and --resume an earlier one: give one of them")
@@ -385,11 +390,11 @@ def _start(
     with _servers() as servers:
         if resumed is not None:
             job = servers.named(resumed)
-            going_on = operating.plan(servers, job, spec, assignments or ())
-            begin = partial(operating.resume, servers, going_on)
+            going_on = starting.plan(servers, job, spec, assignments or ())
+            begin = partial(starting.resume, servers, going_on)
         elif spec is not None:
-            job = operating.check_id(job_id) if job_id else new_job_id(spec.name)
-            begin = partial(operating.start, servers, job, spec, folder=file.parent if file else Path())
+            job = starting.check_id(job_id) if job_id else new_job_id(spec.name)
+            begin = partial(starting.start, servers, job, spec, folder=file.parent if file else Path())
         if not watch:
             begin()
             _announce(job, as_json)
@@ -415,7 +420,7 @@ def _servers() -> "Servers":
 
 
 def _announce(job: str, as_json: bool) -> None:
-    from services.cli import output
+    from services.cli.ui import output
 
     if as_json:
         output.emit({"job": job}, line=True)
@@ -425,8 +430,8 @@ def _announce(job: str, as_json: bool) -> None:
 
 def _conclude(end: "TrainingEnd", as_json: bool) -> None:
     """The last line of a job that finished; an error for one that did not."""
-    from services.cli import output
-    from services.cli.progress import last_line, missing
+    from services.cli.report.progress import last_line, missing
+    from services.cli.ui import output
     from shared.errors import JobFailed
 
     if end.outcome != "finished":

@@ -4,16 +4,18 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from shared import logs, names, settings, user_code
+from shared import names
 from shared.errors import BadInput
-from shared.settings import Cli
+from shared.job import user_code
+from shared.process import logs, settings
+from shared.process.settings import Cli
 
 if TYPE_CHECKING:
-    from shared.blobs import Blobs
-    from shared.bus import Bus
-    from shared.ledger import Ledger
-    from shared.redis_client import Redis
-    from shared.roster import Roster
+    from shared.amqp.bus import Bus
+    from shared.redis.client import Redis
+    from shared.redis.ledger import Ledger
+    from shared.redis.roster import Roster
+    from shared.s3.store import Blobs
 
 LAST = "last"  #: stands for the id of the job that was started last; no id is so short
 PATIENCE = 5.0  #: seconds until a person hears that RabbitMQ or the object store does not answer
@@ -40,31 +42,31 @@ class Servers:
 
     @cached_property
     def bus(self) -> "Bus":
-        from shared.bus import Bus
+        from shared.amqp.bus import Bus
 
         return Bus(self.settings, "cli", patience=PATIENCE)
 
     @cached_property
     def redis(self) -> "Redis":
-        from shared.redis_client import Redis
+        from shared.redis.client import Redis
 
         return Redis(self.settings)
 
     @cached_property
     def ledger(self) -> "Ledger":
-        from shared.ledger import Ledger
+        from shared.redis.ledger import Ledger
 
         return Ledger(self.redis)
 
     @cached_property
     def roster(self) -> "Roster":
-        from shared.roster import Roster
+        from shared.redis.roster import Roster
 
         return Roster(self.redis)
 
     @cached_property
     def blobs(self) -> "Blobs":
-        from shared.blobs import Blobs
+        from shared.s3.store import Blobs
 
         return Blobs(self.settings, patience=PATIENCE)
 

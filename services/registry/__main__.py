@@ -1,6 +1,6 @@
 """`python -m services.registry`: hears heartbeats, keeps the roster, and answers over HTTP until asked to stop."""
 
-from shared import early
+from shared.process import early
 
 if __name__ == "__main__":
     early.heed_signals()  # before the imports that take long
@@ -18,13 +18,14 @@ from services.registry import api
 from services.registry.handlers import Registrar
 from services.registry.membership import lease
 from services.registry.metrics import Metrics
-from shared import logs, service, settings, topology
-from shared.bus import Bus
+from shared.amqp import topology
+from shared.amqp.bus import Bus
 from shared.errors import Unavailable
-from shared.ledger import Ledger
-from shared.probes import Probes
-from shared.redis_client import Redis
-from shared.roster import Roster
+from shared.process import logs, service, settings
+from shared.process.probes import Probes
+from shared.redis.client import Redis
+from shared.redis.ledger import Ledger
+from shared.redis.roster import Roster
 
 log = structlog.get_logger()
 

@@ -10,8 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from services.registry.metrics import Metrics
 from shared.errors import BadInput, FedqError, Unavailable
-from shared.ledger import JobRecord, Ledger
-from shared.roster import Member, Roster
+from shared.redis.ledger import JobRecord, Ledger
+from shared.redis.roster import Member, Roster
 
 
 def create(roster: Roster, ledger: Ledger, metrics: Metrics, away: Callable[[], list[str]]) -> FastAPI:

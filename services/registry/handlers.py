@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from shared.bus import Bus
+from shared.amqp.bus import Bus
 from shared.errors import BadMessage, Unavailable
 from shared.events import AnyEvent, Heartbeat, TrainerJoined
-from shared.probes import Probes
-from shared.roster import Roster
+from shared.process.probes import Probes
+from shared.redis.roster import Roster
 
 log = structlog.get_logger()
 

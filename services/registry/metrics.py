@@ -8,8 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from services.registry.handlers import Counts
-from shared.ledger import ENDED, LIVE, Ledger, Sum
-from shared.roster import Roster
+from shared.redis.ledger import ENDED, LIVE, Ledger, Sum
+from shared.redis.roster import Roster
 
 #: What is there from the first scrape on, so that the first of its kind is seen to happen.
 OUTCOMES = ("committed", "failed", "stopped")

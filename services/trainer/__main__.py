@@ -1,6 +1,6 @@
 """Runs a trainer: `python -m services.trainer --pool cpu --slots 2`, or `--client hospital-a` for a silo."""
 
-from shared import early
+from shared.process import early
 
 if __name__ == "__main__":
     early.heed_signals()  # before the imports that take long
@@ -17,16 +17,18 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer.board import Board, private_directory
-from services.trainer.dispatch import Dispatch, on_notice
-from services.trainer.handover import Handover
-from services.trainer.heartbeat import Heartbeat
-from services.trainer.worker import Worker, make_app
-from shared import events, failpoints, logs, service, settings, topology
-from shared.bus import Bus
+from services.trainer.parent.dispatch import Dispatch, on_notice
+from services.trainer.parent.heartbeat import Heartbeat
+from services.trainer.parent.silo_tasks import Handover
+from services.trainer.parent.worker import Worker, make_app
+from services.trainer.signals import Board, private_directory
+from shared import events
+from shared.amqp import topology
+from shared.amqp.bus import Bus
 from shared.errors import BadInput, Unavailable
 from shared.names import CLIENT_NAME
-from shared.probes import Probes
+from shared.process import failpoints, logs, service, settings
+from shared.process.probes import Probes
 
 PATIENCE = 30.0  #: seconds that RabbitMQ may be away for what is published
 RETRY = 1.0  #: seconds until a trainer that could not listen tries again

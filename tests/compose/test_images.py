@@ -121,7 +121,10 @@ def test_an_image_holds_shared_and_one_service(image: str) -> None:
 @pytest.mark.usefixtures("images")
 def test_every_module_of_a_service_can_be_imported(image: str) -> None:
     """Its extra brings all that it needs. (A trainer's are imported by every test that trains.)"""
-    optional = {"services.cli.mlflow_runs", "services.cli.tensorboard"}  # what these need is another extra's
+    optional = {
+        "services.cli.report.mlflow_runs",
+        "services.cli.report.tensorboard",
+    }  # what these need is another extra's
     modules = [one for one in inside(image)["modules"] if one.startswith("services.") and one not in optional]
     done = run(image, "-c", f"import {', '.join(modules)}", options=("--entrypoint=python",))
 

@@ -10,7 +10,8 @@ import pytest
 from minio import Minio
 from minio.error import S3Error
 
-from shared import names, topology
+from shared import names
+from shared.amqp import topology
 from tests.compose.containers import VHOST, Federation, said
 from tests.harness import ROOT, until
 

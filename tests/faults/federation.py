@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 
 from deploy.native.processes import Process
-from services.cli import operating
-from shared import jobs
-from shared.ledger import JobRecord
+from services.cli.jobs import starting
+from shared.job import job_spec
+from shared.redis.ledger import JobRecord
 from tests.conftest import Servers
 from tests.harness import Services, until
 
@@ -102,8 +102,8 @@ class Federation(Services):
 
     def submit(self, **changes: Any) -> str:
         """Starts a job as the command line does, without the second that a process takes; its id."""
-        job = jobs.new_job_id("fault")
-        operating.start(self._operator, job, jobs.parse(self.document(**changes)))  # type: ignore[arg-type]
+        job = job_spec.new_job_id("fault")
+        starting.start(self._operator, job, job_spec.parse(self.document(**changes)))  # type: ignore[arg-type]
         return job
 
     def undisturbed(self, **changes: Any) -> list[str]:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from shared import failpoints
+from shared.process import failpoints
 from tests.faults.federation import LEASE, TAKEOVER, Federation, Row, while_away
 from tests.harness import until
 

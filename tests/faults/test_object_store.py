@@ -17,11 +17,11 @@ from minio import Minio
 from pydantic import SecretStr
 
 from deploy.native.stack import Stack
-from shared import blobs as module
-from shared import settings
-from shared.blobs import Blobs, NotFound
 from shared.errors import Refused, Unavailable
 from shared.events import BlobRef
+from shared.process import settings
+from shared.s3 import store as module
+from shared.s3.store import Blobs, NotFound
 from tests.faults.s3_proxy import S3Proxy
 from tests.faults.tcp_proxy import TcpProxy
 from tests.harness import until

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from deploy.native.processes import Process
-from shared import jobs, names
+from shared import names
+from shared.job import job_spec
 from tests.every_kind import OTHERWISE, SAME, document
 from tests.faults.federation import TAKEOVER, Federation, Row
 from tests.harness import until
@@ -19,7 +20,7 @@ EARLY = ("accepted", "received")
 LATE = ("stepped", "stored", "recorded", "closed", "committed", "told")
 TURNS = {kind: (EARLY[turn % len(EARLY)], LATE[turn % len(LATE)]) for turn, kind in enumerate(KINDS)}
 #: Kinds of which clients keep something from round to round.
-STATEFUL = [kind for kind, changes in KINDS.items() if jobs.parse(document(**changes)).is_stateful]
+STATEFUL = [kind for kind, changes in KINDS.items() if job_spec.parse(document(**changes)).is_stateful]
 
 _undisturbed: dict[str, tuple[list[str], dict[str, float]]] = {}  # kind → digests and figures
 
@@ -166,7 +167,7 @@ def why_not(kind: str) -> str:
 
 def mid_round_2(kind: str) -> int:
     """Which update of a job is one in the middle of round 2: after round 0's one, and as many as make a round."""
-    spec = jobs.parse(document(**KINDS[kind]))
+    spec = job_spec.parse(document(**KINDS[kind]))
     each = -(-spec.target // spec.rounds.clients_per_task)
     return 1 + each + each // 2 + each % 2
 

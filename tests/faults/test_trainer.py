@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from shared import failpoints, names
+from shared import names
+from shared.process import failpoints
 from tests.faults.federation import Federation, Row
 from tests.harness import until
 

@@ -11,13 +11,14 @@ import numpy as np
 import pika
 import pytest
 
-from services.aggregator.owner import Owner
-from services.aggregator.runner import Edges, Runner
-from services.aggregator.tally import Tally
-from shared import jobs, names, parts, receipts, topology, weights
-from shared import ledger as ledgers
-from shared.blobs import Blobs
-from shared.bus import Bus
+from services.aggregator.accumulator import Tally
+from services.aggregator.coordinator import Edges, Runner
+from services.aggregator.leases import Owner
+from shared import names
+from shared.aggregation import weights
+from shared.amqp import topology
+from shared.amqp.bus import Bus
+from shared.amqp.connection import Delivery
 from shared.errors import Unavailable
 from shared.events import (
     AnyEvent,
@@ -36,9 +37,11 @@ from shared.events import (
     TrainerJoined,
     TrainingEnd,
 )
-from shared.jobs import JobSpec
-from shared.ledger import Ledger, Sum, Totals, Wanted
-from shared.link import Delivery
+from shared.job.job_spec import JobSpec, new_job_id, parse
+from shared.record import parts, receipts
+from shared.redis import ledger as ledgers
+from shared.redis.ledger import Ledger, Sum, Totals, Wanted
+from shared.s3.store import Blobs
 from tests.conftest import Servers
 from tests.harness import until
 
@@ -48,7 +51,7 @@ UPDATES = LAYOUT.of_updates()
 
 
 def spec(**changes: Any) -> JobSpec:
-    return jobs.parse(
+    return parse(
         {
             "name": "t",
             "seed": 3,
@@ -178,7 +181,7 @@ def trainers(servers: Servers) -> Trainers:
 
 
 def start(trainers: Trainers, job_spec: JobSpec, job: str = "") -> str:
-    job = job or jobs.new_job_id(job_spec.name)
+    job = job or new_job_id(job_spec.name)
     trainers.bus.declare(topology.commands(), topology.updates(job), topology.dead_letters())
     trainers.watch(job)
     trainers.servers.ledger().create(job, job_spec.rounds.count)
@@ -591,7 +594,7 @@ def test_a_closed_round_is_finished_by_the_next_owner(servers, aggregators, trai
             raise Unavailable("the store is away")
         return put(self, key, *args, **options)
 
-    job = jobs.new_job_id("t")
+    job = new_job_id("t")
     monkeypatch.setattr(Blobs, "put", refuse)
     start(trainers, spec(), job)
     while not away.is_set():
@@ -751,7 +754,7 @@ def test_a_paused_job_waits_for_its_operator(servers, aggregators, trainers) -> 
 def test_an_owner_that_slept_through_the_jobs_end_leaves_no_queue(servers) -> None:
     """Its connection declares the queue again; finding itself fenced, it removes it."""
     ledger, blobs, bus = servers.ledger(), servers.blobs(), servers.bus("sleeper")
-    job, job_spec = jobs.new_job_id("t"), spec()
+    job, job_spec = new_job_id("t"), spec()
     blobs.put_json(names.job_blob(job), {"job": job, "spec": job_spec.model_dump(mode="json")})
     ledger.create(job, job_spec.rounds.count)
     slept = ledger.claim(job, "sleeper", 60)

@@ -18,11 +18,13 @@ import pytest
 from minio import Minio
 from pydantic import SecretStr
 
-from shared import blobs as module
-from shared import names, parts, settings
-from shared.blobs import PATIENCE, PIECE, Blobs, NotFound
+from shared import names
 from shared.errors import BadInput, Refused, Unavailable
 from shared.events import BlobRef
+from shared.process import settings
+from shared.record import parts
+from shared.s3 import store as module
+from shared.s3.store import PATIENCE, PIECE, Blobs, NotFound
 from tests.conftest import Servers
 
 SECONDS = 60.0

@@ -14,12 +14,15 @@ import pytest
 from pydantic import SecretStr
 
 from deploy.native.stack import Role
-from shared import jobs, names, settings, topology
-from shared.bus import Bus, settle
+from shared import names
+from shared.amqp import topology
+from shared.amqp.bus import Bus, settle
+from shared.amqp.connection import Delivery, Link
 from shared.errors import BadMessage, Fenced, QueueFull, Stale, Unavailable
 from shared.events import Heartbeat, JobStatus, ModelUpdate, StartTraining, StopTraining, TrainerJoined, encode
-from shared.jobs import JobSpec
-from shared.link import Delivery, Link
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
+from shared.process import settings
 from tests.conftest import Servers
 
 SECONDS = 60.0
@@ -29,7 +32,7 @@ Inbox = queue.SimpleQueue
 
 
 def spec(**changes: Any) -> JobSpec:
-    return jobs.parse(
+    return job_spec.parse(
         {
             "name": "t",
             "model": {"name": "softmax"},

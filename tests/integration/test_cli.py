@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from shared import names, topology
+from shared import names
+from shared.amqp import topology
 from shared.events import Heartbeat, Missing, PauseTraining, StopTraining, TrainingEnd
-from shared.ledger import Wanted
+from shared.redis.ledger import Wanted
 from tests.conftest import Servers
 from tests.scripted import COHORT, DIGITS, LAYOUT, Aggregator, Fedq, Scripted
 

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from deploy.native import kubectl
-from services.cli.log_lines import Reader
-from services.cli.orchestrators import kubernetes, tools
-from services.cli.orchestrators.kubernetes import TRAINERS, Kubernetes
-from services.cli.orchestrators.tools import Source
-from shared import topology
+from services.cli.ops.log_lines import Reader
+from services.cli.ops.orchestrators import kubernetes, tools
+from services.cli.ops.orchestrators.kubernetes import TRAINERS, Kubernetes
+from services.cli.ops.orchestrators.tools import Source
+from shared.amqp import topology
 from shared.errors import Unavailable
 from shared.events import Heartbeat
 from tests.conftest import Servers

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from services.cli.servers import LAST
-from shared import names, topology
+from shared import names
+from shared.amqp import topology
 from shared.events import Heartbeat
 from tests.conftest import Servers
 from tests.scripted import COHORT, DIGITS, ROOT, Aggregator, Fedq, Scripted

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from shared import names, topology
+from shared import names
+from shared.amqp import topology
 from shared.events import Heartbeat
 from tests.conftest import Servers
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import redis
 
-from shared import ledger as ledgers
-from shared import names, settings
+from shared import names
 from shared.errors import BadInput, Fenced, RecordLost, Stale
-from shared.ledger import ANNOUNCED, LOG, PIECE, Conflict, JobRecord, Ledger, Sum, Totals, Wanted
+from shared.process import settings
+from shared.redis import ledger as ledgers
+from shared.redis.ledger import ANNOUNCED, LOG, PIECE, Conflict, JobRecord, Ledger, Sum, Totals, Wanted
 from tests.conftest import Servers
 
 SECONDS = 60.0

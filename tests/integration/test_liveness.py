@@ -130,15 +130,15 @@ Tasks.start = start
 
 
 HANGS = {
-    "registry: the sweeper": "from shared.roster import Roster; Roster.sweep = hang",
+    "registry: the sweeper": "from shared.redis.roster import Roster; Roster.sweep = hang",
     "registry: the web's loop": """
 import uvicorn
 async def on_tick(*_): hang()
 uvicorn.Server.on_tick = on_tick
 """,
-    "aggregator: the keeper of leases": "from services.aggregator.owner import Owner; Owner._renew = hang",
-    "aggregator: the taker of jobs": "from services.aggregator.owner import Owner; Owner._has_room = hang",
-    "trainer: the heartbeat": "from services.trainer.heartbeat import Heartbeat; Heartbeat._say = hang",
+    "aggregator: the keeper of leases": "from services.aggregator.leases import Owner; Owner._renew = hang",
+    "aggregator: the taker of jobs": "from services.aggregator.leases import Owner; Owner._has_room = hang",
+    "trainer: the heartbeat": "from services.trainer.parent.heartbeat import Heartbeat; Heartbeat._say = hang",
     "trainer: Celery's loop": """
 from services.trainer.worker import Worker
 consuming = Worker.on_consumer_ready

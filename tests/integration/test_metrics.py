@@ -19,7 +19,7 @@ from deploy.native import prometheus
 from deploy.native.prometheus import OBSERVE, Prometheus
 from deploy.native.stack import Stack
 from shared import names
-from shared.ledger import Totals
+from shared.redis.ledger import Totals
 from tests.conftest import Servers
 from tests.harness import SECONDS, Services, until
 

@@ -18,8 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
-from shared import names, topology
-from shared.bus import Bus
+from shared import names
+from shared.amqp import topology
+from shared.amqp.bus import Bus
 from shared.events import Heartbeat, TrainerJoined
 from tests.conftest import Servers
 

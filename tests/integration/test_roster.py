@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.events import Heartbeat
-from shared.roster import Roster, groups
+from shared.redis.roster import Roster, groups
 from tests.conftest import Servers
 
 SECONDS = 60.0

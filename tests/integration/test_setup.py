@@ -15,10 +15,12 @@ import urllib3
 from minio import Minio
 from minio.crypto import decrypt, encrypt
 
-from services.cli import setup
-from shared import console, names, settings, topology
-from shared.blobs import Blobs, NoKeys
+from services.cli.ops import setup
+from shared import names
+from shared.amqp import management, topology
 from shared.errors import BadInput, Denied, FedqError, Unavailable
+from shared.process import settings
+from shared.s3.store import Blobs, NoKeys
 from tests.conftest import Servers
 
 POLICIES = [f"policy {name}" for name in topology.POLICIES]
@@ -62,7 +64,7 @@ def test_bare_servers_become_fedqs(bare: dict[str, str], servers: Servers, capsy
     vhost, bucket = f"{servers.vhost}-bare", bare["FEDQ_S3_BUCKET"]
     assert told[f"vhost {vhost} of RabbitMQ"] == told[f"bucket {bucket}"] == "made"
     assert [told[policy] for policy in POLICIES] == ["made"] * len(POLICIES)
-    assert console.missing_policies(config(bare), vhost) == []
+    assert management.missing_policies(config(bare), vhost) == []
     permissions = {
         one["user"]: {right: one[right] for right in ("configure", "write", "read")}
         for one in servers.stack.rabbitmq.call("GET", f"vhosts/{vhost}/permissions")
@@ -92,7 +94,7 @@ def test_a_policy_that_somebody_changed_is_right_again(
     setup.provision(config(bare))
 
     assert said(capsys)["policy fedq-work"] == "made"
-    assert console.missing_policies(config(bare), f"{servers.vhost}-bare") == []
+    assert management.missing_policies(config(bare), f"{servers.vhost}-bare") == []
 
 
 def test_a_policy_that_outranks_fedqs_is_named(

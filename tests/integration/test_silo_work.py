@@ -6,7 +6,7 @@ import pytest
 
 from shared import names
 from shared.events import EvaluateModel, ModelUpdate
-from shared.jobs import JobSpec
+from shared.job.job_spec import JobSpec
 from tests.by_hand import WAIT, Federation, digits, until
 
 SILO = ("--client", "north")

@@ -26,12 +26,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from deploy.native.stack import Role, Stack
-from services.trainer.worker import make_app
-from shared import console, settings
-from shared.blobs import Blobs
+from services.trainer.parent.worker import make_app
+from shared.amqp import management
+from shared.amqp.connection import Link
 from shared.errors import Unavailable, tls_trouble
-from shared.link import Link
-from shared.redis_client import Redis
+from shared.process import settings
+from shared.redis.client import Redis
+from shared.s3.store import Blobs
 from tests.conftest import Servers
 from tests.harness import Services, until
 
@@ -255,7 +256,7 @@ def _celery(given: settings.Cli) -> None:
 DRIVERS: dict[str, tuple[str, Callable[[settings.Cli], object]]] = {
     "pika": ("FEDQ_AMQP_URL", _pika),
     "celery": ("FEDQ_AMQP_URL", _celery),
-    "urllib": ("FEDQ_RABBITMQ_URL", lambda given: console.missing_policies(given, "fedq")),
+    "urllib": ("FEDQ_RABBITMQ_URL", lambda given: management.missing_policies(given, "fedq")),
     "redis": ("FEDQ_REDIS_URL", lambda given: Redis(given).ping()),
     "minio": ("FEDQ_S3_URL", lambda given: Blobs(given, patience=PATIENCE).exists("jobs/none")),
 }

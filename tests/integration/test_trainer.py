@@ -16,22 +16,17 @@ import numpy as np
 import psutil
 import pytest
 
-from services.trainer.board import EVER, Board
-from services.trainer.cache import Cache
-from services.trainer.dispatch import Dispatch, on_notice, tasks
-from services.trainer.message import Task
-from services.trainer.worker import make_app
-from shared import failpoints, names, settings, weights
-from shared.blobs import Blobs
+from services.trainer.parent.dispatch import Dispatch, on_notice, tasks
+from services.trainer.parent.task_message import Task
+from services.trainer.parent.worker import make_app
+from services.trainer.signals import EVER, Board
+from services.trainer.slot.model_cache import Cache
+from shared import names
+from shared.aggregation import weights
 from shared.errors import BadInput, Refused
-from shared.events import (
-    BlobRef,
-    EvaluateModel,
-    ModelEvaluated,
-    RoundEnd,
-    RoundStart,
-    TrainingEnd,
-)
+from shared.events import BlobRef, EvaluateModel, ModelEvaluated, RoundEnd, RoundStart, TrainingEnd
+from shared.process import failpoints, settings
+from shared.s3.store import Blobs
 from tests.by_hand import ROOT, WAIT, Federation, Servers, digits, until
 from tests.faults.tcp_proxy import TcpProxy
 
@@ -583,9 +578,9 @@ def test_a_broker_that_hangs_is_noticed(federation: Federation) -> None:
 def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """A trainer that has only a few seconds' patience with RabbitMQ."""
     code = (
-        "import services.trainer.__main__ as trainer, shared.service\n"
-        "shared.service.PATIENCE = 2.5\n"
-        "shared.service.run(trainer.main)"
+        "import services.trainer.__main__ as trainer, shared.process.service\n"
+        "shared.process.service.PATIENCE = 2.5\n"
+        "shared.process.service.run(trainer.main)"
     )
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
     return subprocess.run(

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from services.trainer.data import dataset
-from shared import fold, names, weights
+from shared import names
+from shared.aggregation import fold, weights
+from shared.aggregation.fold import Fold
 from shared.events import encode
-from shared.fold import Fold
 from tests.by_hand import WAIT, Federation, digits
 
 

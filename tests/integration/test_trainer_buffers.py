@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from torch import nn
 
-from shared import weights
-from shared.compression.choose import encoding_of
+from shared.aggregation import weights
+from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.fold import Buffers, Fold, grid_of
+from shared.aggregation.strategies.choose import strategy_of
+from shared.aggregation.strategies.strategy import Counted
+from shared.aggregation.weights import Flat, Layout
 from shared.events import ModelUpdate
-from shared.fold import Buffers, Fold, grid_of
-from shared.jobs import JobSpec
-from shared.strategies.choose import strategy_of
-from shared.strategies.strategy import Counted
-from shared.weights import Flat, Layout
+from shared.job.job_spec import JobSpec
 from tests.by_hand import Federation, digits
 
 MODEL = {"name": f"{__name__}:normed"}

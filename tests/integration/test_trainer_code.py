@@ -6,9 +6,11 @@ from typing import Any
 import psutil
 import pytest
 
-from services.trainer import apart
-from shared import jobs, topology, weights
+from services.trainer.slot import job_process_main
+from shared.aggregation import weights
+from shared.amqp import topology
 from shared.events import TrainingEnd
+from shared.job import job_spec
 from tests.by_hand import Federation, digits, until
 
 SPOILS = """
@@ -52,7 +54,7 @@ def write(federation: Federation, name: str, text: str) -> None:
 
 def another_job(federation: Federation) -> None:
     """From now on it is another job that is asked for."""
-    federation.job = jobs.new_job_id("digits")
+    federation.job = job_spec.new_job_id("digits")
     federation.bus.serve(topology.updates(federation.job), federation.updates.put)
 
 
@@ -68,7 +70,7 @@ def trained_digest(federation: Federation) -> str:
 def apart_processes(federation: Federation) -> list[psutil.Process]:
     """Those that do the work of jobs with code of their own."""
     below = psutil.Process(federation.processes[0].pid).children(recursive=True)
-    return [one for one in below if apart.__name__ in one.cmdline()]
+    return [one for one in below if job_process_main.__name__ in one.cmdline()]
 
 
 def test_what_a_jobs_code_does_to_its_process_is_no_other_jobs(federation: Federation) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from shared import names, weights
+from shared import names
+from shared.aggregation import weights
+from shared.aggregation.weights import Flat
 from shared.events import BlobRef, ModelUpdate
-from shared.jobs import JobSpec
-from shared.weights import Flat
+from shared.job.job_spec import JobSpec
 from tests.by_hand import Federation, digits, until
 
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from services.trainer.states import State
-from shared import jobs, names, weights
-from shared.blobs import Blobs
-from shared.compression import difference
-from shared.compression.choose import encoding_of
+from services.trainer.slot.client_state import State
+from shared import names
+from shared.aggregation import weights
+from shared.aggregation.compression import difference
+from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.weights import Flat, Layout
 from shared.events import BlobRef, ModelUpdate, StateRef
-from shared.jobs import JobSpec
-from shared.weights import Flat, Layout
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
+from shared.s3.store import Blobs
 from tests.by_hand import Federation, digits, until
 
 LR = 0.05
@@ -245,7 +247,7 @@ def test_a_job_may_begin_with_given_tensors(federation: Federation) -> None:
 def test_what_comes_too_late_for_its_job_is_taken_back(federation: Federation) -> None:
     """Nobody listens any more and the result is written: neither update nor state stays behind."""
     federation.start("--pool", "cpu")
-    federation.job = jobs.new_job_id("ended")  # nobody consumes its updates: the queue is gone
+    federation.job = job_spec.new_job_id("ended")  # nobody consumes its updates: the queue is gone
     signs = {"signs": str(federation.directory), "seconds": 1}
     spec = digits(train={"name": "own_job:patient", "args": signs, "buffers": "local"}, evaluate={"every": 0})
     federation.ask(1, "client-1", base=federation.given(digits()), spec=spec)

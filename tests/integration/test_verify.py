@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from services.cli import promises
-from shared import names, parts, topology
-from shared.bus import Bus
+from services.cli.verify import promises
+from shared import names
+from shared.amqp import topology
+from shared.amqp.bus import Bus
 from shared.events import BlobRef
-from shared.redis_client import Redis
+from shared.record import parts
+from shared.redis.client import Redis
 from tests.conftest import Servers
 from tests.scripted import COHORT, DIGITS, Aggregator, Fedq, Scripted
 

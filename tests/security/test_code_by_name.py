@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.message import Task
-from services.trainer.orders import Order
+from services.trainer.parent.task_message import Task
+from services.trainer.train_task import Order
 from shared import names
 from shared.events import ModelUpdate
 from tests.by_hand import Federation, digits

@@ -7,13 +7,13 @@ import pytest
 
 from services.trainer.data import dataset
 from services.trainer.data.sharing import SharedOut
-from shared import jobs
 from shared.errors import BadInput
-from shared.jobs import JobSpec
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
 
 
 def spec(data: dict[str, Any]) -> JobSpec:
-    return jobs.parse(
+    return job_spec.parse(
         {
             "name": "t",
             "pool": "cpu",

@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cli import evidence, history, results, rows
-from shared import jobs, names, records
-from shared.blobs import Blobs, NotFound
+from services.cli.report import history, results, rows
+from services.cli.verify import snapshot
+from shared import names
 from shared.errors import Refused
+from shared.job import job_spec
+from shared.s3 import json_records
+from shared.s3.store import Blobs, NotFound
 
 JOB = "t-abc234"
-SPEC = jobs.parse(
+SPEC = job_spec.parse(
     {"name": "t", "model": {"name": "softmax"}, "data": {"name": "digits", "clients": 2}, "rounds": {"count": 1},
      "pool": "cpu"}
 )  # fmt: skip
@@ -53,7 +56,7 @@ class Kept:
     def get_json(self, key: str) -> dict[str, Any]:
         if key not in self._texts:
             raise NotFound(f"{key} is not there")
-        return records.loads(key, self._texts[key])
+        return json_records.loads(key, self._texts[key])
 
     def get(self, ref: Any) -> Any:
         raise NotFound(f"{ref.key} is not there")
@@ -81,7 +84,7 @@ def read_all(found: dict[str, dict[str, Any]]) -> None:
         assert all(isinstance(value, float) for own in past.evaluated.values() for value in own.values())
     history.end(blobs, JOB)
     history.record(blobs, JOB)
-    evidence.final(blobs, JOB, history.optional(blobs, names.result_blob(JOB)))
+    snapshot.final(blobs, JOB, history.optional(blobs, names.result_blob(JOB)))
 
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

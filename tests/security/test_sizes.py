@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.cache import Cache
-from services.trainer.orders import check_sizes, orders
+from services.trainer.slot.model_cache import Cache
+from services.trainer.train_task import check_sizes, orders
 from shared.errors import Refused
 from shared.events import BlobRef, EvaluateModel, RoundStart, StateRef
 from tests.by_hand import Federation, digits

@@ -11,11 +11,11 @@ import pika.data
 import pytest
 from kombu import Connection, Exchange, Queue
 
-from services.trainer.dispatch import tasks
-from services.trainer.message import Task
+from services.trainer.parent.dispatch import tasks
+from services.trainer.parent.task_message import Task
 from shared import names
 from shared.events import BlobRef, RoundStart
-from shared.jobs import JobSpec
+from shared.job.job_spec import JobSpec
 from tests.by_hand import Federation, digits, until
 
 AFTER = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}

@@ -9,9 +9,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from shared import names, receipts, weights
+from shared import names
+from shared.aggregation import weights
 from shared.errors import BadMessage
 from shared.events import BlobRef, ModelUpdate, RoundStart, TrainingEnd, decode
+from shared.record import receipts
 from tests.integration.test_aggregator import UPDATES, Trainers, aggregators, spec, start, trainers, weight
 
 __all__ = ["aggregators", "trainers"]  # fixtures

@@ -1,7 +1,8 @@
-"""What a round's model and server state must be, written apart from `shared.fold` and `shared.strategies`.
+"""The model and server state that a round must give, computed without `shared.aggregation`'s fold and strategies.
 
 In fractions and float64, of what the clients meant to say. What has no such sum, because it compares updates or loses
-some of them to an encoding, is made once more by `shared.aggregation`, of the files alone, and must be the same bytes.
+some of them to an encoding, is made once more by `shared.aggregation.aggregate`, of the files alone, and must be the
+same bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.aggregator.entries import all_counted, by_blob, counted, is_partial
-from shared import weights
-from shared.aggregation import Aggregation, Plan
+from services.aggregator.accepted_updates import all_counted, by_blob, counted, is_partial
+from shared.aggregation import weights
+from shared.aggregation.aggregate import Aggregation, Plan
+from shared.aggregation.fold import Grid
+from shared.aggregation.strategies.slices import Stacked
+from shared.aggregation.weights import File
 from shared.events import BlobRef
-from shared.fold import Grid
-from shared.strategies.slices import Stacked
-from shared.weights import File
 from tests.simulation.fakes import FakeBlobs
 
 Manifest = Mapping[str, Any]

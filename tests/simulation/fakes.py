@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared import names, records
-from shared.blobs import Bytes, NotFound
+from shared import names
+from shared.amqp.topology import Queue
 from shared.errors import Refused, Unavailable
 from shared.events import AnyEvent, BlobRef, decode, encode
-from shared.roster import Member
-from shared.topology import Queue
+from shared.redis.roster import Member
+from shared.s3 import json_records
+from shared.s3.store import Bytes, NotFound
 
 LIMIT = 5  #: redeliveries, then a message is dead; as `deploy/definitions.json` has it
 
@@ -51,7 +52,7 @@ class Subscription:
 
 @dataclass
 class Delivery:
-    """What `shared.link.Delivery` is to a handler."""
+    """What `shared.amqp.connection.Delivery` is to a handler."""
 
     broker: "Broker"
     subscription: Subscription
@@ -199,7 +200,7 @@ class Broker:
 
 
 class FakeBus:
-    """What `shared.bus.Bus` is to the aggregator."""
+    """What `shared.amqp.bus.Bus` is to the aggregator."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -235,7 +236,7 @@ def _matches(pattern: list[str], words: list[str]) -> bool:
 
 
 class FakeBlobs:
-    """What `shared.blobs.Blobs` is to the aggregator and to trainers."""
+    """What `shared.s3.store.Blobs` is to the aggregator and to trainers."""
 
     def __init__(self) -> None:
         self.held: dict[str, tuple[bytes, dict[str, str]]] = {}
@@ -249,7 +250,7 @@ class FakeBlobs:
         return BlobRef(key=key, size=len(content), digest=found)
 
     def put_json(self, key: str, record: Mapping[str, Any]) -> BlobRef:
-        return self.put(key, records.dumps(record).encode())
+        return self.put(key, json_records.dumps(record).encode())
 
     def get_into(self, ref: BlobRef, buffer: npt.NDArray[np.uint8]) -> None:
         content = self._content(ref.key)
@@ -263,7 +264,7 @@ class FakeBlobs:
         return buffer
 
     def get_json(self, key: str) -> dict[str, Any]:
-        return records.loads(key, self._content(key))
+        return json_records.loads(key, self._content(key))
 
     def exists(self, key: str) -> bool:
         return key in self.held
@@ -298,7 +299,7 @@ class FakeBlobs:
 
 
 class FakeRoster:
-    """What `shared.roster.Roster` is to the aggregator."""
+    """What `shared.redis.roster.Roster` is to the aggregator."""
 
     def __init__(self, alive: Callable[[], list[Member]]) -> None:
         self.alive = alive

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from services.aggregator.rounds import RINGS
-from shared import names, parts, weights
+from services.aggregator.job_state import RINGS
+from shared import names
+from shared.aggregation import weights
 from shared.events import BlobRef, RoundEnd, RoundStart
-from shared.jobs import CLAIMS
-from shared.ledger import ENDED, JobRecord, RoundRecord
+from shared.job.job_spec import CLAIMS
+from shared.record import parts
+from shared.redis.ledger import ENDED, JobRecord, RoundRecord
 from tests.simulation import arithmetic, chain
 from tests.simulation.arithmetic import Meant
 from tests.simulation.chain import Chain, Manifest

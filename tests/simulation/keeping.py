@@ -4,11 +4,12 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from services.aggregator import memory
+from services.aggregator import client_history
 from services.aggregator.selection import history
-from shared import names, parts
+from shared import names
 from shared.events import EvaluateModel, RoundStart
-from shared.jobs import JobSpec
+from shared.job.job_spec import JobSpec
+from shared.record import parts
 from tests.simulation import chain
 from tests.simulation.chain import Chain, Manifest
 from tests.simulation.invariants import JOB, hold, one_model_per_round
@@ -58,7 +59,7 @@ def remembered(world: "World", manifest: Manifest) -> dict[str, Any]:
     """What a round keeps of the clients, flat."""
     found = json.loads(world.blobs.held[manifest["memory"]["key"]][0])
     if "parts" not in found:
-        return memory.flat(found)
+        return client_history.flat(found)
     return parts.joined(world.blobs, names.histories(JOB, manifest["round"]), found)  # type: ignore[arg-type]
 
 

@@ -1,7 +1,7 @@
-"""The referee without Redis: the rules of `shared.transitions` in Python, over plain dicts and a clock that is given.
+"""The referee without Redis: the rules of `shared.redis.scripts` in Python, over plain dicts and a clock that is given.
 
 `test_ledger_model` holds the two together, call by call and key by key. Values are strings as Redis keeps them, so that
-the code of `shared.ledger` itself runs over either.
+the code of `shared.redis.ledger` itself runs over either.
 """
 
 import copy
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared import transitions as steps
-from shared.ledger import ENDED, Ledger
-from shared.redis_client import Script
+from shared.redis import scripts as steps
+from shared.redis.client import Script
+from shared.redis.ledger import ENDED, Ledger
 
 CLAIMABLE = ("queued", "waiting", "running")
 
@@ -418,7 +418,7 @@ RULES: dict[Script, Rule] = {
 
 
 class ModelRedis:
-    """As much of `shared.redis_client.Redis` as the ledger asks of it."""
+    """As much of `shared.redis.client.Redis` as the ledger asks of it."""
 
     def __init__(self, clock: Clock, rules: dict[Script, Rule]) -> None:
         self.data = Data()

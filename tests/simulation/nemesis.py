@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from shared import names
-from shared.ledger import Wanted
+from shared.redis.ledger import Wanted
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from shared.jobs import JobSpec
+from shared.job.job_spec import JobSpec
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.world import World
 

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from shared import ledger as ledgers
-from shared import transitions as steps
 from shared.errors import FedqError
-from shared.ledger import JobRecord, Ledger, Sum, Totals, Wanted
-from shared.redis_client import Redis, Script
-from shared.settings import Record
+from shared.process.settings import Record
+from shared.redis import ledger as ledgers
+from shared.redis import scripts as steps
+from shared.redis.client import Redis, Script
+from shared.redis.ledger import JobRecord, Ledger, Sum, Totals, Wanted
 from tests.conftest import Servers
 from tests.simulation import model
 from tests.simulation.model import RULES, Data, ModelLedger, Rule

@@ -14,20 +14,32 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from services.aggregator import closing, effects, entries, hearing, judging, moves, recovery, rounds, takeover
-from services.aggregator import memory as memories
-from services.aggregator import tally as tally_module
+from services.aggregator import (
+    accepted_updates,
+    effects,
+    evaluating,
+    job_state,
+    manifests,
+    protocol,
+    receiving,
+    recovery,
+    takeover,
+)
+from services.aggregator import accumulator as tally_module
+from services.aggregator import client_history as memories
+from services.aggregator.accumulator import Tally
+from services.aggregator.client_history import Memory
+from services.aggregator.context import Seat
+from services.aggregator.coordinator import Runner
 from services.aggregator.evaluation import Evaluation
-from services.aggregator.memory import Memory
-from services.aggregator.owner import Owner
-from services.aggregator.runner import Runner
-from services.aggregator.seat import Seat
-from services.aggregator.tally import Tally
-from shared import failpoints, fold, initial, names
+from services.aggregator.leases import Owner
+from shared import names
+from shared.aggregation import fold, initial_model
+from shared.aggregation.fold import Measures
 from shared.errors import Fenced, Unavailable
-from shared.fold import Measures
-from shared.jobs import JobSpec
-from shared.ledger import Ledger
+from shared.job.job_spec import JobSpec
+from shared.process import failpoints
+from shared.redis.ledger import Ledger
 from tests.simulation import model, nemesis, story
 from tests.simulation.invariants import JOB
 from tests.simulation.nemesis import Nemesis
@@ -336,17 +348,17 @@ def open_doors(patch: pytest.MonkeyPatch) -> None:
 def counted_twice(patch: pytest.MonkeyPatch) -> None:
     """A repeated update is folded again."""
 
-    def on_duplicate(seat: Seat, state: rounds.State, update: Any) -> Any:
+    def on_duplicate(seat: Seat, state: job_state.State, update: Any) -> Any:
         found = seat.edges.ledger.accepted(seat.job, state.round, [update.client])
         seat.tally.count_again(found)
-        return (moves.Accepted(update.client),)
+        return (protocol.Accepted(update.client),)
 
-    patch.setattr(hearing, "_on_duplicate", on_duplicate)
+    patch.setattr(receiving, "_on_duplicate", on_duplicate)
 
 
 def folded_first(patch: pytest.MonkeyPatch) -> None:
     """An update is folded before the ledger says whether it counts."""
-    real = hearing._take_in
+    real = receiving._take_in
 
     def take_in(seat: Seat, number: int, update: Any) -> str:
         if seat.tally.model is not None and update.round:
@@ -356,7 +368,7 @@ def folded_first(patch: pytest.MonkeyPatch) -> None:
             seat.tally.count = lambda update: known.update({update.client: update.update.digest})  # type: ignore[method-assign, union-attr]
         return real(seat, number, update)
 
-    patch.setattr(hearing, "_take_in", take_in)
+    patch.setattr(receiving, "_take_in", take_in)
 
 
 def unfrozen(patch: pytest.MonkeyPatch) -> None:
@@ -370,7 +382,7 @@ def unfrozen(patch: pytest.MonkeyPatch) -> None:
 
     real = Tally.advance
     patch.setattr(Tally, "advance", advance)
-    patch.setattr(hearing, "_take_in", _accept_alone)
+    patch.setattr(receiving, "_take_in", _accept_alone)
 
 
 def _accept_alone(seat: Seat, number: int, update: Any) -> str:
@@ -383,7 +395,7 @@ def _accept_alone(seat: Seat, number: int, update: Any) -> str:
 
 def told_too_soon(patch: pytest.MonkeyPatch) -> None:
     """The round's end is published before the manifest is in the store."""
-    real, make, seats = effects.close, closing.manifest, []
+    real, make, seats = effects.close, manifests.manifest, []
 
     def close(seat: Seat, number: int) -> Any:
         seats.append(seat)
@@ -395,7 +407,7 @@ def told_too_soon(patch: pytest.MonkeyPatch) -> None:
         return made
 
     patch.setattr(effects, "close", close)
-    patch.setattr(closing, "manifest", manifest)
+    patch.setattr(manifests, "manifest", manifest)
 
 
 def old_model(patch: pytest.MonkeyPatch) -> None:
@@ -414,9 +426,9 @@ def old_model(patch: pytest.MonkeyPatch) -> None:
 
 def no_deadline(patch: pytest.MonkeyPatch) -> None:
     """Time passes unnoticed, and nobody looks for lost work."""
-    real = rounds.step
-    quiet = lambda state, what, now: (state, ()) if isinstance(what, moves.Ticked) else real(state, what, now)  # noqa: E731
-    patch.setattr(rounds, "step", quiet)
+    real = job_state.step
+    quiet = lambda state, what, now: (state, ()) if isinstance(what, protocol.Ticked) else real(state, what, now)  # noqa: E731
+    patch.setattr(job_state, "step", quiet)
     patch.setattr(Runner, "look_for_lost_work", lambda _: None)
 
 
@@ -450,16 +462,16 @@ def hasty_pulse(patch: pytest.MonkeyPatch) -> None:
 def no_end_of_trying(patch: pytest.MonkeyPatch) -> None:
     """A round that fails is tried again for ever."""
 
-    def again(state: rounds.State, _: str) -> Any:
-        return rounds.replace(state, phase="looking", attempt=state.attempt + 1, deadline=None), (moves.Look(),)
+    def again(state: job_state.State, _: str) -> Any:
+        return job_state.replace(state, phase="looking", attempt=state.attempt + 1, deadline=None), (protocol.Look(),)
 
-    patch.setattr(rounds, "_again", again)
+    patch.setattr(job_state, "_again", again)
 
 
 def no_checks(patch: pytest.MonkeyPatch) -> None:
     """An update is folded whatever it holds."""
     patch.setattr(fold, "check", lambda *_: Measures(0.0, 0.0))
-    patch.setattr(initial, "check", lambda *_: None)
+    patch.setattr(initial_model, "check", lambda *_: None)
 
 
 def any_base(patch: pytest.MonkeyPatch) -> None:
@@ -482,7 +494,7 @@ def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
     """A replica that is told that the job is another's goes on."""
     real = Runner._do
 
-    def do(runner: Runner, wanted: tuple[moves.Effect, ...]) -> None:
+    def do(runner: Runner, wanted: tuple[protocol.Effect, ...]) -> None:
         for effect in wanted:
             try:
                 real(runner, (effect,))
@@ -512,14 +524,14 @@ def forgotten_memory(patch: pytest.MonkeyPatch) -> None:
 
 def restless_states(patch: pytest.MonkeyPatch) -> None:
     """A client's state moves when its update comes, whether it counts or not."""
-    real = hearing._take_in
+    real = receiving._take_in
 
     def take_in(seat: Seat, number: int, update: Any) -> str:
         if update.state is not None:
             seat.memory = replace(seat.memory, states={**seat.memory.states, update.client: update.state})
         return real(seat, number, update)
 
-    patch.setattr(hearing, "_take_in", take_in)
+    patch.setattr(receiving, "_take_in", take_in)
 
 
 def hasty_broom(patch: pytest.MonkeyPatch) -> None:
@@ -531,10 +543,10 @@ def hasty_broom(patch: pytest.MonkeyPatch) -> None:
 def old_news(patch: pytest.MonkeyPatch) -> None:
     """Whatever round an update answers, as long as its base is known, it counts."""
 
-    def asked(state: rounds.State, client: str) -> int:
+    def asked(state: job_state.State, client: str) -> int:
         return state.hears if state.hears is not None else state.flying.get(client, state.round)  # type: ignore[attr-defined, no-any-return]
 
-    def on_model_update(seat: Seat, state: rounds.State, update: Any) -> Any:
+    def on_model_update(seat: Seat, state: job_state.State, update: Any) -> Any:
         known = update.round in seat.tally.bases and update.client in state.cohort
         object.__setattr__(state, "hears", update.round if known else None)
         try:
@@ -542,10 +554,10 @@ def old_news(patch: pytest.MonkeyPatch) -> None:
         finally:
             object.__setattr__(state, "hears", None)
 
-    real = hearing.on_model_update
-    patch.setattr(rounds.State, "hears", None, raising=False)
-    patch.setattr(rounds.State, "asked", asked)
-    patch.setattr(hearing, "on_model_update", on_model_update)
+    real = receiving.on_model_update
+    patch.setattr(job_state.State, "hears", None, raising=False)
+    patch.setattr(job_state.State, "asked", asked)
+    patch.setattr(receiving, "on_model_update", on_model_update)
 
 
 def half_a_batch(patch: pytest.MonkeyPatch) -> None:
@@ -579,13 +591,13 @@ def endless_flight(patch: pytest.MonkeyPatch) -> None:
         tally.bases = known | tally.bases
 
     real = Tally.begin
-    patch.setattr(rounds, "still_flying", still_flying)
+    patch.setattr(job_state, "still_flying", still_flying)
     patch.setattr(Tally, "begin", begin)
 
 
 def fresh_weights(patch: pytest.MonkeyPatch) -> None:
     """However stale, an update weighs as if it were new."""
-    real = entries.counted
+    real = accepted_updates.counted
     blind = lambda client, entry: real(client, {**entry, "staleness": 0})  # noqa: E731
     patch.setattr(tally_module, "counted", blind)
     patch.setattr(tally_module, "all_counted", lambda accepted: [blind(one, accepted[one]) for one in sorted(accepted)])
@@ -599,7 +611,7 @@ def first_part(patch: pytest.MonkeyPatch) -> None:
 
 def mixed_parts(patch: pytest.MonkeyPatch) -> None:
     """An answer that an earlier owner had asked for is taken for one to another question."""
-    patch.setattr(judging, "part_of", lambda clients: 1 + int(clients[0].rpartition("-")[2]) if clients else 0)
+    patch.setattr(evaluating, "part_of", lambda clients: 1 + int(clients[0].rpartition("-")[2]) if clients else 0)
 
 
 def heard_once(patch: pytest.MonkeyPatch) -> None:
@@ -612,8 +624,8 @@ def heard_once(patch: pytest.MonkeyPatch) -> None:
             seat.evaluations.pop(event.round, None)
             raise
 
-    real = hearing.on_model_evaluated
-    patch.setattr(hearing, "on_model_evaluated", on_model_evaluated)
+    real = receiving.on_model_evaluated
+    patch.setattr(receiving, "on_model_evaluated", on_model_evaluated)
 
 
 def no_progress(patch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from services.trainer.orders import Order, orders
-from shared import names, topology
-from shared.blobs import NotFound
+from services.trainer.train_task import Order, orders
+from shared import names
+from shared.amqp import topology
 from shared.errors import Unavailable
 from shared.events import EvaluateModel, ModelEvaluated, ModelUpdate, RoundStart, TrainerJoined
-from shared.roster import Member
+from shared.redis.roster import Member
+from shared.s3.store import NotFound
 from tests.simulation.fakes import Message
 from tests.simulation.training import Training, figure, strangers
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SLOTS = 2
-TRIES = 5  #: as `services.trainer.tasks` has it
+TRIES = 5  #: as `services.trainer.slot.tasks` has it
 
 
 @dataclass

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.orders import Order
-from services.trainer.states import State
-from shared import fold, names, receipts, weights
-from shared.catalog.strategies import Scaffold
-from shared.compression.choose import encoding_of
-from shared.compression.feedback import encode_with_feedback
+from services.trainer.slot.client_state import State
+from services.trainer.train_task import Order
+from shared import names
+from shared.aggregation import fold, weights
+from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.strategies.choose import strategy_of
+from shared.aggregation.strategies.strategy import CONTROL, DELTA, Counted
+from shared.aggregation.weights import File, Flat
 from shared.events import BlobRef, EvaluateModel, Inputs, Member, ModelUpdate, StateRef
-from shared.jobs import JobSpec
-from shared.strategies.choose import strategy_of
-from shared.strategies.strategy import CONTROL, DELTA, Counted
-from shared.weights import File, Flat
+from shared.job.catalog.strategies import Scaffold
+from shared.job.job_spec import JobSpec
+from shared.record import receipts
 from tests.simulation.fakes import FakeBlobs
 
 LAYOUT = weights.layout_of(

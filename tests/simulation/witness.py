@@ -4,11 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from services.trainer.orders import Order
-from shared import names, parts
-from shared.blobs import NotFound
+from services.trainer.train_task import Order
+from shared import names
 from shared.errors import Fenced, Refused
 from shared.events import EvaluateModel, RoundEnd, RoundStart, TrainingEnd
+from shared.record import parts
+from shared.s3.store import NotFound
 from tests.simulation import invariants, keeping
 from tests.simulation.chain import Manifest
 from tests.simulation.invariants import JOB, Violation, hold

@@ -19,15 +19,19 @@ from typing import Any
 
 import structlog
 
-from services.aggregator import owner as owner_module
-from services.aggregator.owner import Owner
-from services.aggregator.runner import Edges, Runner
-from shared import failpoints, names, parts, slices, topology
-from shared.bus import settle
+from services.aggregator import leases as owner_module
+from services.aggregator.coordinator import Edges, Runner
+from services.aggregator.leases import Owner
+from shared import names
+from shared.aggregation import stored_updates
+from shared.amqp import topology
+from shared.amqp.bus import settle
 from shared.errors import Fenced, RecordLost, Unavailable
 from shared.events import PauseTraining, StartTraining, StopTraining
-from shared.jobs import JobSpec
-from shared.ledger import ENDED, JobRecord, Wanted
+from shared.job.job_spec import JobSpec
+from shared.process import failpoints
+from shared.record import parts
+from shared.redis.ledger import ENDED, JobRecord, Wanted
 from tests.simulation.fakes import Broker, Delivery, FakeBlobs, FakeBus, FakeRoster, Inline, Subscription
 from tests.simulation.invariants import JOB, Violation
 from tests.simulation.model import ModelLedger
@@ -470,11 +474,11 @@ class World:
         cut = parts.FEW, parts.MOST
         if self.spec.seed % 2:  # half of the jobs are too large for records in one piece
             parts.FEW, parts.MOST = 1, 2
-        threads, slices.ThreadPoolExecutor = slices.ThreadPoolExecutor, lambda _: Inline()  # type: ignore[assignment, misc]
+        threads, stored_updates.ThreadPoolExecutor = stored_updates.ThreadPoolExecutor, lambda _: Inline()  # type: ignore[assignment, misc]
         try:
             yield self
         finally:
-            slices.ThreadPoolExecutor = threads  # type: ignore[misc]
+            stored_updates.ThreadPoolExecutor = threads  # type: ignore[misc]
             parts.FEW, parts.MOST = cut
             failpoints.watch(None)
             global_random.setstate(state)

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from services.cli import evidence, operating, promises, replaying
-from shared import jobs, names
-from shared.catalog.strategies import StrategySpec
+from services.cli.jobs import starting
+from services.cli.verify import promises, replaying, snapshot
+from shared import names
+from shared.job import job_spec
+from shared.job.catalog.strategies import StrategySpec
 from tests import every_kind
 from tests.every_kind import OTHERWISE, SAME, document
 from tests.harness import Services
@@ -46,16 +48,16 @@ def test_every_kind_of_round_is_folded_again_to_the_same_bits(services: Services
     servers: Any = SimpleNamespace(
         bus=services.servers.bus("operator"), blobs=services.servers.blobs(), ledger=services.servers.ledger()
     )
-    started = {kind: jobs.new_job_id("kind") for kind in kinds}
+    started = {kind: job_spec.new_job_id("kind") for kind in kinds}
     for kind, job in started.items():
         changes = kinds[kind] | {"rounds": {**kinds[kind].get("rounds", {}), "count": ROUNDS}}
-        operating.start(servers, job, jobs.parse(document(**changes)))
+        starting.start(servers, job, job_spec.parse(document(**changes)))
 
     wrong = {}
     for kind, job in started.items():
         record = services.ended(job, 200)
         wrong[kind] = [] if record.status == "finished" else [f"{record.status}: {record.detail}"]
-        found = evidence.gather(servers, job, lambda _sentence: None)
+        found = snapshot.gather(servers, job, lambda _sentence: None)
         wrong[kind] += [problem for finding in promises.judge(found) for problem in finding.problems]
         wrong[kind] += [f"round {past.number} was not folded again" for past in found.rounds if past.replayed is None]
         verdicts = [replaying.replay(servers, job, number) for number in range(ROUNDS + 1)]

@@ -14,11 +14,14 @@ import yaml
 from safetensors.numpy import save
 from torch import nn
 
-from services.trainer import learning
 from services.trainer.data import dataset
 from services.trainer.models import catalog
-from shared import jobs, names, topology, weights
+from services.trainer.training import loop
+from shared import names
+from shared.aggregation import weights
+from shared.amqp import topology
 from shared.events import BlobRef, Heartbeat
+from shared.job import job_spec
 from tests.harness import SECONDS, Services
 
 
@@ -94,14 +97,14 @@ def test_one_client_with_all_data_equals_central_training(services: Services, tm
     blob = services.servers.blobs().get(BlobRef.model_validate(result["model"]))
     federated = weights.read_layout(blob).views(blob)
 
-    spec = jobs.parse(document)
+    spec = job_spec.parse(document)
     loaded = dataset.load(spec)
     x, y = dataset.of_client(loaded, spec, "client-0")
     model = catalog.build(spec.model, loaded.shape, loaded.classes, spec.seed)
     model.train()
     for number in (1, 2, 3):
         for epoch in range(2):
-            generator = torch.Generator().manual_seed(learning.shuffle_seed(spec.seed, "client-0", number, epoch))
+            generator = torch.Generator().manual_seed(loop.shuffle_seed(spec.seed, "client-0", number, epoch))
             for batch in torch.randperm(len(y), generator=generator).split(32):
                 model.zero_grad()
                 nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()

@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared import weights
-from shared.aggregation import Aggregation, Plan
-from shared.compression import difference
-from shared.compression.choose import encoding_of
+from shared.aggregation import weights
+from shared.aggregation.aggregate import Aggregation, Plan
+from shared.aggregation.compression import difference
+from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.fold import Fold, Grid
+from shared.aggregation.strategies.slices import Stacked
+from shared.aggregation.strategies.strategy import Counted
+from shared.aggregation.weights import File, Flat
 from shared.errors import BadInput, Refused
-from shared.fold import Fold, Grid
-from shared.strategies.slices import Stacked
-from shared.strategies.strategy import Counted
-from shared.weights import File, Flat
 
 LAYOUT = weights.layout_of({"w": ("F32", (70, 30)), "b": ("F32", (30,)), "seen": ("I64", ())})
 P = LAYOUT.size

@@ -4,7 +4,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from services.trainer import answers
+from services.trainer.slot import replies
 from shared.errors import BadInput
 
 
@@ -14,6 +14,6 @@ def test_the_stack_is_logged_where_it_helps(cause: Exception | None, is_shown: b
     error = BadInput("t.csv is empty")
     error.__cause__ = cause
     with capture_logs() as lines:
-        answers.log_failure(structlog.get_logger(), error)
+        replies.log_failure(structlog.get_logger(), error)
 
     assert [(line["reason"], line["exc_info"] is not None) for line in lines] == [("t.csv is empty", is_shown)]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from services.trainer.data import arrays, leaf, pictures
 from services.trainer.data.source import Source
-from shared.catalog.data import Npz
 from shared.errors import BadInput
+from shared.job.catalog.data import Npz
 from tests.datasets import idx, leaf_file, mnist_files, write, writer
 
 X = np.arange(24).reshape(4, 3, 2)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.trainer import learning
 from services.trainer.models.flat import FlatModel
-from shared.aggregation import Aggregation, Plan
-from shared.catalog.training import Sgd, TrainSpec
-from shared.compression.feedback import encode_with_feedback
-from shared.fold import Grid
-from shared.strategies.strategy import Counted
+from services.trainer.training import loop
+from shared.aggregation.aggregate import Aggregation, Plan
+from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.fold import Grid
+from shared.aggregation.strategies.strategy import Counted
+from shared.job.catalog.training import Sgd, TrainSpec
 
 CLIENTS, CLASSES, FEATURES = 4, 3, 5
 GRID = Grid(max_abs=256.0, max_weight=2**20, updates=CLIENTS)
@@ -53,7 +53,7 @@ def test_batch_norm_learns(strategy: dict[str, Any], update: dict[str, Any] | No
         counted = []
         for client in range(CLIENTS):
             model.load(base)
-            learning.train(model.model, *examples(48, client), how, seed=1, client=f"c{client}", number=number)
+            loop.train(model.model, *examples(48, client), how, seed=1, client=f"c{client}", number=number)
             file = aggregation.update_layout.empty_file()
             values = layout.of_updates().flat(model.update(base))
             encode_with_feedback(aggregation._encoding, values, residuals[client] if update else None, file)
@@ -66,5 +66,5 @@ def test_batch_norm_learns(strategy: dict[str, Any], update: dict[str, Any] | No
     variances = layout.views(base)["0.running_var"]
     assert (variances > 0.001).all()
     assert (variances < 0.02).all()
-    found = learning.evaluate(model.model, *examples(120, 99))
+    found = loop.evaluate(model.model, *examples(120, 99))
     assert found["accuracy"] > 0.9, found

@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import user_code, weights
-from shared.aggregation import Aggregation, Plan
-from shared.compression import difference
-from shared.compression.choose import encoding_of
-from shared.compression.feedback import encode_with_feedback
+from shared.aggregation import weights
+from shared.aggregation.aggregate import Aggregation, Plan
+from shared.aggregation.compression import difference
+from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.fold import Buffers, Fold, Grid, check
+from shared.aggregation.strategies.slices import Stacked
+from shared.aggregation.strategies.strategy import Counted
+from shared.aggregation.weights import File, Flat, Layout
 from shared.errors import BadInput, Refused
-from shared.fold import Buffers, Fold, Grid, check
-from shared.strategies.slices import Stacked
-from shared.strategies.strategy import Counted
-from shared.weights import File, Flat, Layout
+from shared.job import user_code
 
 GRID = Grid(max_abs=256.0, max_weight=2**20, updates=8)
 CLIENTS = 7  # Bulyan needs them

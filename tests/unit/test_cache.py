@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.trainer.cache import Cache, Shortcut
+from services.trainer.slot.model_cache import Cache, Shortcut
 from shared.events import BlobRef
 from tests.simulation.fakes import FakeBlobs
 
@@ -78,7 +78,7 @@ def test_a_difference_that_is_longer_than_all_models_reserves_nothing(tmp_path: 
 
 def test_a_long_jobs_models_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However small they are: each new one looks at all that are there, before its round is trained."""
-    monkeypatch.setattr("services.trainer.cache.MOST", 3)
+    monkeypatch.setattr("services.trainer.slot.model_cache.MOST", 3)
     blobs: Any = FakeBlobs()
     cache = Cache(tmp_path, GIB, blobs)
     refs = [blobs.put(f"model-{number}", bytes([number]) * 8) for number in range(9)]

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from docs import catalog_page
 from services.cli.__main__ import app
-from services.cli.catalog import default_of
-from shared.catalog import listing
-from shared.jobs import JobSpec
+from services.cli.report.catalog import default_of
+from shared.job.catalog import listing
+from shared.job.job_spec import JobSpec
 from tests.unit.test_jobs import conforms
 
 FOUND = listing.families()

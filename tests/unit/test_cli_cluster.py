@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from services.cli import cluster
-from services.cli.orchestrators import kubernetes
-from services.cli.orchestrators.kubernetes import Kubernetes
+from services.cli.ops import cluster
+from services.cli.ops.orchestrators import kubernetes
+from services.cli.ops.orchestrators.kubernetes import Kubernetes
 from shared.errors import BadInput
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from services.cli.__main__ import app
-from services.cli.failing import Commands
+from services.cli.ui.failing import Commands
 from shared.errors import BadInput, JobFailed, QueueFull, Unavailable
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from services.cli import composing
 from services.cli.__main__ import app
-from shared import jobs
+from services.cli.ops import composing
+from shared.job import job_spec
 
 NUMBERS = [(1, 0, 0), (1, 1, 0), (4, 1, 1), (4, 4, 0), (12, 3, 5)]
 
@@ -68,7 +68,7 @@ def test_the_job_that_its_comment_tells_of_is_one(trainers: int, slow: int, medi
     told = "\n".join(
         line.removeprefix("#   ") for line in text.splitlines() if re.match(r"#   (silos|data|rounds): ", line)
     )
-    job = jobs.parse({"name": "t", "model": {"name": "softmax"}, **yaml.safe_load(told)})
+    job = job_spec.parse({"name": "t", "model": {"name": "softmax"}, **yaml.safe_load(told)})
 
     assert job.silos is not None
     assert set(job.silos) < yaml.safe_load(text)["services"].keys()

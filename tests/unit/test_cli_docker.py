@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.orchestrators import compose
-from services.cli.orchestrators.choice import Nowhere, chosen
-from services.cli.orchestrators.on import On
+from services.cli.ops.orchestrators import compose
+from services.cli.ops.orchestrators.choice import Nowhere, chosen
+from services.cli.ops.orchestrators.on import On
 from shared.errors import BadInput, Unavailable
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import jobfile, plain_yaml
-from shared import jobs
+from services.cli.jobs import jobfile, plain_yaml
 from shared.errors import BadInput
+from shared.job import job_spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -126,7 +126,7 @@ def test_blanks_around_a_key_are_none_of_it() -> None:
 def test_an_assignment_reaches_one_section_of_two_that_an_alias_made_one(tmp_path: Path) -> None:
     """Both are the same value in memory."""
     text = "model: &section {name: mlp}\nother: *section\n"
-    found = jobs.override(plain_yaml.read(text).value, [("model.name", "softmax")])
+    found = job_spec.override(plain_yaml.read(text).value, [("model.name", "softmax")])
 
     assert found == {"model": {"name": "softmax"}, "other": {"name": "mlp"}}
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from services.cli import output
-from services.cli.tables import in_short
+from services.cli.report.tables import in_short
+from services.cli.ui import output
 
 
 @pytest.mark.parametrize(

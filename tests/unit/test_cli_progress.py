@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from services.cli.progress import Progress, last_line
-from services.cli.screen import PAUSE, Plain
-from shared import jobs
+from services.cli.report.progress import Progress, last_line
+from services.cli.report.screen import PAUSE, Plain
 from shared.events import (
     BlobRef,
     Heartbeat,
@@ -18,10 +17,11 @@ from shared.events import (
     RoundStart,
     TrainingEnd,
 )
-from shared.ledger import JobRecord, RoundRecord
+from shared.job import job_spec
+from shared.redis.ledger import JobRecord, RoundRecord
 
 JOB = "digits-aaaaaa"
-SPEC = jobs.parse({
+SPEC = job_spec.parse({
     "name": "digits", "model": {"name": "softmax"}, "data": {"name": "digits", "clients": 4},
     "rounds": {"count": 3}, "pool": "cpu",
 })  # fmt: skip

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from services.cli import promises
-from services.cli.evidence import DeadLetter, Evidence, OpenRound, Redis, Round
-from services.cli.manifest import Counted, Fault, Grid, Manifest
-from shared import jobs, names
-from shared.catalog.strategies import FedAvg
+from services.cli.verify import promises
+from services.cli.verify.manifest import Counted, Fault, Grid, Manifest
+from services.cli.verify.snapshot import DeadLetter, Evidence, OpenRound, Redis, Round
+from shared import names
 from shared.events import BlobRef
-from shared.ledger import LOG, JobRecord, RoundRecord
+from shared.job import job_spec
+from shared.job.catalog.strategies import FedAvg
+from shared.redis.ledger import LOG, JobRecord, RoundRecord
 
 JOB = "digits-aaaaaa"
-SPEC = jobs.parse({
+SPEC = job_spec.parse({
     "name": "digits", "model": {"name": "softmax"}, "data": {"name": "digits", "clients": 3},
     "rounds": {"count": 3, "deadline": 10, "below_minimum": "retry"}, "pool": "cpu", "keep_updates": True,
 })  # fmt: skip

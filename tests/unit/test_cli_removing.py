@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from services.cli import history, removing, tables
-from shared import jobs, names
+from services.cli.jobs import removing
+from services.cli.report import history, tables
+from shared import names
 from shared.errors import BadInput
+from shared.job import job_spec
 from tests.simulation.fakes import FakeBlobs
 
 JOB = "t-abc234"
-SPEC = jobs.parse(
+SPEC = job_spec.parse(
     {"name": "t", "model": {"name": "softmax"}, "data": {"name": "digits", "clients": 2}, "rounds": {"count": 1},
      "pool": "cpu"}
 )  # fmt: skip

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.cli import plotting, results
-from services.cli.history import PastRound
+from services.cli.report import plotting, results
+from services.cli.report.history import PastRound
 from shared.errors import BadInput
 
 

@@ -4,9 +4,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from services.cli import participation, rows
-from services.cli.history import PastRound
-from services.cli.participation import Part
+from services.cli.report import participation, rows
+from services.cli.report.history import PastRound
+from services.cli.report.participation import Part
 
 
 def past(number: int, **changes: Any) -> PastRound:

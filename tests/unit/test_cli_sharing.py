@@ -13,9 +13,9 @@ import matplotlib.image
 import pytest
 from typer.testing import CliRunner
 
-from services.cli import jobfile, sharing
 from services.cli.__main__ import app
-from services.cli.plotting import shares
+from services.cli.jobs import data_shares, jobfile
+from services.cli.report.plotting import shares
 from shared.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def behave(code: str) -> None:
         (tmp_path / "stand_in.py").write_text(code)
-        monkeypatch.setattr(sharing, "MODULE", "stand_in")
+        monkeypatch.setattr(data_shares, "MODULE", "stand_in")
 
     return behave
 
@@ -87,7 +87,7 @@ def test_the_job_is_what_the_trainers_code_reads(trainer: Any) -> None:
     trainer("import json, sys; print(json.dumps({'job': json.load(sys.stdin)}))")
     spec = jobfile.load(DIGITS)
 
-    assert sharing.counted(spec)["job"] == spec.model_dump(mode="json")
+    assert data_shares.counted(spec)["job"] == spec.model_dump(mode="json")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_split_that_does_not_end_is_ended(trainer: Any, tmp_path: Path) -> Non
     """Its process too."""
     trainer(f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     with pytest.raises(BadInput, match="data digits was not read within 2 s"):
-        sharing.counted(jobfile.load(DIGITS), patience=2)
+        data_shares.counted(jobfile.load(DIGITS), patience=2)
 
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.aggregator import rounds
+from services.aggregator import job_state
 from services.aggregator.evaluation import evaluators
-from services.aggregator.moves import Accepted, Looked, Opened
+from services.aggregator.protocol import Accepted, Looked, Opened
 from services.aggregator.selection import enough, lottery, select
-from shared import jobs
-from shared.clients import Listed, Numbered
-from shared.jobs import JobSpec
+from shared.job import job_spec
+from shared.job.clients import Listed, Numbered
+from shared.job.job_spec import JobSpec
 
 MILLION = 1_000_000
 ALIVE = {"pool": 1}
@@ -32,7 +32,7 @@ def spec(clients: int, **changes: Any) -> JobSpec:
         "evaluate": {"where": "clients", "clients": 100},
         "pool": "pool",
     }
-    return jobs.parse(document | changes)
+    return job_spec.parse(document | changes)
 
 
 # --- sequences of names -------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def test_a_list_knows_the_place_of_each() -> None:
 
 def test_some_are_put_in_the_jobs_order() -> None:
     """Not in that of their names: a job may name its silos in any."""
-    silos = jobs.parse(
+    silos = job_spec.parse(
         {
             "name": "silos",
             "model": {"name": "softmax"},
@@ -149,17 +149,17 @@ def test_a_round_of_a_million_clients_costs_what_its_cohort_does(policy: str) ->
     try:
         cohorts = [select(job, ALIVE, number, 1, away=away) for number in (0, 1, 2)]
         assert enough(job, ALIVE, 1, away=away)
-        state, _ = rounds.begin(job, 0)
-        state, (opened,) = rounds.step(state, Looked(ALIVE), 0)
-        state, _ = rounds.step(state, Opened(60), 0)
-        state, _ = rounds.step(state, Accepted(state.cohort[0]), 0)
+        state, _ = job_state.begin(job, 0)
+        state, (opened,) = job_state.step(state, Looked(ALIVE), 0)
+        state, _ = job_state.step(state, Opened(60), 0)
+        state, _ = job_state.step(state, Accepted(state.cohort[0]), 0)
         measuring = evaluators(job, ALIVE, 1)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
 
     assert [len(set(cohort)) for cohort in (*cohorts, state.cohort, measuring)] == [1, 100, 100, 100, 100]
-    assert isinstance(opened, rounds.Open)
+    assert isinstance(opened, job_state.Open)
     assert [list(cohort) for cohort in cohorts] == [sorted(cohort) for cohort in cohorts]
     assert not away & {client for cohort in cohorts for client in cohort}
     assert peak < 1_000_000

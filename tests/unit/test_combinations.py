@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared import combinations, jobs
 from shared.errors import BadInput
+from shared.job import combinations, job_spec
 
 POOL = {
     "name": "t",
@@ -25,7 +25,7 @@ SHOWN = "`fedq data FILE`, run where a silo's data are, shows its own"
 
 def job(changes: dict[str, Any]) -> dict[str, Any]:
     """A job of twelve clients; a dotted key sets a value within a section."""
-    return jobs.override(POOL, list(changes.items()))
+    return job_spec.override(POOL, list(changes.items()))
 
 
 #: What cannot be, the sentence it has, and what makes it a job again.
@@ -406,10 +406,10 @@ def test_what_cannot_go_together_has_its_sentence(
     """One line, and the right one; what it advises makes a job of it."""
     found = job(changes)
     with pytest.raises(BadInput) as caught:
-        jobs.parse(found)
+        job_spec.parse(found)
 
     assert str(caught.value).splitlines() == [sentence]
-    assert jobs.parse(jobs.override(found, list(mended.items())))
+    assert job_spec.parse(job_spec.override(found, list(mended.items())))
 
 
 def test_all_that_cannot_be_is_said_at_once() -> None:
@@ -418,7 +418,7 @@ def test_all_that_cannot_be_is_said_at_once() -> None:
         {"strategy": {"name": "krum", "byzantine": 9}, "evaluate": {"stop": {}}, "model": {"name": "char_lstm"}}
     )
     with pytest.raises(BadInput) as caught:
-        jobs.parse(found)
+        job_spec.parse(found)
 
     assert [line.split(" ")[0] for line in str(caught.value).splitlines()] == ["strategy", "model", "evaluate.stop:"]
 
@@ -440,7 +440,7 @@ def test_every_reason_there_is_was_given_here() -> None:
     try:
         for changes, _, _ in IMPOSSIBLE:
             with pytest.raises(BadInput):
-                jobs.parse(job(changes))
+                job_spec.parse(job(changes))
     finally:
         sys.settrace(before)
 

@@ -13,8 +13,8 @@ import yaml
 from deploy.compose import stack, variables
 from deploy.native import rabbitmq
 from services.trainer import __main__ as trainer
-from shared import settings
 from shared.errors import BadInput
+from shared.process import settings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "deploy/compose/compose.yaml").read_text()

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from shared import fold, weights
-from shared.catalog.compression import Bf16, EncodingSpec, Int4, Int8, TopK
-from shared.compression import difference
-from shared.compression.choose import encoding_of
-from shared.compression.encoding import Encoding
-from shared.compression.feedback import encode_with_feedback
+from shared.aggregation import fold, weights
+from shared.aggregation.compression import difference
+from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.compression.encoding import Encoding
+from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.fold import Fold, Grid
+from shared.aggregation.weights import TILE, File, Flat, layout_of
 from shared.errors import BadInput, Refused
-from shared.fold import Fold, Grid
-from shared.weights import TILE, File, Flat, layout_of
+from shared.job.catalog.compression import Bf16, EncodingSpec, Int4, Int8, TopK
 
 GRID = Grid(max_abs=16.0, max_weight=2**20, updates=8)
 

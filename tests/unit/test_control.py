@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.trainer import control, learning
 from services.trainer.models.flat import FlatModel
-from services.trainer.normaliser import normaliser
-from shared.catalog.training import Sgd, TrainSpec
-from shared.weights import Flat
+from services.trainer.training import loop, scaffold
+from services.trainer.training.fednova import normaliser
+from shared.aggregation.weights import Flat
+from shared.job.catalog.training import Sgd, TrainSpec
 
 FEATURES, CLASSES = 3, 4
 LR = 0.2
@@ -37,13 +37,13 @@ def federated(spec: TrainSpec, rounds: int, *, corrected: bool = True) -> tuple[
         deltas, changes = [], []
         for index, (x, y) in enumerate(CLIENTS):
             model.load(base)
-            correction = control.correction(server, own[index], layout) if corrected else None
-            found = learning.train(
+            correction = scaffold.correction(server, own[index], layout) if corrected else None
+            found = loop.train(
                 model.model, x, y, spec, seed=1, client=f"c{index}", number=number, correction=correction
             )
             delta = layout.of_updates().flat(model.update(base)).copy()
             steps = normaliser(spec, LR, int(found["steps"]))
-            own[index], change = control.renewed(server, own[index], delta, lr=LR, steps=steps)
+            own[index], change = scaffold.renewed(server, own[index], delta, lr=LR, steps=steps)
             deltas.append(delta)
             changes.append(change)
         base = base.copy()
@@ -69,7 +69,7 @@ def gradient(weights: Vector, x: Vector, y: npt.NDArray[np.int64], decay: float)
     return np.concatenate([chances.mean(0), (chances.T @ x / len(y)).ravel()]) + decay * weights
 
 
-def scaffold(rounds: int, epochs: int, batch: int, decay: float) -> tuple[Vector, list[Vector]]:
+def by_hand(rounds: int, epochs: int, batch: int, decay: float) -> tuple[Vector, list[Vector]]:
     """Karimireddy et al. 2019, algorithm 1, option II, with every client in every round; float64, without our code."""
     size = CLASSES * (FEATURES + 1)
     x_server, c = np.zeros(size), np.zeros(size)
@@ -79,7 +79,7 @@ def scaffold(rounds: int, epochs: int, batch: int, decay: float) -> tuple[Vector
         for index, (x, y) in enumerate(CLIENTS):
             y_i, steps = x_server.copy(), 0
             for epoch in range(epochs):
-                seed = learning.shuffle_seed(1, f"c{index}", number, epoch)
+                seed = loop.shuffle_seed(1, f"c{index}", number, epoch)
                 for part in torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).split(batch):
                     g = gradient(y_i, x[part].double().numpy(), y[part].numpy(), decay)
                     y_i -= LR * (g - c_own[index] + c)
@@ -96,7 +96,7 @@ def test_scaffold_is_that_of_the_paper() -> None:
     """Weights and control variates, after rounds of several epochs with a short last batch."""
     spec = TrainSpec(epochs=2, batch_size=6, optimizer=Sgd(lr=LR, weight_decay=0.01))
     found, own = federated(spec, 4)
-    expected, controls = scaffold(4, 2, 6, 0.01)
+    expected, controls = by_hand(4, 2, 6, 0.01)
 
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
@@ -141,11 +141,11 @@ def test_what_is_not_trained_has_no_control() -> None:
     zeros = np.zeros(layout.parameters, np.float32)
     spec = TrainSpec(steps=3, batch_size=10, optimizer=Sgd(lr=0.1))
     x, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) + 1, torch.zeros(20, dtype=torch.int64)
-    learning.train(model.model, x, y, spec, seed=1, client="a", number=1)
+    loop.train(model.model, x, y, spec, seed=1, client="a", number=1)
     update = layout.of_updates().flat(model.update(base))[: layout.parameters]
-    own, change = control.renewed(zeros, zeros, update, lr=0.1, steps=3)
+    own, change = scaffold.renewed(zeros, zeros, update, lr=0.1, steps=3)
 
-    parts = control.correction(own, zeros, layout)
+    parts = scaffold.correction(own, zeros, layout)
     assert parts.keys() == {"first.weight", "norm.weight", "norm.bias", "last.bias"}
     assert all(part.any() for part in parts.values())
     assert np.array_equal(own, change)
@@ -156,7 +156,7 @@ def test_corrections_lie_where_the_tensors_of_the_model_file_do() -> None:
     model = FlatModel(nn.Linear(2, 3))
     server = np.arange(9, dtype=np.float32)
 
-    found = control.correction(server, np.ones(9, np.float32), model.layout)
+    found = scaffold.correction(server, np.ones(9, np.float32), model.layout)
     assert {name: part.tolist() for name, part in found.items()} == {
         "bias": [-1, 0, 1],
         "weight": [[2, 3], [4, 5], [6, 7]],
@@ -166,7 +166,7 @@ def test_corrections_lie_where_the_tensors_of_the_model_file_do() -> None:
 def test_a_learning_rate_of_zero_teaches_nothing_about_the_gradient() -> None:
     """The last round of a cosine has one: the control stays."""
     own = np.array([1.0, -2.0], np.float32)
-    found, change = control.renewed(own + 1, own, np.zeros(2, np.float32), lr=0.0, steps=5)
+    found, change = scaffold.renewed(own + 1, own, np.zeros(2, np.float32), lr=0.0, steps=5)
 
     assert np.array_equal(found, own)
     assert not change.any()

@@ -21,16 +21,16 @@ from sklearn.datasets import load_digits
 from services.trainer.data import dataset, download, leaf, pictures, split
 from services.trainer.data.own import OwnData
 from services.trainer.data.sharing import SharedOut, held_out
-from shared import jobs
 from shared.errors import BadInput
-from shared.jobs import JobSpec
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
 from tests.datasets import idx, leaf_file, mnist_files, write, writer
 
 
 def spec(data: dict[str, Any], **more: Any) -> JobSpec:
     where = {} if "silos" in more else {"pool": "cpu"}
     rest = {"rounds": {"count": 1}, "evaluate": {"every": 0}}
-    return jobs.parse({"name": "t", "model": {"name": "softmax"}, "data": data, **rest, **where, **more})
+    return job_spec.parse({"name": "t", "model": {"name": "softmax"}, "data": data, **rest, **where, **more})
 
 
 def loaded(data: dict[str, Any], **more: Any) -> SharedOut:

@@ -11,15 +11,15 @@ from PIL import Image
 from services.trainer.data import dataset, place
 from services.trainer.data.inputs import inputs_of, refuse_others
 from services.trainer.data.sharing import SharedOut
-from shared import jobs
 from shared.errors import BadInput
 from shared.events import Inputs
-from shared.jobs import JobSpec
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
 from tests.datasets import leaf_file, mnist_files, write, writer
 
 
 def spec(data: dict[str, Any]) -> JobSpec:
-    return jobs.parse(
+    return job_spec.parse(
         {
             "name": "t",
             "pool": "cpu",
@@ -174,7 +174,7 @@ def test_silos_have_files_of_their_own_to_begin_with(folder: Path) -> None:
     table(folder, 4)
     document = spec({"name": "csv", "path": "t.csv"}).model_dump()
     declared = {"classes": ["0", "1"], "columns": ["a"], "scale": False, "clients": None}
-    silos = jobs.parse({**document, "pool": None, "silos": ["n", "s"], "data": {**document["data"], **declared}})
+    silos = job_spec.parse({**document, "pool": None, "silos": ["n", "s"], "data": {**document["data"], **declared}})
     first = dataset.load(silos, "one")
     table(folder, 6)
 

@@ -3,7 +3,7 @@
 import pytest
 from pika.compat import long
 
-from shared.link import COUNTS, deliveries
+from shared.amqp.connection import COUNTS, deliveries
 
 
 def test_a_first_delivery_has_no_header() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.aggregator.entries import traffic
+from services.aggregator.accepted_updates import traffic
 
 
 def entry(key: str, size: int, downloaded: int = 0) -> dict[str, Any]:

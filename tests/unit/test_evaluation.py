@@ -12,8 +12,8 @@ from services.aggregator.evaluation import (
     summary,
     whose_tests,
 )
-from shared import jobs
 from shared.events import Member, ModelEvaluated
+from shared.job import job_spec
 
 
 def answer(part: int, members: dict[str, tuple[int, float]] | None = None, **told) -> ModelEvaluated:
@@ -69,7 +69,7 @@ def test_evaluators_are_drawn_anew_each_round_and_the_same_everywhere() -> None:
         "evaluate": {"where": "clients"},
         "pool": "cpu",
     }
-    every, some = jobs.parse(document), jobs.parse(jobs.override(document, [("evaluate.clients", 5)]))
+    every, some = job_spec.parse(document), job_spec.parse(job_spec.override(document, [("evaluate.clients", 5)]))
 
     assert evaluators(every, {"cpu": 1}, 1) == every.clients
     assert evaluators(some, {}, 1) == ()
@@ -79,7 +79,7 @@ def test_evaluators_are_drawn_anew_each_round_and_the_same_everywhere() -> None:
     assert drawn[0] == evaluators(some, {"cpu": 3}, 0)
 
 
-SILOS = jobs.parse(
+SILOS = job_spec.parse(
     {
         "name": "t",
         "model": {"name": "softmax"},
@@ -88,7 +88,7 @@ SILOS = jobs.parse(
         "silos": ["a", "b", "c"],
     }
 )
-POOL = jobs.parse(
+POOL = job_spec.parse(
     {
         "name": "t",
         "model": {"name": "softmax"},
@@ -130,7 +130,7 @@ def test_what_was_not_measured_is_said_with_the_reason() -> None:
         Evaluation(3, set(), tried={"a": "", "b": ""}),
         Evaluation(3, set(), tried={"a": "", "b": "KeyError"}),
     )
-    here = jobs.parse(
+    here = job_spec.parse(
         SILOS.model_dump() | {"evaluate": {"where": "clients"}, "data": {"name": "m:f", "local_test": 0.5}}
     )
     measured = Evaluation(3, {part_of_tests(SILOS, "b")})

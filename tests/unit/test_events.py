@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared import events, jobs, names
+from shared import events, names
 from shared.errors import BadMessage
 from shared.events import (
     EVENTS,
@@ -33,8 +33,9 @@ from shared.events import (
     encode,
     slices,
 )
+from shared.job import job_spec
 
-SPEC = jobs.parse(
+SPEC = job_spec.parse(
     {
         "name": "t",
         "model": {"name": "mlp", "hidden": [8, 4]},

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from services.cli import exporting
-from services.cli.history import PastRound
-from shared import weights
+from services.cli.report import exporting
+from services.cli.report.history import PastRound
+from shared.aggregation import weights
 from shared.events import BlobRef
 
 shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from shared import failpoints
 from shared.errors import BadInput, Unavailable
-from shared.failpoints import failpoint
+from shared.process import failpoints
+from shared.process.failpoints import failpoint
 
 
 @pytest.fixture(autouse=True)

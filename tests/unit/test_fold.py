@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import fold
-from shared.catalog.strategies import FedAvg
+from shared.aggregation import fold
+from shared.aggregation.fold import Fold, Grid
+from shared.aggregation.strategies.averaging import Averaged
 from shared.errors import Refused
-from shared.fold import Fold, Grid
-from shared.strategies.averaging import Averaged
+from shared.job.catalog.strategies import FedAvg
 
 fedavg = Averaged(FedAvg()).step
 

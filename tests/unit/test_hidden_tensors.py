@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from services.trainer.models.flat import FlatModel
 from services.trainer.models.start import begin_with
-from shared.catalog.training import Kept
 from shared.errors import BadInput
+from shared.job.catalog.training import Kept
 
 
 class Body(nn.Module):

@@ -11,7 +11,7 @@ from services.aggregator.selection.history import NOTHING, Facts, History, Repor
 from services.aggregator.selection.known import Known
 from services.aggregator.selection.oort import Pacer
 from services.aggregator.selection.tifl import Tiers
-from shared import jobs
+from shared.job import job_spec
 
 POLICIES = {
     "random": False,
@@ -24,8 +24,8 @@ FIGURE = st.floats(allow_nan=False, allow_infinity=False)
 COUNT = st.integers(0, 10**6)
 
 
-def spec(name: str = "power_of_choice", **changes: Any) -> jobs.JobSpec:
-    return jobs.parse(
+def spec(name: str = "power_of_choice", **changes: Any) -> job_spec.JobSpec:
+    return job_spec.parse(
         {
             "name": "t",
             "model": {"name": "softmax"},

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import weights
+from shared.aggregation import weights
+from shared.aggregation.weights import layout_of
 from shared.errors import Refused
-from shared.weights import layout_of
 
 LAYOUT = layout_of({"fc.bias": ("F32", (3,)), "fc.weight": ("F32", (2, 3)), "seen": ("I64", ())})
 

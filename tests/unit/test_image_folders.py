@@ -16,8 +16,8 @@ from PIL import Image
 
 from services.trainer.data import images, picture
 from services.trainer.data.source import Source
-from shared.catalog.data import Images
 from shared.errors import BadInput
+from shared.job.catalog.data import Images
 
 LEVELS = np.random.default_rng(0).integers(0, 65536, (16, 16)).astype(np.uint16)  # of 16 bits
 BYTES = (LEVELS >> 8).astype(np.uint8)

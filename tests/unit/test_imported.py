@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer import answers
-from shared import imported, user_code
+from services.trainer.slot import replies
 from shared.errors import BadInput
+from shared.job import user_code, user_modules
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / f"{folder.name}_beside.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     for name, value in (("_before", frozenset()), ("_named", set()), ("_files", {}), ("_seen", set())):
-        monkeypatch.setattr(imported, name, value)
+        monkeypatch.setattr(user_modules, name, value)
     monkeypatch.setattr(user_code, "_policy", user_code.Policy(frozenset([f"{folder.name}."]), "the aggregator h-1"))
     return folder
 
@@ -38,13 +38,13 @@ def edit(file: Path) -> None:
 def test_what_is_edited_after_its_import_is_known(package: Path) -> None:
     """The module that was named, what it imported, and what it imports later; no other file."""
     user_code.find(f"{package.name}.nets:make", "strategy")
-    assert imported.changed() == []
+    assert user_modules.changed() == []
 
     edit(package / "late.py")
-    assert imported.changed() == []
+    assert user_modules.changed() == []
     importlib.import_module(f"{package.name}.late")
-    imported.take_down()
-    assert imported.changed() == []
+    user_modules.take_down()
+    assert user_modules.changed() == []
     edited = [
         package / "late.py",
         package / "nets.py",
@@ -53,7 +53,7 @@ def test_what_is_edited_after_its_import_is_known(package: Path) -> None:
     ]
     for file in edited:
         edit(file)
-    assert imported.changed() == sorted(map(str, edited))
+    assert user_modules.changed() == sorted(map(str, edited))
 
 
 class Lazy:
@@ -70,14 +70,14 @@ def test_what_stands_for_a_module_is_not_asked(package: Path, monkeypatch: pytes
 
     assert user_code.find(f"{package.name}.nets:make", "strategy")() == 1
     user_code.check_unchanged("strategy")
-    assert imported.digest((f"{package.name}.nets", f"{package.name}_optional"))
+    assert user_modules.digest((f"{package.name}.nets", f"{package.name}_optional"))
 
 
 def test_a_file_that_is_gone_has_changed(package: Path) -> None:
     user_code.find(f"{package.name}.nets:make", "strategy")
     (package / "parts.py").unlink()
 
-    assert imported.changed() == [str(package / "parts.py")]
+    assert user_modules.changed() == [str(package / "parts.py")]
 
 
 def test_a_module_that_fails_to_be_imported_is_known_too(package: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_module_that_fails_to_be_imported_is_known_too(package: Path) -> None:
         user_code.find(f"{package.name}.nets:make", "strategy")
     edit(package / "parts.py")
 
-    assert imported.changed() == [str(package / "parts.py")]
+    assert user_modules.changed() == [str(package / "parts.py")]
 
 
 def test_an_aggregator_says_that_it_is_to_be_restarted(package: Path) -> None:
@@ -107,14 +107,16 @@ def test_what_was_there_before_is_nobodys_own(package: Path) -> None:
     """Of thousands of files that a process has imported, only the user's are looked at."""
     user_code.find(f"{package.name}.nets:make", "strategy")
 
-    assert len(imported._files) == 4
-    assert not any(file == module.__file__ for file in imported._files for module in (pytest, sys.modules[__name__]))
+    assert len(user_modules._files) == 4
+    assert not any(
+        file == module.__file__ for file in user_modules._files for module in (pytest, sys.modules[__name__])
+    )
 
 
 def test_before_the_first_job_nothing_is_a_users(package: Path) -> None:
-    imported.take_down()
+    user_modules.take_down()
 
-    assert imported._files == {}
+    assert user_modules._files == {}
 
 
 @pytest.mark.parametrize("folder", ["lib/python3.12/site-packages", ".local/lib/python3/dist-packages"])
@@ -124,10 +126,10 @@ def test_what_is_installed_is_nobodys_own(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / f"{name}.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path / folder)
-    with imported.importing("job_package"):
+    with user_modules.importing("job_package"):
         found = importlib.import_module(name)
 
-    assert found.__file__ not in imported._files
+    assert found.__file__ not in user_modules._files
 
 
 def test_the_digest_is_that_of_a_packages_files(package: Path, tmp_path: Path) -> None:
@@ -135,8 +137,8 @@ def test_the_digest_is_that_of_a_packages_files(package: Path, tmp_path: Path) -
     module = importlib.import_module(f"{package.name}.nets")
 
     def fresh() -> str:
-        imported.digest.cache_clear()
-        return imported.digest((module.__name__,))
+        user_modules.digest.cache_clear()
+        return user_modules.digest((module.__name__,))
 
     first = fresh()
     edit(package / "parts.py")
@@ -152,14 +154,14 @@ def test_one_file_is_a_digest_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / f"{name}.py").write_text("x = 1")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module(name)
-    first = imported.digest((name,))
+    first = user_modules.digest((name,))
     (tmp_path / "beside.py").write_text("")
-    imported.digest.cache_clear()
-    assert imported.digest((name,)) == first
+    user_modules.digest.cache_clear()
+    assert user_modules.digest((name,)) == first
     (tmp_path / f"{name}.py").write_text("x = 2")
-    imported.digest.cache_clear()
-    assert imported.digest((name,)) != first
-    imported.digest.cache_clear()
+    user_modules.digest.cache_clear()
+    assert user_modules.digest((name,)) != first
+    user_modules.digest.cache_clear()
 
 
 def test_an_error_is_told_with_its_place_in_the_users_code(package: Path) -> None:
@@ -172,12 +174,12 @@ def test_an_error_is_told_with_its_place_in_the_users_code(package: Path) -> Non
     parts = sys.modules[f"{package.name}.parts"]
     with pytest.raises(ValueError, match="invalid literal") as raised:
         parts.fail("x")
-    assert answers.sentence(raised.value).endswith(f"base 10: 'x' ({package.name}/parts.py:2)")
-    assert len(answers.sentence(raised.value, 60)) == 60
+    assert replies.sentence(raised.value).endswith(f"base 10: 'x' ({package.name}/parts.py:2)")
+    assert len(replies.sentence(raised.value, 60)) == 60
     with pytest.raises(ValueError, match="Expecting") as deeper:
         parts.parse("x")
-    assert answers.sentence(deeper.value).endswith(f" ({package.name}/parts.py:5)")
+    assert replies.sentence(deeper.value).endswith(f" ({package.name}/parts.py:5)")
     refusal = BadInput("data: it failed")
     refusal.__cause__ = raised.value
-    assert answers.sentence(refusal) == f"data: it failed ({package.name}/parts.py:2)"
-    assert answers.sentence(ValueError("no code")) == "ValueError: no code"
+    assert replies.sentence(refusal) == f"data: it failed ({package.name}/parts.py:2)"
+    assert replies.sentence(ValueError("no code")) == "ValueError: no code"

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from services.trainer import parcel
-from shared import initial, jobs, weights
-from shared.catalog.rounds import LimitsSpec
+from services.trainer.slot import update_file
+from shared.aggregation import initial_model, weights
 from shared.errors import BadInput, Refused
+from shared.job import job_spec
+from shared.job.catalog.rounds import LimitsSpec
 
 LAYOUT = weights.layout_of({"bn.running_mean": ("F32", (3,)), "w": ("F32", (2, 2)), "seen": ("I64", ())})
 
@@ -21,8 +22,8 @@ def model(**values: float) -> weights.File:
     return file
 
 
-def spec(**model: object) -> jobs.JobSpec:
-    return jobs.parse(
+def spec(**model: object) -> job_spec.JobSpec:
+    return job_spec.parse(
         {
             "name": "t",
             "model": {"name": "softmax", **model},
@@ -37,9 +38,9 @@ def spec(**model: object) -> jobs.JobSpec:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_the_tensor_that_is_not_finite_is_named(value: float) -> None:
     """Parameter or statistic."""
-    initial.check(model(w=3.0e38), LAYOUT)
+    initial_model.check(model(w=3.0e38), LAYOUT)
     with pytest.raises(Refused, match=r"the model's tensor bn.running_mean holds NaN or Inf"):
-        initial.check(model(**{"bn.running_mean": value}), LAYOUT)
+        initial_model.check(model(**{"bn.running_mean": value}), LAYOUT)
 
 
 def test_a_buffer_that_is_not_finite_may_be_a_mask() -> None:
@@ -48,30 +49,30 @@ def test_a_buffer_that_is_not_finite_may_be_a_mask() -> None:
     file = layout.empty_file()
     layout.flat(file)[:] = [0, 0, 0, -np.inf, 0]
     with pytest.raises(Refused, match=r"tensor mask holds .*; where it is a mask, register it with persistent=False"):
-        initial.check(file, layout)
+        initial_model.check(file, layout)
 
 
 def test_a_model_without_parameters_is_nothing_to_train() -> None:
     """Integers alone are not learned."""
     layout = weights.layout_of({"seen": ("I64", ())})
     with pytest.raises(Refused, match=r"nothing to train"):
-        initial.check(layout.empty_file(), layout)
+        initial_model.check(layout.empty_file(), layout)
 
 
 def test_a_model_is_as_long_as_the_job_allows() -> None:
     """And no byte longer than its megabytes."""
-    initial.check_size(2 << 20, LimitsSpec(max_model_mb=2))
+    initial_model.check_size(2 << 20, LimitsSpec(max_model_mb=2))
     with pytest.raises(Refused, match=r"limits\.max_model_mb is 2"):
-        initial.check_size(3 << 20, LimitsSpec(max_model_mb=2))
+        initial_model.check_size(3 << 20, LimitsSpec(max_model_mb=2))
 
 
 def test_a_trainer_sends_no_initial_model_that_would_be_refused() -> None:
     """It says where the values come from: the file that the job begins with, or the model's own code."""
-    parcel.check_initial(model(), LAYOUT, spec())
+    update_file.check_initial(model(), LAYOUT, spec())
     with pytest.raises(
         BadInput,
         match=r"^model\.start, base\.safetensors: the model's tensor w holds NaN or Inf, or values beyond float32$",
     ):
-        parcel.check_initial(model(w=np.nan), LAYOUT, spec(start="base.safetensors"))
+        update_file.check_initial(model(w=np.nan), LAYOUT, spec(start="base.safetensors"))
     with pytest.raises(BadInput, match=r"^model, softmax: the model's tensor w holds"):
-        parcel.check_initial(model(w=np.nan), LAYOUT, spec())
+        update_file.check_initial(model(w=np.nan), LAYOUT, spec())

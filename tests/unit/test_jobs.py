@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import jobs, names
+from shared import names
 from shared.errors import BadInput
-from shared.jobs import JobSpec
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 TOP = (
@@ -35,7 +36,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 def spec(**changes: Any) -> JobSpec:
-    return jobs.parse(document(**changes))
+    return job_spec.parse(document(**changes))
 
 
 def digits(**changes: Any) -> dict[str, Any]:
@@ -278,7 +279,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 def test_a_mistake_has_its_sentence(changes: dict[str, Any], sentence: str) -> None:
     """Where it is, what was found, and what is allowed: one line, and the right one."""
     with pytest.raises(BadInput) as caught:
-        jobs.parse(document(**changes))
+        job_spec.parse(document(**changes))
 
     assert str(caught.value).splitlines() == [sentence]
 
@@ -306,7 +307,7 @@ def test_a_choice_that_was_not_made_is_explained(changes: dict[str, Any], where:
 def test_a_key_that_is_no_text_is_explained() -> None:
     """YAML has keys of every kind."""
     with pytest.raises(BadInput, match=r"^1: 1 is not allowed: keys should be strings$"):
-        jobs.parse({**document(), 1: 2})
+        job_spec.parse({**document(), 1: 2})
 
 
 def test_every_mistake_is_named_at_once() -> None:
@@ -328,7 +329,7 @@ def test_every_mistake_is_named_at_once() -> None:
 def test_what_is_no_mapping_is_no_job(found: object) -> None:
     """The sentence says what a job file starts with."""
     with pytest.raises(BadInput, match="a job file is a mapping that starts with name:, model:, data:, rounds:"):
-        jobs.parse(found)
+        job_spec.parse(found)
 
 
 values = st.recursive(
@@ -429,7 +430,7 @@ def test_a_duration_has_a_unit_or_is_seconds(written: Any, seconds: float) -> No
 def test_overriding_sets_paths_and_leaves_the_original() -> None:
     """Sections that are not there are made, and the last assignment wins."""
     before = document()
-    found = jobs.override(
+    found = job_spec.override(
         before, [("rounds.count", 3), ("train.optimizer.lr", 0.1), ("model", {"name": "lenet"}), ("rounds.count", 4)]
     )
 
@@ -437,7 +438,7 @@ def test_overriding_sets_paths_and_leaves_the_original() -> None:
     assert found["train"] == {"optimizer": {"lr": 0.1}}
     assert found["model"] == {"name": "lenet"}
     assert before == document()
-    assert jobs.override(before, []) == before
+    assert job_spec.override(before, []) == before
 
 
 @pytest.mark.parametrize(
@@ -450,18 +451,18 @@ def test_overriding_sets_paths_and_leaves_the_original() -> None:
 def test_overriding_into_a_value_is_a_mistake(path: str, sentence: str) -> None:
     """It says which part of the path is one."""
     with pytest.raises(BadInput, match=f"^{re.escape(sentence)}$"):
-        jobs.override(document(), [(path, 1)])
+        job_spec.override(document(), [(path, 1)])
 
 
 def test_an_override_is_checked_like_the_file() -> None:
     """A path that leads nowhere is an unknown key."""
     with pytest.raises(BadInput, match=r"rounds\.cuont: unknown key \(did you mean count\?\)"):
-        jobs.parse(jobs.override(document(), [("rounds.cuont", 3)]))
+        job_spec.parse(job_spec.override(document(), [("rounds.cuont", 3)]))
 
 
 def test_job_ids_are_names_with_an_ending() -> None:
     """Each is another, even of the longest name, and of the form that events take."""
-    found = {jobs.new_job_id("n" * 39) for _ in range(100)}
+    found = {job_spec.new_job_id("n" * 39) for _ in range(100)}
 
     assert len(found) == 100
     assert all(re.fullmatch(names.JOB_ID, job) for job in found)
@@ -534,11 +535,11 @@ RICH = document(
 )
 def test_a_job_survives_the_way_to_others(found: dict[str, Any]) -> None:
     """What goes into job.json and into events is read as the same job, with the defaults written out."""
-    parsed = jobs.parse(found)
+    parsed = job_spec.parse(found)
     dumped = parsed.model_dump(mode="json")
 
-    assert jobs.parse(dumped) == parsed
-    assert jobs.parse(dumped).model_dump(mode="json") == dumped
+    assert job_spec.parse(dumped) == parsed
+    assert job_spec.parse(dumped).model_dump(mode="json") == dumped
     assert set(dumped) == set(JobSpec.model_fields)
     assert conforms(found, SCHEMA)
     assert conforms(dumped, SCHEMA)
@@ -553,7 +554,7 @@ def test_arguments_of_ones_own_survive_too(args: dict[str, Any]) -> None:
 
     for section in (parsed.model, parsed.data, parsed.train, parsed.strategy):
         assert section.model_dump(include={"name", "args"}) == custom
-    assert jobs.parse(parsed.model_dump(mode="json")) == parsed
+    assert job_spec.parse(parsed.model_dump(mode="json")) == parsed
 
 
 KINDS: dict[str, Any] = {
@@ -607,7 +608,7 @@ def test_the_schema_accepts_the_examples(file: Path) -> None:
     found = yaml.safe_load(file.read_text())
 
     assert conforms(found, SCHEMA)
-    assert conforms(jobs.parse(found).model_dump(mode="json"), SCHEMA)
+    assert conforms(job_spec.parse(found).model_dump(mode="json"), SCHEMA)
 
 
 @pytest.mark.parametrize(

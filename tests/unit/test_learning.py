@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.trainer import learning, lonely
-from services.trainer.client import Clients
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
-from services.trainer.states import State
-from shared import jobs
-from shared.catalog.models import LeNet
-from shared.catalog.training import Adam, AdamW, Cosine, FedProx, OptimizerSpec, Sgd, TrainSpec
+from services.trainer.slot.client import Clients
+from services.trainer.slot.client_state import State
+from services.trainer.training import last_example, loop
 from shared.errors import BadInput, Stale
+from shared.job import job_spec
+from shared.job.catalog.models import LeNet
+from shared.job.catalog.training import Adam, AdamW, Cosine, FedProx, OptimizerSpec, Sgd, TrainSpec
 
 SPEC = TrainSpec(epochs=2, batch_size=7, optimizer=Sgd(lr=0.05, momentum=0.9, weight_decay=1e-4))
 
@@ -34,7 +34,7 @@ def examples(size: int = 40) -> tuple[Tensor, Tensor]:
 
 def trained(spec: TrainSpec = SPEC, *, seed: int = 1, client: str = "a", number: int = 3) -> tuple[Tensor, float]:
     model = catalog.build(LeNet(), (1, 8, 8), 10, seed=0)
-    metrics = learning.train(model, *examples(), spec, seed=seed, client=client, number=number)
+    metrics = loop.train(model, *examples(), spec, seed=seed, client=client, number=number)
     return vector(model), metrics["train_loss"]
 
 
@@ -74,7 +74,7 @@ def test_dropout_is_deterministic_too() -> None:
         following = torch.rand(1)
         torch.manual_seed(process_seed)
         model = nn.Sequential(catalog.build(LeNet(), (1, 8, 8), 10, seed=0), nn.Dropout(0.5))
-        learning.train(model, x, y, SPEC, seed=1, client="a", number=1)
+        loop.train(model, x, y, SPEC, seed=1, client="a", number=1)
         assert torch.equal(torch.rand(1), following)
         return vector(model)
 
@@ -89,7 +89,7 @@ def test_one_client_with_all_the_data_is_central_sgd() -> None:
     base = federated.save()
     for number in range(1, 4):
         federated.load(base)
-        learning.train(federated.model, x, y, spec, seed=5, client="only", number=number)
+        loop.train(federated.model, x, y, spec, seed=5, client="only", number=number)
         update = federated.update(base)
         base = base.copy()
         federated.layout.flat(base)[:] += federated.layout.of_updates().flat(update)
@@ -97,7 +97,7 @@ def test_one_client_with_all_the_data_is_central_sgd() -> None:
     central = catalog.build(LeNet(), (1, 8, 8), 10, seed=4)
     for number in range(1, 4):
         for epoch in range(2):
-            seed = learning.shuffle_seed(5, "only", number, epoch)
+            seed = loop.shuffle_seed(5, "only", number, epoch)
             order = torch.randperm(100, generator=torch.Generator().manual_seed(seed))
             for start in range(0, 100, 8):
                 batch = order[start : start + 8]
@@ -145,7 +145,7 @@ def test_optimizers_are_those_of_torch(
     for one in (model, other):
         one.register_parameter("unused", nn.Parameter(torch.ones(2)))
         one[1].bias.requires_grad_(False)
-    found = learning.train(model, x, y, spec, seed=1, client="a", number=1)
+    found = loop.train(model, x, y, spec, seed=1, client="a", number=1)
 
     optimizer = theirs(other.parameters(), **options)
     for epoch in range(spec.epochs):
@@ -170,7 +170,7 @@ def mlp() -> nn.Sequential:
 
 def order(epoch: int, size: int, number: int = 1) -> Tensor:
     """That of client a, with the seed 1."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(learning.shuffle_seed(1, "a", number, epoch)))
+    return torch.randperm(size, generator=torch.Generator().manual_seed(loop.shuffle_seed(1, "a", number, epoch)))
 
 
 def vector(model: nn.Module) -> Tensor:
@@ -180,7 +180,7 @@ def vector(model: nn.Module) -> Tensor:
 def moved(spec: TrainSpec, *, number: int = 1, rounds: int = 1) -> Tensor:
     """How far the same model goes when it is trained like that."""
     model = mlp()
-    learning.train(model, *examples(), spec, seed=1, client="a", number=number, rounds=rounds)
+    loop.train(model, *examples(), spec, seed=1, client="a", number=number, rounds=rounds)
     return vector(model) - vector(mlp())
 
 
@@ -188,7 +188,7 @@ def test_training_loads_no_compiler() -> None:
     """torch's would take 150 MB and more than a second in every slot."""
     code = (
         "import sys, torch; from torch import nn; from services.trainer import learning\n"
-        "from shared.catalog.training import Adam, AdamW, FedProx, Sgd, TrainSpec\n"
+        "from shared.job.catalog.training import Adam, AdamW, FedProx, Sgd, TrainSpec\n"
         "for optimizer in (Sgd(momentum=0.5), Adam(), AdamW()):\n"
         "    spec = TrainSpec(optimizer=optimizer, clip_norm=1, fedprox=FedProx(), precision='mixed')\n"
         "    x, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)\n"
@@ -211,7 +211,7 @@ def test_steps_are_exactly_so_many_batches(steps: int) -> None:
     x, y = examples()
     spec = TrainSpec(steps=steps, epochs=99, batch_size=7, optimizer=Sgd(lr=0.1))
     model, other = mlp(), mlp()
-    found = learning.train(model, x, y, spec, seed=1, client="a", number=1)
+    found = loop.train(model, x, y, spec, seed=1, client="a", number=1)
 
     batches = [(epoch, batch) for epoch in range(2) for batch in order(epoch, len(y)).split(7)][:steps]
     losses = []
@@ -296,7 +296,7 @@ def test_a_correction_is_added_unclipped_by_the_names_of_the_parameters() -> Non
     model[1].weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     correction = {name: torch.full_like(tensor, 2.0) for name, tensor in before.items() if name != "3.bias"}
-    learning.train(model, x, y, spec, seed=1, client="a", number=1, correction=correction)
+    loop.train(model, x, y, spec, seed=1, client="a", number=1, correction=correction)
 
     for name, tensor in model.state_dict().items():
         expected = 0.0 if name in ("1.weight", "3.bias") else -2 * 0.1 * 2.0
@@ -309,7 +309,7 @@ def test_what_an_optimizer_remembers_begins_anew() -> None:
     model = mlp()
     for _ in range(2):
         model.load_state_dict(mlp().state_dict())
-        learning.train(model, *examples(), spec, seed=1, client="a", number=1)
+        loop.train(model, *examples(), spec, seed=1, client="a", number=1)
 
     assert torch.equal(vector(model) - vector(mlp()), moved(spec))
 
@@ -325,7 +325,7 @@ def test_training_stops_between_two_batches() -> None:
 
     model = catalog.build(LeNet(), (1, 8, 8), 10, seed=0)
     with pytest.raises(Stale, match="round 3 is over"):
-        learning.train(model, *examples(), SPEC, seed=1, client="a", number=3, stopped=stopped)
+        loop.train(model, *examples(), SPEC, seed=1, client="a", number=3, stopped=stopped)
     assert asked == 4
 
 
@@ -334,8 +334,8 @@ def test_evaluation_is_the_mean_over_all_examples(monkeypatch: pytest.MonkeyPatc
     model = catalog.build(LeNet(), (1, 8, 8), 10, seed=0)
     x, y = examples()
     logits = model(x)
-    monkeypatch.setattr(learning, "EVALUATED", 7)
-    found = learning.evaluate(model, x, y)
+    monkeypatch.setattr(loop, "EVALUATED", 7)
+    found = loop.evaluate(model, x, y)
 
     assert found["loss"] == pytest.approx(functional.cross_entropy(logits, y).item(), rel=1e-5)
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == y).float().mean().item())
@@ -343,8 +343,8 @@ def test_evaluation_is_the_mean_over_all_examples(monkeypatch: pytest.MonkeyPatc
 
 def test_shuffle_seeds_are_what_they_always_were() -> None:
     """A job that is replayed next year must shuffle as it did."""
-    assert learning.shuffle_seed(7, "client-03", 2, 1) == 7756393106385750254
-    assert 0 <= learning.shuffle_seed(2**31 - 1, "x" * 63, 10**6, 10**4) < 2**63
+    assert loop.shuffle_seed(7, "client-03", 2, 1) == 7756393106385750254
+    assert 0 <= loop.shuffle_seed(2**31 - 1, "x" * 63, 10**6, 10**4) < 2**63
 
 
 # --- a batch of one before batch norm ---------------------------------------------------------
@@ -367,7 +367,7 @@ def batches_of(model: nn.Module, size: int, spec: TrainSpec) -> tuple[list[int],
             sizes.append(len(inputs[0]))
 
     model.register_forward_pre_hook(look)
-    return sizes, learning.train(model, *examples(size), spec, seed=1, client="a", number=1)
+    return sizes, loop.train(model, *examples(size), spec, seed=1, client="a", number=1)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_to_look_whether_it_can_changes_nothing() -> None:
     """Neither the statistics nor what the layers draw, so that the same batches give the same bits."""
     looked, other = normalised(), normalised()
     state = torch.random.get_rng_state()
-    assert lonely.is_normalised_alone(looked, examples(1)[0])
+    assert last_example.is_normalised_alone(looked, examples(1)[0])
 
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(
@@ -470,16 +470,16 @@ class Keeping(nn.Module):
 def test_what_a_model_keeps_of_an_evaluation_can_be_trained_with() -> None:
     """A client's model is evaluated before it is trained."""
     model = Keeping()
-    learning.evaluate(model, *examples())
+    loop.evaluate(model, *examples())
 
-    assert learning.train(model, *examples(), SPEC, seed=1, client="a", number=0)["steps"] == 12
+    assert loop.train(model, *examples(), SPEC, seed=1, client="a", number=0)["steps"] == 12
 
 
 def test_a_model_without_a_parameter_to_train_is_refused() -> None:
     """By a word of what it lacks."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
     with pytest.raises(BadInput, match="the model has no parameter with requires_grad"):
-        learning.train(model, *examples(), SPEC, seed=1, client="a", number=0)
+        loop.train(model, *examples(), SPEC, seed=1, client="a", number=0)
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,7 @@ def test_a_model_that_gives_no_logits_is_refused(head: nn.Module, words: str) ->
     x, y = examples()
     y[0] = 9
     with pytest.raises(BadInput, match=words):
-        learning.evaluate(Model(), x, y)
+        loop.evaluate(Model(), x, y)
 
 
 class Words(nn.Module):
@@ -533,7 +533,7 @@ def test_a_sparse_gradient_trains_as_a_dense_one(changes: dict[str, object]) -> 
     spec, found = SPEC.model_copy(update=changes), []
     for sparse in (True, False):
         model = Words(sparse=sparse)
-        learning.train(model, *examples(), spec, seed=1, client="a", number=0)
+        loop.train(model, *examples(), spec, seed=1, client="a", number=0)
         found.append(vector(model))
 
     assert torch.allclose(*found, atol=1e-6)
@@ -559,7 +559,7 @@ def test_what_an_own_model_draws_is_its_clients() -> None:
         "name": "drawing", "pool": "cpu", "model": {"name": "m:make"}, "data": {"name": "digits", "clients": 2},
         "train": {"epochs": 1}, "rounds": {"count": 2},
     }  # fmt: skip
-    order, bench = SimpleNamespace(spec=jobs.parse(document), round=1), SimpleNamespace(stopped=lambda _: False)
+    order, bench = SimpleNamespace(spec=job_spec.parse(document), round=1), SimpleNamespace(stopped=lambda _: False)
 
     def found(client: str) -> Tensor:
         model = Drawing()

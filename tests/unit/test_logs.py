@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 import structlog
 
-from shared import logs
-from shared.settings import Common
+from shared.process import logs
+from shared.process.settings import Common
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # the renderer's own
 

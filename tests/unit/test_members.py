@@ -5,18 +5,18 @@ import tracemalloc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.aggregator import rounds
-from services.aggregator.members import Grown
-from services.aggregator.moves import Accepted, Failed, Looked, Opened
-from shared import jobs
-from shared.jobs import JobSpec
+from services.aggregator import job_state
+from services.aggregator.grown import Grown
+from services.aggregator.protocol import Accepted, Failed, Looked, Opened
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
 
 NAMES = "abcdefgh"
 MANY = 20_000
 
 
 def spec(clients: int) -> JobSpec:
-    return jobs.parse(
+    return job_spec.parse(
         {
             "name": "many",
             "model": {"name": "softmax"},
@@ -52,19 +52,19 @@ def test_a_set_keeps_the_order_in_which_it_grew() -> None:
 def test_states_share_who_has_answered() -> None:
     """Of 2,000 states in a row in a round of 20,000, each takes a few hundred bytes and not a set of its own."""
     job = spec(MANY)
-    state, _ = rounds.begin(job, 0)
-    state, _ = rounds.step(state, Looked({"pool": 1}), 0)
-    state, _ = rounds.step(state, Opened(60), 0)
-    state, _ = rounds.step(state, rounds.Reviewed(60), 0)
+    state, _ = job_state.begin(job, 0)
+    state, _ = job_state.step(state, Looked({"pool": 1}), 0)
+    state, _ = job_state.step(state, Opened(60), 0)
+    state, _ = job_state.step(state, job_state.Reviewed(60), 0)
     for client in job.clients[4000:]:
-        state, _ = rounds.step(state, Accepted(client), 0)
+        state, _ = job_state.step(state, Accepted(client), 0)
     states = [state]
     tracemalloc.start()
     try:
         for client in job.clients[:1000]:
-            states.append(rounds.step(states[-1], Accepted(client), 0)[0])
+            states.append(job_state.step(states[-1], Accepted(client), 0)[0])
         for client in job.clients[1000:2000]:
-            states.append(rounds.step(states[-1], Failed(client, "why"), 0)[0])
+            states.append(job_state.step(states[-1], Failed(client, "why"), 0)[0])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

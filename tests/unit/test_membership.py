@@ -1,7 +1,7 @@
 """The one rule of liveness."""
 
 from services.registry.membership import lease
-from shared.settings import Registry, Trainer
+from shared.process.settings import Registry, Trainer
 
 
 def test_patience_counts_intervals_of_silence() -> None:

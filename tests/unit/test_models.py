@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from services.trainer import learning
 from services.trainer.models import catalog, classic
 from services.trainer.models.flat import FlatModel, layout_of
 from services.trainer.models.start import begin_with
-from shared import weights
-from shared.catalog.models import (
+from services.trainer.training import loop
+from shared.aggregation import weights
+from shared.errors import BadInput, Refused
+from shared.job.catalog.models import (
     CharLstm,
     Cnn,
     CustomModel,
@@ -34,8 +35,7 @@ from shared.catalog.models import (
     Vgg9,
     Vgg11,
 )
-from shared.catalog.training import Kept, Sgd, TrainSpec
-from shared.errors import BadInput, Refused
+from shared.job.catalog.training import Kept, Sgd, TrainSpec
 
 FLAT: list[ModelSpec] = [Softmax(), Mlp(hidden=(16, 8)), LeNet()]
 TRAINED: dict[str, tuple[ModelSpec, tuple[int, ...]]] = {
@@ -81,7 +81,7 @@ def inputs(shape: tuple[int, ...], classes: int = 7, n: int = 6) -> tuple[Tensor
 
 def train(model: nn.Module, shape: tuple[int, ...], classes: int = 7) -> None:
     spec = TrainSpec(batch_size=3, optimizer=Sgd(lr=0.01))
-    learning.train(model, *inputs(shape, classes), spec, seed=0, client="a", number=0)
+    loop.train(model, *inputs(shape, classes), spec, seed=0, client="a", number=0)
 
 
 def attentive() -> nn.Module:
@@ -275,7 +275,7 @@ def test_a_model_of_ours_needs_neither_torchvision_nor_peft() -> None:
     code = (
         "import sys\n"
         "from services.trainer.models import catalog, flat\n"
-        "from shared.catalog.models import Mlp\n"
+        "from shared.job.catalog.models import Mlp\n"
         "flat.FlatModel(catalog.build(Mlp(), (4,), 2, 0))\n"
         "print(sorted({'torchvision', 'peft', 'transformers'} & sys.modules.keys()))"
     )

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.normaliser import normaliser
-from shared.catalog.training import Adam, FedProx, Sgd, TrainSpec
+from services.trainer.training.fednova import normaliser
 from shared.errors import BadInput
+from shared.job.catalog.training import Adam, FedProx, Sgd, TrainSpec
 
 LR = 0.1
 

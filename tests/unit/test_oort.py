@@ -11,12 +11,12 @@ from services.aggregator.selection import oort, select
 from services.aggregator.selection.history import NOTHING, Facts, History, Report, observe
 from services.aggregator.selection.known import Known
 from services.aggregator.selection.oort import Pacer
-from shared import jobs
-from shared.catalog.selection import Oort
+from shared.job import job_spec
+from shared.job.catalog.selection import Oort
 
 
-def spec(total: int = 40, **policy: Any) -> jobs.JobSpec:
-    return jobs.parse(
+def spec(total: int = 40, **policy: Any) -> job_spec.JobSpec:
+    return job_spec.parse(
         {
             "name": "t",
             "seed": 5,
@@ -29,7 +29,7 @@ def spec(total: int = 40, **policy: Any) -> jobs.JobSpec:
     )
 
 
-def chosen(job: jobs.JobSpec, number: int, history: History = NOTHING, attempt: int = 1, **there: Any) -> set[str]:
+def chosen(job: job_spec.JobSpec, number: int, history: History = NOTHING, attempt: int = 1, **there: Any) -> set[str]:
     return set(select(job, {"cpu": 1}, number, attempt, history, **there))
 
 
@@ -50,7 +50,7 @@ def delivered(**clients: tuple[int, float, float, int]) -> History:
 class Paper:
     """Algorithm 1 of Lai et al. 2021 and its pacer as in FedScale, with lists of all that happened."""
 
-    def __init__(self, job: jobs.JobSpec) -> None:
+    def __init__(self, job: job_spec.JobSpec) -> None:
         assert isinstance(job.select, Oort)
         self.policy, self.job = job.select, job
         self.reward: dict[str, float] = {}

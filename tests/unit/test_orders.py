@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from services.trainer.board import Board
-from services.trainer.dispatch import on_notice
-from services.trainer.orders import orders, task_id
+from services.trainer.parent.dispatch import on_notice
+from services.trainer.signals import Board
+from services.trainer.train_task import orders, task_id
 from shared.events import BlobRef, RoundEnd, RoundStart, StateRef
 from tests.by_hand import digits
 

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.trainer import answers, own_step
-from shared.catalog.training import CustomTrain
+from services.trainer.slot import replies
+from services.trainer.training import custom_step
 from shared.errors import BadInput, Stale
+from shared.job.catalog.training import CustomTrain
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +56,14 @@ def test_own_step_trains_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     module.mute = lambda *_, **__: None  # type: ignore[attr-defined]
     model = nn.Linear(1, 1)
     spec = CustomTrain(name="own_steps:step", args={"scale": 10})
-    found = own_step.step(model, *examples(), spec, seed=1, client="a", number=2)
+    found = custom_step.step(model, *examples(), spec, seed=1, client="a", number=2)
 
     assert found == {"size": 4.0, "client": 3.0}
     assert model.weight.item() == 21
     with pytest.raises(BadInput, match="own_steps:mute gave a NoneType; it gives its metrics as a dict"):
-        own_step.step(model, *examples(), CustomTrain(name="own_steps:mute"), seed=1, client="a", number=2)
+        custom_step.step(model, *examples(), CustomTrain(name="own_steps:mute"), seed=1, client="a", number=2)
     with pytest.raises(BadInput, match="own_steps:chatty gave 65 metrics; at most 64"):
-        own_step.step(model, *examples(), CustomTrain(name="own_steps:chatty"), seed=1, client="a", number=2)
+        custom_step.step(model, *examples(), CustomTrain(name="own_steps:chatty"), seed=1, client="a", number=2)
 
 
 @pytest.mark.parametrize("name", ["", " loss", "a\nb", "\x1b[31mred", "m" * 65, "\u202eevil"])
@@ -74,10 +75,10 @@ def test_a_metrics_name_can_be_printed(monkeypatch: pytest.MonkeyPatch, name: st
     spec = CustomTrain(name="own_steps:named", args={"name": name})
 
     with pytest.raises(BadInput, match=r"own_steps:named gave a metric named .*; a name has 1 to 64 char") as caught:
-        own_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client="a", number=2)
+        custom_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client="a", number=2)
     assert str(caught.value).isprintable()
     fine = spec.model_copy(update={"args": {"name": "m" * 64}})
-    assert len(own_step.step(nn.Linear(1, 1), *examples(), fine, seed=1, client="a", number=2)) == 2
+    assert len(custom_step.step(nn.Linear(1, 1), *examples(), fine, seed=1, client="a", number=2)) == 2
 
 
 def test_own_step_may_ask_whether_the_round_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,10 +88,10 @@ def test_own_step_may_ask_whether_the_round_is_over(monkeypatch: pytest.MonkeyPa
     module.asks = lambda *_, stopped, **__: {"over": stopped()}  # type: ignore[attr-defined]
     spec = CustomTrain(name="own_steps:asks")
 
-    found = own_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client="a", number=2, stopped=lambda: False)
+    found = custom_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client="a", number=2, stopped=lambda: False)
     assert found == {"over": 0.0}
     with pytest.raises(Stale, match="round 2 is over"):
-        own_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client="a", number=2, stopped=lambda: True)
+        custom_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client="a", number=2, stopped=lambda: True)
 
 
 #: What a step may do to its process.
@@ -140,7 +141,7 @@ def test_what_a_step_does_to_its_process_is_undone(monkeypatch: pytest.MonkeyPat
     module.step = step  # type: ignore[attr-defined]
     before, model = around(), nn.Linear(1, 1)
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():
-        own_step.step(model, *examples(), CustomTrain(name="own_steps:step"), seed=1, client="a", number=2)
+        custom_step.step(model, *examples(), CustomTrain(name="own_steps:step"), seed=1, client="a", number=2)
 
     assert seen[0] != before  # the test would be none
     assert around() == before
@@ -159,7 +160,7 @@ def test_what_a_step_draws_is_its_clients(monkeypatch: pytest.MonkeyPatch) -> No
 
     def drawn(client: str, number: int) -> dict[str, float]:
         spec = CustomTrain(name="own_steps:step")
-        return own_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client=client, number=number)
+        return custom_step.step(nn.Linear(1, 1), *examples(), spec, seed=1, client=client, number=number)
 
     first = drawn("a", 1)
     others = [drawn("b", 1), drawn("a", 2)]
@@ -176,8 +177,8 @@ class Wordless(Exception):
 
 def test_an_exception_without_words_is_told_by_its_name() -> None:
     """To ask it must not end the process, and be tried until the round is over."""
-    assert answers.sentence(Wordless()) == "Wordless"
-    assert answers.sentence(ValueError("a\nb")) == "ValueError: a b"
+    assert replies.sentence(Wordless()) == "Wordless"
+    assert replies.sentence(ValueError("a\nb")) == "ValueError: a b"
 
 
 def test_a_fork_that_a_step_lets_return_goes_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +198,7 @@ def test_a_fork_that_a_step_lets_return_goes_no_further(monkeypatch: pytest.Monk
     for fails in (False, True):
         spec = CustomTrain.model_validate({"name": "own_steps:step", "args": {"fails": fails}})
         try:
-            own_step.step(nn.Linear(1, 2), *examples(), spec, seed=1, client="c", number=1)
+            custom_step.step(nn.Linear(1, 2), *examples(), spec, seed=1, client="c", number=1)
         finally:
             if os.getpid() != asked:
                 os._exit(os.EX_OK)
@@ -211,4 +212,4 @@ def test_an_exception_whose_words_end_the_process_has_none() -> None:
         def __str__(self) -> str:  # noqa: PLE0307 - it never comes to that
             sys.exit(3)
 
-    assert answers.sentence(Deadly()) == "Deadly"
+    assert replies.sentence(Deadly()) == "Deadly"

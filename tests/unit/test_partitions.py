@@ -20,8 +20,8 @@ from services.trainer.data.partitions import (
     shards,
     shares,
 )
-from shared.catalog.data import Classes, Dirichlet, Iid, Natural, PartitionSpec, QSampler, Quantity, Shards
 from shared.errors import BadInput
+from shared.job.catalog.data import Classes, Dirichlet, Iid, Natural, PartitionSpec, QSampler, Quantity, Shards
 
 SEEDS = st.integers(0, 2**31 - 1)
 LABELS = st.lists(st.integers(0, 9), min_size=40, max_size=300).map(np.array)

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared import names, parts, records
-from shared.blobs import MAX_RECORD, NotFound
+from shared import names
 from shared.errors import Refused
+from shared.record import parts
+from shared.s3 import json_records
+from shared.s3.store import MAX_RECORD, NotFound
 from tests.simulation.fakes import FakeBlobs
 
 KEY = names.manifest_blob("many-abc234", 7)
@@ -168,14 +170,14 @@ def test_a_part_that_is_gone_is_not_found() -> None:
 def test_a_length_is_not_found_by_indenting(monkeypatch: pytest.MonkeyPatch, long: int) -> None:
     """That takes many times as long, of each round's record, while its trainers wait."""
     indented: list[int | None] = []
-    dumps = records.dumps
+    dumps = json_records.dumps
 
     def told(document: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
         indented.append(indent)
         return dumps(document, indent=indent, separators=separators)
 
     monkeypatch.setattr(parts, "LONGEST", long)
-    monkeypatch.setattr(records, "dumps", told)
+    monkeypatch.setattr(json_records, "dumps", told)
     parts.split(FakeBlobs(), KEY, {"cohort": [f"client-{number:03d}" for number in range(parts.FEW + 1)]}, FIELDS)  # type: ignore[arg-type]
 
     assert indented
@@ -188,7 +190,7 @@ def test_the_longest_whole_record_is_read_again(monkeypatch: pytest.MonkeyPatch)
     figures = {"metrics": {chr(97 + number): 0 for number in range(26)}}
     document: dict[str, Any] = {"updates": []}
     while parts.split(FakeBlobs(), KEY, document, FIELDS).get("parts") is None:  # type: ignore[arg-type]
-        longest = len(records.dumps(document, indent=2))
+        longest = len(json_records.dumps(document, indent=2))
         document = {
             "updates": [{"client": f"{number:05d}", **figures} for number in range(len(document["updates"]) + 500)]
         }

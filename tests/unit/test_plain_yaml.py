@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cli import plain_yaml
-from services.cli.plain_yaml import Unclear
+from services.cli.jobs import plain_yaml
+from services.cli.jobs.plain_yaml import Unclear
 
 #: The core schema of YAML 1.2.2, section 10.3.2: all that is no word.
 CORE = re.compile(

@@ -7,11 +7,11 @@ from typing import Any
 from services.aggregator.selection import select
 from services.aggregator.selection.history import NOTHING, Facts, History, Report, observe
 from services.aggregator.selection.known import Known
-from shared import jobs
+from shared.job import job_spec
 
 
-def spec(*, clients: int = 4, candidates: int | None = None, total: int = 30, **changes: Any) -> jobs.JobSpec:
-    return jobs.parse(
+def spec(*, clients: int = 4, candidates: int | None = None, total: int = 30, **changes: Any) -> job_spec.JobSpec:
+    return job_spec.parse(
         {
             "name": "t",
             "model": {"name": "softmax"},
@@ -24,7 +24,7 @@ def spec(*, clients: int = 4, candidates: int | None = None, total: int = 30, **
     )
 
 
-def chosen(job: jobs.JobSpec, number: int, history: History = NOTHING, attempt: int = 1, **there: Any) -> set[str]:
+def chosen(job: job_spec.JobSpec, number: int, history: History = NOTHING, attempt: int = 1, **there: Any) -> set[str]:
     return set(select(job, {"cpu": 1}, number, attempt, history, **there))
 
 

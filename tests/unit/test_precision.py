@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.trainer import learning, precision
-from shared.catalog.training import Adam, Sgd, TrainSpec
+from services.trainer.training import loop, precision
+from shared.job.catalog.training import Adam, Sgd, TrainSpec
 
 CPU = torch.device("cpu")
 SPEC = TrainSpec(epochs=2, batch_size=8, optimizer=Sgd(lr=0.1, momentum=0.9), clip_norm=1.0)
@@ -23,7 +23,7 @@ def trained(spec: TrainSpec, scale: float = 1.0) -> nn.Module:
         model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     with torch.no_grad():
         model[2].weight.mul_(scale)
-    learning.train(model, *examples(), spec, seed=1, client="a", number=1)
+    loop.train(model, *examples(), spec, seed=1, client="a", number=1)
     return model
 
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared.errors import BadInput
-from shared.probes import Probes
+from shared.process.probes import Probes
 from tests.harness import until
 
 SOON = 60.0  #: seconds; for what takes a few milliseconds

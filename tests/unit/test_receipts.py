@@ -2,9 +2,10 @@
 
 import pytest
 
-from shared import names, receipts
+from shared import names
 from shared.errors import Refused
 from shared.events import BlobRef, Inputs, Member, ModelUpdate, StateRef
+from shared.record import receipts
 
 DIGEST = "0123456789ab" + "c" * 52
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.aggregator import recovery
-from shared import names, records
-from shared.blobs import NotFound
+from shared import names
 from shared.errors import Refused
-from shared.records import reading
+from shared.s3 import json_records
+from shared.s3.json_records import reading
+from shared.s3.store import NotFound
 
 JOB = "digits-abc234"
 
@@ -40,35 +41,35 @@ def no_constant(name: str) -> None:
 @given(st.dictionaries(st.text(max_size=9), values, max_size=4))
 def test_every_record_is_strict_json(record: dict[str, Any]) -> None:
     """Any parser reads it, and what is a finite number is the same number."""
-    text = records.dumps(record)
+    text = json_records.dumps(record)
     found = json.loads(text, parse_constant=no_constant)
 
-    assert found == records.finite(record)
-    assert records.loads("k", text.encode()) == found
+    assert found == json_records.finite(record)
+    assert json_records.loads("k", text.encode()) == found
 
 
 def test_a_figure_that_is_no_number_is_null_and_read_back_as_nan() -> None:
-    text = records.dumps({"metrics": {"loss": math.nan, "norm": -math.inf, "accuracy": 0.5}}, indent=2)
-    found = records.loads("k", text.encode())
+    text = json_records.dumps({"metrics": {"loss": math.nan, "norm": -math.inf, "accuracy": 0.5}}, indent=2)
+    found = json_records.loads("k", text.encode())
 
     assert found == {"metrics": {"loss": None, "norm": None, "accuracy": 0.5}}
-    assert [math.isnan(value) for value in records.figures(found["metrics"]).values()] == [True, True, False]
+    assert [math.isnan(value) for value in json_records.figures(found["metrics"]).values()] == [True, True, False]
 
 
 def test_the_nan_of_an_earlier_writer_is_read_as_null() -> None:
-    assert records.loads("k", b'{"loss": NaN, "a": -Infinity}') == {"loss": None, "a": None}
+    assert json_records.loads("k", b'{"loss": NaN, "a": -Infinity}') == {"loss": None, "a": None}
 
 
 def test_a_number_that_no_float_holds_is_read_as_null() -> None:
     """JSON has it, and Python would make it infinite."""
-    found = records.loads("k", b'{"a": 1e999, "b": [-1e999, 1e308, 1.5, 7]}')
+    found = json_records.loads("k", b'{"a": 1e999, "b": [-1e999, 1e308, 1.5, 7]}')
     assert found == {"a": None, "b": [None, 1e308, 1.5, 7]}
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60) | values.map(lambda value: json.dumps(value).encode()) | st.just(b"[" * 100_000))
 def test_any_blob_is_a_record_or_refused_by_its_key(body: bytes) -> None:
-    found, refusal = tried(lambda: records.loads("jobs/j/x.json", body))
+    found, refusal = tried(lambda: json_records.loads("jobs/j/x.json", body))
     assert isinstance(found, dict) or refusal == "jobs/j/x.json: not a JSON object"
 
 

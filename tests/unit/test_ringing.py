@@ -1,9 +1,9 @@
 """Who is asked again, and with whom."""
 
 from services.aggregator.effects import batches_again
-from services.trainer.orders import orders
-from shared import jobs
+from services.trainer.train_task import orders
 from shared.events import BlobRef, RoundStart
+from shared.job import job_spec
 from tests.unit.test_jobs import document
 
 WHOLE = tuple(f"client-{number}" for number in range(8))
@@ -11,7 +11,7 @@ WHOLE = tuple(f"client-{number}" for number in range(8))
 
 def batches(cohort: tuple[str, ...]) -> list[tuple[str, ...]]:
     """As a trainer cuts them."""
-    spec = jobs.parse(document(data={"name": "digits", "clients": 8}, rounds={"count": 1, "clients_per_task": 3}))
+    spec = job_spec.parse(document(data={"name": "digits", "clients": 8}, rounds={"count": 1, "clients_per_task": 3}))
     event = RoundStart(
         job="t-abc234",
         group="cpu",

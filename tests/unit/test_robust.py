@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.catalog.strategies import Bulyan, Krum, Median, MultiKrum, StrategySpec, TrimmedMean
+from shared.aggregation.strategies import sorting
+from shared.aggregation.strategies.bulyan import nearest
+from shared.aggregation.strategies.choose import strategy_of
+from shared.aggregation.strategies.distances import squared_distances
+from shared.aggregation.strategies.krum import ranked
+from shared.aggregation.strategies.slices import Stacked, cut
+from shared.aggregation.strategies.strategy import Counted, Robust
 from shared.errors import Refused
-from shared.strategies import sorting
-from shared.strategies.bulyan import nearest
-from shared.strategies.choose import strategy_of
-from shared.strategies.distances import squared_distances
-from shared.strategies.krum import ranked
-from shared.strategies.slices import Stacked, cut
-from shared.strategies.strategy import Counted, Robust
+from shared.job.catalog.strategies import Bulyan, Krum, Median, MultiKrum, StrategySpec, TrimmedMean
 
 SIZE = 300
 BYZANTINE = 2

@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.aggregator import rounds
-from services.aggregator.moves import (
+from services.aggregator import job_state
+from services.aggregator.job_state import State
+from services.aggregator.protocol import (
     Abandon,
     Accepted,
     AskAnother,
@@ -32,14 +33,13 @@ from services.aggregator.moves import (
     Untested,
     Wait,
 )
-from services.aggregator.rounds import State
-from shared import jobs
+from shared.job import job_spec
 
 ALIVE = Looked({"cpu": 2})
 
 
 def spec(count: int = 2, clients: int = 4, evaluate: int = 1, **changes):
-    return jobs.parse(
+    return job_spec.parse(
         {
             "name": "t",
             "model": {"name": "softmax"},
@@ -55,14 +55,14 @@ def play(state: State, *happenings, now: float = 0.0):
     """The state after several happenings, and all their effects in order."""
     effects = []
     for happening in happenings:
-        state, more = rounds.step(state, happening, now)
+        state, more = job_state.step(state, happening, now)
         effects += more
     return state, effects
 
 
 def opened(job=None, committed: int = 0) -> State:
     """A job whose next round is open."""
-    state, effects = rounds.begin(job or spec(), committed)
+    state, effects = job_state.begin(job or spec(), committed)
     assert effects == (Look(),)
     state, _ = play(state, ALIVE, Opened(10.0), Reviewed(10.0))
     return state
@@ -134,7 +134,7 @@ def test_a_round_that_nobody_could_deliver_to_ends_with_the_words_of_the_first()
 
 def test_a_refused_answer_is_an_answer() -> None:
     """Nobody waits for the deadline where the last answer was refused, and its reason is the round's."""
-    first, _ = play(rounds.begin(spec(), -1)[0], ALIVE, Opened(10.0), Reviewed(10.0))
+    first, _ = play(job_state.begin(spec(), -1)[0], ALIVE, Opened(10.0), Reviewed(10.0))
     (asked,) = first.cohort
     _, effects = play(first, Rejected(asked, "its update is refused: b holds NaN", final=True))
 
@@ -148,7 +148,7 @@ def test_a_refused_answer_is_an_answer() -> None:
 
 def test_what_is_refused_and_no_answer_shuts_nobody_out() -> None:
     """Its client is waited for, and asked again; at the deadline the reason says that something was refused."""
-    first, _ = play(rounds.begin(spec(), -1)[0], ALIVE, Opened(10.0), Reviewed(10.0))
+    first, _ = play(job_state.begin(spec(), -1)[0], ALIVE, Opened(10.0), Reviewed(10.0))
     (asked,) = first.cohort
     state, effects = play(first, Rejected(asked, "carries no blob", final=False))
     assert effects == []
@@ -180,7 +180,7 @@ def test_a_stranger_that_is_refused_changes_nothing() -> None:
 
 def test_without_trainers_the_job_waits_until_one_joins() -> None:
     """It says what it waits for, and looks again when somebody joins."""
-    state, _ = rounds.begin(spec(), -1)
+    state, _ = job_state.begin(spec(), -1)
     state, effects = play(state, Looked({}))
     assert isinstance(effects[0], Wait)
     assert "pool cpu" in effects[0].detail
@@ -214,7 +214,7 @@ def test_the_last_evaluation_is_waited_for_but_not_for_ever() -> None:
 
 def test_stop_ends_a_job_in_any_phase() -> None:
     """An open round is abandoned first."""
-    state, _ = rounds.begin(spec(), -1)
+    state, _ = job_state.begin(spec(), -1)
     waiting, _ = play(state, Looked({}))
     assert play(waiting, Stopped("enough"))[1] == [End("stopped", "enough")]
     assert play(opened(), Stopped("enough"))[1] == [Abandon(1, 1, "stopped", "enough"), End("stopped", "enough")]
@@ -222,7 +222,7 @@ def test_stop_ends_a_job_in_any_phase() -> None:
 
 def test_a_finished_job_resumed_is_finished() -> None:
     """There is nothing to do after the last round."""
-    assert rounds.begin(spec(count=2), 2)[1] == (End("finished"),)
+    assert job_state.begin(spec(count=2), 2)[1] == (End("finished"),)
 
 
 CLIENTS = tuple(f"client-{number}" for number in range(4))
@@ -230,7 +230,7 @@ CLIENTS = tuple(f"client-{number}" for number in range(4))
 
 def test_an_owners_first_round_looks_into_the_store_before_it_asks() -> None:
     """An earlier owner may have asked already: what has arrived counts, and only the others are asked."""
-    state, _ = rounds.begin(spec(), 0)
+    state, _ = job_state.begin(spec(), 0)
     state, effects = play(state, ALIVE)
     assert effects == [Open(1, 1, CLIENTS, ring=False)]
 
@@ -246,11 +246,11 @@ def test_an_owners_first_round_looks_into_the_store_before_it_asks() -> None:
 
 def test_an_open_round_is_taken_over_with_what_it_has() -> None:
     """Those that have answered are not asked again; with the target reached it closes at once."""
-    state, effects = rounds.reopened(spec(), 1, 1, CLIENTS, frozenset({"client-1"}), frozenset({"client-3"}))
+    state, effects = job_state.reopened(spec(), 1, 1, CLIENTS, frozenset({"client-1"}), frozenset({"client-3"}))
     assert effects == (Review(1),)
     assert play(state, Reviewed(5.0))[1] == [Ring(1, 1, ("client-0", "client-2"))]
 
-    whole, _ = rounds.reopened(spec(), 1, 1, CLIENTS, frozenset(CLIENTS[:3]), frozenset())
+    whole, _ = job_state.reopened(spec(), 1, 1, CLIENTS, frozenset(CLIENTS[:3]), frozenset())
     assert play(whole, Reviewed(5.0))[1] == [Close(1)]
 
 
@@ -258,17 +258,17 @@ def test_after_an_interruption_the_round_is_looked_at_again_but_not_for_ever() -
     """Each time the unanswered are asked again, until there is no point in it."""
     state = opened()
     rung = 0
-    for _ in range(rounds.RINGS + 5):
+    for _ in range(job_state.RINGS + 5):
         state, effects = play(state, Interrupted(), Reviewed(10.0))
         rung += sum(isinstance(effect, Ring) for effect in effects)
-    assert rung == rounds.RINGS - 1  # one was in its opening
+    assert rung == job_state.RINGS - 1  # one was in its opening
 
 
 def test_a_failed_attempt_under_an_earlier_owner_is_followed_by_the_next() -> None:
     """Or by the job's end, with the reason that was recorded."""
-    again, effects = rounds.abandoned(spec(below_minimum="retry", attempts=2), 1, 1, "too few")
+    again, effects = job_state.abandoned(spec(below_minimum="retry", attempts=2), 1, 1, "too few")
     assert (again.attempt, effects) == (2, (Look(),))
-    assert rounds.abandoned(spec(), 1, 1, "too few")[1] == (End("failed", "too few"),)
+    assert job_state.abandoned(spec(), 1, 1, "too few")[1] == (End("failed", "too few"),)
 
 
 def test_pause_lets_the_open_round_finish_and_opens_no_other() -> None:
@@ -285,13 +285,13 @@ def test_pause_lets_the_open_round_finish_and_opens_no_other() -> None:
 
 def test_pause_ends_waiting_at_once() -> None:
     """A job without trainers is laid down where it stands."""
-    state, _ = rounds.begin(spec(), -1)
+    state, _ = job_state.begin(spec(), -1)
     assert play(state, Looked({}), Paused("lunch"))[1][-1] == Pause("lunch")
 
 
 def test_a_job_does_not_wait_for_trainers_for_ever() -> None:
     """`rounds.wait` ends it, and joining trainers that are too few do not begin the wait anew."""
-    state, _ = rounds.begin(spec(wait="1h"), -1, waited=600.0)
+    state, _ = job_state.begin(spec(wait="1h"), -1, waited=600.0)
     state, _ = play(state, Looked({}))
     state, _ = play(state, Joined(), Looked({}), now=2000.0)
     assert play(state, Ticked(), now=2999.0)[1] == []
@@ -302,7 +302,7 @@ def test_a_job_does_not_wait_for_trainers_for_ever() -> None:
 
 def test_a_job_taken_over_after_its_last_round_is_still_evaluated() -> None:
     """Its owner died between the commit and the figures."""
-    state, effects = rounds.begin(spec(count=2), 2, now=5.0, evaluated=False)
+    state, effects = job_state.begin(spec(count=2), 2, now=5.0, evaluated=False)
     assert effects == (Evaluate(2),)
     assert play(state, Evaluated(2))[1] == [End("finished")]
 
@@ -327,11 +327,11 @@ happenings = st.one_of(
 @given(st.lists(st.tuples(happenings, st.floats(0, 30)), max_size=80))
 def test_rounds_only_move_forward_and_close_once(story) -> None:
     """Whatever happens in whatever order: no round is closed twice or out of turn, and nothing follows the end."""
-    state, _ = rounds.begin(spec(below_minimum="retry"), -1)
+    state, _ = job_state.begin(spec(below_minimum="retry"), -1)
     closed, ended, now = [], 0, 0.0
     for happening, passes in story:
         now += passes
-        state, effects = rounds.step(state, happening, now)
+        state, effects = job_state.step(state, happening, now)
         for effect in effects:
             assert not ended
             if isinstance(effect, Close):
@@ -346,7 +346,7 @@ def test_rounds_only_move_forward_and_close_once(story) -> None:
 
 
 def buffered(buffer: int = 2, staleness: int = 2, clients: int = 4, count: int = 9, **changes):
-    return jobs.parse(
+    return job_spec.parse(
         {
             "name": "t",
             "model": {"name": "softmax"},
@@ -430,13 +430,13 @@ def siloed(**changes):
         "rounds": {"count": 2, "minimum": 2, "deadline": "10s"},
         "silos": ["a", "b", "c"],
     }
-    return jobs.parse(document | changes)
+    return job_spec.parse(document | changes)
 
 
 def test_a_job_begins_with_the_first_silo_whose_data_fit() -> None:
     """Without a word in the job file about attempts: each silo has one."""
     here = Looked(dict.fromkeys("abc", 1))
-    state, _ = rounds.begin(siloed(), -1)
+    state, _ = job_state.begin(siloed(), -1)
     asked = []
     for attempt in (1, 2, 3):
         state, effects = play(state, here, Opened(10.0), Reviewed(10.0))
@@ -447,21 +447,21 @@ def test_a_job_begins_with_the_first_silo_whose_data_fit() -> None:
     assert isinstance(effects[-1], End)
     assert "labels that are not declared" in effects[-1].reason
 
-    state, _ = rounds.begin(siloed(), 0)  # a later round has the attempts that the job file grants
+    state, _ = job_state.begin(siloed(), 0)  # a later round has the attempts that the job file grants
     state, effects = play(state, here, Opened(10.0), Reviewed(10.0), *(Failed(silo, "x") for silo in "abc"))
     assert isinstance(effects[-1], End)
 
 
 def test_another_silo_is_asked_for_a_test_set_whatever_the_job_does_meanwhile() -> None:
     """The next round is open by then."""
-    state, _ = rounds.begin(siloed(), 0)
+    state, _ = job_state.begin(siloed(), 0)
     state, _ = play(state, Looked(dict.fromkeys("abc", 1)), Opened(10.0), Reviewed(10.0))
     assert play(state, Untested(0)) == (state, [AskAnother(0)])
 
 
 def test_a_job_that_measured_nothing_says_so_at_its_end() -> None:
     """It has finished, and its model is there."""
-    state, _ = rounds.begin(siloed(), 2, evaluated=False)
+    state, _ = job_state.begin(siloed(), 2, evaluated=False)
     assert play(state, Evaluated(2, lacking="no test set"))[1] == [End("finished", "no test set")]
     assert play(state, Evaluated(2, "enough", "no test set"))[1] == [End("finished", "enough")]
 
@@ -470,7 +470,7 @@ def test_a_job_that_measured_nothing_says_so_at_its_end() -> None:
 
 
 def stopping_at(target: float = 0.9):
-    return jobs.parse(
+    return job_spec.parse(
         {
             "name": "t",
             "model": {"name": "softmax"},
@@ -506,6 +506,6 @@ def test_a_pause_while_evaluating_comes_before_the_next_round() -> None:
 
 def test_a_job_that_was_good_enough_is_not_gone_on_with() -> None:
     """Whoever takes it over reads so in the record."""
-    state, effects = rounds.begin(stopping_at(), 3, done="accuracy is 0.95")
+    state, effects = job_state.begin(stopping_at(), 3, done="accuracy is 0.95")
 
     assert (state.phase, effects) == ("ended", (End("finished", "accuracy is 0.95"),))

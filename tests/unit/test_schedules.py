@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.schedules import rate
-from shared.catalog.training import Constant, Cosine, Exponential, ScheduleSpec, StepDecay
+from services.trainer.training.schedules import rate
+from shared.job.catalog.training import Constant, Cosine, Exponential, ScheduleSpec, StepDecay
 
 warmups = st.integers(0, 30)
 floors = st.floats(0, 0.2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.aggregator.selection import enough, lacking, select
 from services.aggregator.selection.history import History
 from services.aggregator.selection.known import Known
-from shared import jobs
+from shared.job import job_spec
 
 POLICIES = ("random", "round_robin", "power_of_choice", "oort", "tifl")
 
@@ -24,7 +24,7 @@ def spec(**changes):
         "rounds": {"count": 3},
         "pool": "cpu",
     } | changes
-    return jobs.parse({key: value for key, value in document.items() if value is not None})
+    return job_spec.parse({key: value for key, value in document.items() if value is not None})
 
 
 def silos(*names: str, **rounds: int):
@@ -109,7 +109,7 @@ def policy(name: str, clients: int = 4, **changes):
     return spec(select={"name": name, "clients": clients} | changes)
 
 
-def known(job: jobs.JobSpec) -> History:
+def known(job: job_spec.JobSpec) -> History:
     """All clients but the last, each with figures of its own."""
     return History(
         {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from shared import service
 from shared.errors import BadInput, FedqError, Unavailable
+from shared.process import service
 
 SOON = 60.0  #: seconds; for what takes a fraction of one, whatever else the machine has to do
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shared import settings
 from shared.errors import BadInput
+from shared.process import settings
 
 RIGHT = {
     "FEDQ_AMQP_URL": "amqp://user:s3cret-1@host:5672/fedq",

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from deploy.native.stack import check_folder
 from deploy.native.unpacked import unpacked
-from shared import settings_file
 from shared.errors import BadInput
+from shared.process import settings_file
 
 odd = st.text(st.sampled_from("ab/ #'\"\\$`{}!~*;&|<>()[]=:%ü\t\n"), max_size=12)
 

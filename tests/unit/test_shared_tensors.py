@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from services.trainer import learning
 from services.trainer.models.flat import FlatModel
 from services.trainer.models.start import begin_with
-from shared import weights
-from shared.catalog.compression import TopK
-from shared.catalog.training import Adam, FedProx, Kept, Sgd, TrainSpec
-from shared.compression.choose import encoding_of
-from shared.compression.difference import rebuild, shrink
+from services.trainer.training import loop
+from shared.aggregation import weights
+from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.compression.difference import rebuild, shrink
 from shared.errors import BadInput
+from shared.job.catalog.compression import TopK
+from shared.job.catalog.training import Adam, FedProx, Kept, Sgd, TrainSpec
 
 
 class Tied(nn.Module):
@@ -247,7 +247,7 @@ def test_two_parameters_of_one_memory_are_trained_as_one(how: TrainSpec) -> None
         model = FlatModel(kind())
         torch.manual_seed(1)
         model.load(FlatModel(Tied()).save())
-        learning.train(model.model, x, y, how, seed=1, client="a", number=1)
+        loop.train(model.model, x, y, how, seed=1, client="a", number=1)
         found.append(model.save())
     assert np.array_equal(*found)
 

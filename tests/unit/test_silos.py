@@ -15,10 +15,10 @@ from services.trainer.data import dataset, pictures
 from services.trainer.data.inputs import inputs_of, refuse_others
 from services.trainer.data.sharing import SharedOut
 from services.trainer.data.source import Source, as_floats, normalised
-from shared import jobs
 from shared.errors import BadInput
 from shared.events import Inputs, ModelUpdate, decode, encode
-from shared.jobs import JobSpec
+from shared.job import job_spec
+from shared.job.job_spec import JobSpec
 
 SILOS = ["north", "south", "west"]
 TABLE = {
@@ -47,7 +47,7 @@ def at(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def spec(data: dict[str, Any], **more: Any) -> JobSpec:
     base = {"name": "t", "model": {"name": "softmax"}, "rounds": {"count": 1}, "evaluate": {"every": 0}}
-    return jobs.parse({**base, "silos": SILOS, "data": data, **more})
+    return job_spec.parse({**base, "silos": SILOS, "data": data, **more})
 
 
 def trained_on(job: JobSpec, silo: str) -> tuple[list[list[float]], list[str]]:

@@ -8,8 +8,8 @@ import pytest
 from services.aggregator import soundness
 from services.aggregator.evaluation import Evaluation, part_of, summary
 from services.aggregator.soundness import Unsound, after, ending
-from shared.catalog.rounds import MEASURED, OF_CLIENTS, EvaluateSpec
 from shared.events import Member, ModelEvaluated
+from shared.job.catalog.rounds import MEASURED, OF_CLIENTS, EvaluateSpec
 
 NAN = math.nan
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.trainer.states import OnDisk, State
-from shared import weights
+from services.trainer.slot.client_state import OnDisk, State
+from shared.aggregation import weights
 from shared.errors import BadInput, Refused
 from shared.events import StateRef
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.aggregator.stopping import verdict
-from shared.catalog.rounds import StopSpec
+from shared.job.catalog.rounds import StopSpec
 
 NAN = math.nan
 

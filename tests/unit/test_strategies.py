@@ -9,8 +9,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pytest
 
-from shared import fold
-from shared.catalog.strategies import (
+from shared.aggregation import fold
+from shared.aggregation.fold import Fold, Grid
+from shared.aggregation.strategies.choose import strategy_of
+from shared.aggregation.strategies.own import Own
+from shared.aggregation.strategies.strategy import Counted, Robust, Strategy
+from shared.errors import BadInput, Refused
+from shared.job.catalog.strategies import (
     ROBUST,
     CustomStrategy,
     FedAdagrad,
@@ -25,11 +30,6 @@ from shared.catalog.strategies import (
     Scaffold,
     StrategySpec,
 )
-from shared.errors import BadInput, Refused
-from shared.fold import Fold, Grid
-from shared.strategies.choose import strategy_of
-from shared.strategies.own import Own
-from shared.strategies.strategy import Counted, Robust, Strategy
 
 SIZE = 40
 POPULATION = 20

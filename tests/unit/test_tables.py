@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from services.trainer.data import dataset, rows, tables
 from services.trainer.data.source import Source
-from shared import jobs
-from shared.catalog.data import Csv, Natural
 from shared.errors import BadInput
+from shared.job import job_spec
+from shared.job.catalog.data import Csv, Natural
 
 
 def read(folder: Path, text: str | bytes, key: str | None = None, **spec: Any) -> Source:
@@ -175,7 +175,7 @@ def test_a_table_of_one_class_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     data = {"name": "csv", "path": "t.csv", "clients": 1}
     document = {"name": "t", "pool": "cpu", "model": {"name": "softmax"}, "data": data, "rounds": {"count": 1}}
     with pytest.raises(BadInput, match=r"t.csv: all examples are of one class, 0, and there is nothing to tell apart"):
-        dataset.load(jobs.parse({**document, "evaluate": {"every": 0}}))
+        dataset.load(job_spec.parse({**document, "evaluate": {"every": 0}}))
 
 
 SECRET = "hunter2secret"

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from services.aggregator import takeover
-from shared import jobs, names, parts
+from shared import names
+from shared.job import job_spec
+from shared.record import parts
 from tests.simulation.fakes import FakeBlobs
 
 JOB = "taken-aaaaaa"
@@ -21,7 +23,7 @@ def test_of_earlier_evaluations_the_heads_are_enough() -> None:
         blobs.put_json(key, head)
         for part in head["parts"]:
             del blobs.held[part["key"]]
-    spec = jobs.parse({
+    spec = job_spec.parse({
         "name": "taken", "model": {"name": "softmax"}, "pool": "cpu", "rounds": {"count": 5},
         "data": {"name": "digits", "clients": 3, "local_test": 0.2},
         "evaluate": {"every": 1, "where": "clients", "stop": {"metric": "local_accuracy", "target": 0.9}},

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
-from services.cli import output, writing
+from services.cli.ui import output, writing
 from shared.text import lines, plain
 
 ROOT = Path(__file__).parents[2]

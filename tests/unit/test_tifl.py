@@ -11,12 +11,12 @@ from services.aggregator.selection import select, tifl
 from services.aggregator.selection.history import NOTHING, Facts, History, Report, observe
 from services.aggregator.selection.known import Known
 from services.aggregator.selection.tifl import Tiers
-from shared import jobs
-from shared.catalog.selection import Tifl
+from shared.job import job_spec
+from shared.job.catalog.selection import Tifl
 
 
-def spec(total: int = 24, count: int = 60, **policy: Any) -> jobs.JobSpec:
-    return jobs.parse(
+def spec(total: int = 24, count: int = 60, **policy: Any) -> job_spec.JobSpec:
+    return job_spec.parse(
         {
             "name": "t",
             "seed": 9,
@@ -29,22 +29,22 @@ def spec(total: int = 24, count: int = 60, **policy: Any) -> jobs.JobSpec:
     )
 
 
-def policy_of(job: jobs.JobSpec) -> Tifl:
+def policy_of(job: job_spec.JobSpec) -> Tifl:
     assert isinstance(job.select, Tifl)
     return job.select
 
 
-def chosen(job: jobs.JobSpec, number: int, history: History = NOTHING, attempt: int = 1, **there: Any) -> set[str]:
+def chosen(job: job_spec.JobSpec, number: int, history: History = NOTHING, attempt: int = 1, **there: Any) -> set[str]:
     return set(select(job, {"cpu": 1}, number, attempt, history, **there))
 
 
-def measured(job: jobs.JobSpec, **of_all: Any) -> History:
+def measured(job: job_spec.JobSpec, **of_all: Any) -> History:
     """All clients, the first the fastest."""
     row = Known(1, 1, 1, 1, 10)._replace(**of_all)
     return History({client: row._replace(seconds=1.0 + place) for place, client in enumerate(job.clients)})
 
 
-def words(job: jobs.JobSpec, number: int, client: str) -> tuple[bytes, float]:
+def words(job: job_spec.JobSpec, number: int, client: str) -> tuple[bytes, float]:
     digest = hashlib.sha256(f"{job.seed}/{number}/1/{client}".encode()).digest()
     return digest, (int.from_bytes(digest[8:16], "big") + 1) / 2**64
 
@@ -80,7 +80,7 @@ def test_tiers_are_equally_many_clients_by_their_speed() -> None:
 class Paper:
     """Algorithm 2 of Chai et al. 2020, of clients whose tiers are known."""
 
-    def __init__(self, job: jobs.JobSpec, tier_of: dict[str, int], examples: dict[str, int]) -> None:
+    def __init__(self, job: job_spec.JobSpec, tier_of: dict[str, int], examples: dict[str, int]) -> None:
         self.job, self.tier_of, self.examples = job, tier_of, examples
         self.credit, self.chance = [15] * 4, [0.25] * 4
         self.accuracy: dict[str, float] = {}

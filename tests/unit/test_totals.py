@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.aggregator.closing import LONGEST, came_to, came_to_nothing
-from shared.ledger import Sum, Totals
+from services.aggregator.manifests import LONGEST, came_to, came_to_nothing
+from shared.redis.ledger import Sum, Totals
 
 
 def totals_of(told: dict[str, Any]) -> Totals:

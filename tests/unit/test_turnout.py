@@ -6,12 +6,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.aggregator import closing, recovery
+from services.aggregator import manifests, recovery
 from services.aggregator.turnout import Turnout
-from services.cli.progress import missing
-from shared import names, parts
-from shared.clients import Listed, Numbered
+from services.cli.report.progress import missing
+from shared import names
 from shared.events import NAMED, Missing
+from shared.job.clients import Listed, Numbered
+from shared.record import parts
 from tests.simulation.fakes import FakeBlobs
 
 JOB = "turnout-aaaaaa"
@@ -85,7 +86,7 @@ def test_a_later_owner_reads_what_earlier_ones_committed() -> None:
             "rejected": {"c-0000": "its update is refused: holds NaN"},
         }
         key = names.manifest_blob(JOB, number)
-        head = parts.split(blobs, key, record, closing.OF_CLIENTS)
+        head = parts.split(blobs, key, record, manifests.OF_CLIENTS)
         assert "parts" in head
         blobs.put_json(key, head)
     blobs.put_json(names.manifest_blob(JOB, 3), {"cohort": ["c-9999"]})
@@ -105,7 +106,7 @@ def test_where_all_were_heard_long_records_are_not_read_but_for_their_reasons() 
         rejected = {"c-00000": "could not train: no data"} if number == 3 else {}
         record = {"cohort": cohort, "updates": [{"client": client} for client in cohort], "rejected": rejected}
         key = names.manifest_blob(JOB, number)
-        head = parts.split(blobs, key, record, closing.OF_CLIENTS)
+        head = parts.split(blobs, key, record, manifests.OF_CLIENTS)
         blobs.put_json(key, head)
         if number == 2:
             for part in head["parts"]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy.native import services
-from shared import user_code
 from shared.errors import BadInput
+from shared.job import user_code
 
 MODULE = """
     import functools, os, subprocess, types

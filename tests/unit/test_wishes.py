@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.trainer import parcel, wishes
-from services.trainer.client import Trained
-from shared import weights
+from services.trainer.slot import update_file
+from services.trainer.slot.client import Trained
+from services.trainer.training import strategy_steps
+from shared.aggregation import weights
 from shared.errors import BadInput
 from tests.by_hand import digits
 
@@ -27,7 +28,7 @@ METRICS = {"client_loss": 2.0, "steps": 8.0}
 def test_a_strategy_gets_what_it_folds(strategy: dict[str, Any], factor: float, told: dict[str, float]) -> None:
     """FedNova's is divided by its steps, q-FedAvg's times the loss to the q; others' is as it is."""
     delta, metrics = np.array([1.0, -2.0], np.float32), dict(METRICS)
-    wishes.shape(delta, digits(strategy=strategy), 1, metrics)
+    strategy_steps.shape(delta, digits(strategy=strategy), 1, metrics)
     assert delta.tolist() == [factor, -2 * factor]
     assert metrics == METRICS | told
 
@@ -54,5 +55,5 @@ def test_what_may_not_be_sent_says_why(compress: dict[str, Any], values: tuple[f
     spec = digits(compress=compress, limits={"max_norm": 4.0 if values[0] == 3 else 1000})
     layout = weights.layout_of({"w": ("F32", (2,))})
     with pytest.raises(BadInput, match=f"^{reason}"):
-        parcel.pack(trained(*values), np.zeros(2, np.float32), layout, spec)
-    assert parcel.pack(trained(1.0, 2.0), np.zeros(2, np.float32), layout, spec)[0].nbytes
+        update_file.pack(trained(*values), np.zeros(2, np.float32), layout, spec)
+    assert update_file.pack(trained(1.0, 2.0), np.zeros(2, np.float32), layout, spec)[0].nbytes

@@ -1,8 +1,8 @@
 """Who trains in a round: a pure function of the job, who is alive, what is known of the clients, and the round.
 
-`choosing` is the entry, `history` what is known; each policy of `shared.catalog.selection` has a module of its own.
+`choosing` is the entry, `history` what is known; each policy of `shared.job.catalog.selection` has a module of its own.
 """
 
-from services.aggregator.selection.choosing import enough, lacking, population, select
+from services.aggregator.selection.cohort import enough, lacking, population, select
 
 __all__ = ["enough", "lacking", "population", "select"]

@@ -13,8 +13,8 @@ from services.aggregator.selection import oort, tifl
 from services.aggregator.selection.known import STRANGER, Known
 from services.aggregator.selection.oort import Pacer
 from services.aggregator.selection.tifl import Tiers
-from shared.catalog.selection import Oort, PowerOfChoice, Tifl
-from shared.jobs import JobSpec
+from shared.job.catalog.selection import Oort, PowerOfChoice, Tifl
+from shared.job.job_spec import JobSpec
 
 
 @dataclass(frozen=True)

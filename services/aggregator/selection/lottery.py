@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shared.jobs import JobSpec
+from shared.job.job_spec import JobSpec
 
 LISTED = 10_000  #: clients of a job that are all looked at to draw some; of more, none is but those that are drawn
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from services.aggregator.selection import lottery
 from services.aggregator.selection.known import STRANGER, Known
 from services.aggregator.selection.lottery import Lots, Places, Vector
-from shared.catalog.selection import Oort
-from shared.jobs import JobSpec
+from shared.job.catalog.selection import Oort
+from shared.job.job_spec import JobSpec
 
 if TYPE_CHECKING:
     from services.aggregator.selection.history import Facts, History

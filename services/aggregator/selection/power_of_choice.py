@@ -11,8 +11,8 @@ import numpy as np
 from services.aggregator.selection import lottery
 from services.aggregator.selection.known import STRANGER
 from services.aggregator.selection.lottery import Vector
-from shared.catalog.selection import PowerOfChoice
-from shared.jobs import JobSpec
+from shared.job.catalog.selection import PowerOfChoice
+from shared.job.job_spec import JobSpec
 
 if TYPE_CHECKING:
     from services.aggregator.selection.history import History

@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from itertools import islice
 
-from shared.catalog.strategies import FedBuff
-from shared.jobs import JobSpec
+from shared.job.catalog.strategies import FedBuff
+from shared.job.job_spec import JobSpec
 
 
 def choose(spec: JobSpec, candidates: Collection[str], number: int, attempt: int, wanted: int) -> list[str]:

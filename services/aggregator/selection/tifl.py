@@ -15,8 +15,8 @@ import numpy as np
 from services.aggregator.selection import lottery
 from services.aggregator.selection.known import STRANGER, Known
 from services.aggregator.selection.round_robin import asked_before
-from shared.catalog.selection import Tifl
-from shared.jobs import JobSpec
+from shared.job.catalog.selection import Tifl
+from shared.job.job_spec import JobSpec
 
 if TYPE_CHECKING:
     from services.aggregator.selection.history import Facts, History

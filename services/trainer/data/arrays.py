@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from services.trainer.data.checks import floats, labels, refuse_unfit
 from services.trainer.data.source import Source, as_floats, existing, numbered, pixels, refuse_undeclared
-from shared.catalog.data import Npz
 from shared.errors import BadInput
+from shared.job.catalog.data import Npz
 
 FEW = 1000  #: classes that there may be of fewer examples; more are identities, or measurements
 

@@ -17,11 +17,12 @@ from services.trainer.data.own import OwnData
 from services.trainer.data.place import contents, inside, stamp
 from services.trainer.data.sharing import SharedOut
 from services.trainer.data.source import Floats, Labels, Source
-from shared import settings, user_code
-from shared.catalog.choice import Custom
-from shared.catalog.data import Csv, Digits, Downloaded, Femnist, Images, Natural, Npz, Shakespeare, Shared
 from shared.errors import BadInput
-from shared.jobs import JobSpec
+from shared.job import user_code
+from shared.job.catalog.choice import Custom
+from shared.job.catalog.data import Csv, Digits, Downloaded, Femnist, Images, Natural, Npz, Shakespeare, Shared
+from shared.job.job_spec import JobSpec
+from shared.process import settings
 
 Examples = tuple[Tensor, Tensor]
 

@@ -14,14 +14,14 @@ from services.trainer.data import dataset
 from services.trainer.data.sharing import held_out
 from services.trainer.data.source import Source
 from services.trainer.data.split import THERE, answering
-from shared import jobs
-from shared.catalog.data import Csv, InFiles
 from shared.errors import BadInput
+from shared.job import job_spec
+from shared.job.catalog.data import Csv, InFiles
 
 DIGITS = 6  #: of a mean or a deviation that is published: it need not be exact, only the same everywhere
 
 
-def described(draft: jobs.Draft) -> dict[str, Any]:
+def described(draft: job_spec.Draft) -> dict[str, Any]:
     """The document that is printed."""
     data = draft.data
     if not isinstance(data, InFiles):
@@ -80,4 +80,4 @@ def _rounded(value: float, deviation: float) -> float:
 
 
 if __name__ == "__main__":
-    answering(lambda document: described(jobs.draft(document)))
+    answering(lambda document: described(job_spec.draft(document)))

@@ -9,8 +9,8 @@ import numpy as np
 from services.trainer.data import picture
 from services.trainer.data.place import files_in, is_litter
 from services.trainer.data.source import Source, alike, existing, pixels, refuse_undeclared, some
-from shared.catalog.data import Images
 from shared.errors import BadInput
+from shared.job.catalog.data import Images
 
 ENDINGS = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
 ENDINGS |= {".webp"}

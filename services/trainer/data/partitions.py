@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared.catalog.data import Classes, Dirichlet, Iid, Natural, PartitionSpec, QSampler, Quantity, Shards
 from shared.errors import BadInput
+from shared.job.catalog.data import Classes, Dirichlet, Iid, Natural, PartitionSpec, QSampler, Quantity, Shards
 
 Indices = npt.NDArray[np.int64]
 Groups = npt.NDArray[Any]  # whose each example is, (n,): names, or numbers

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from services.trainer.data import partitions
 from services.trainer.data.source import Floats, Labels, Source
-from shared.catalog.data import Downloaded, Held, Natural, Shared
+from shared.job.catalog.data import Downloaded, Held, Natural, Shared
 
 Indices = npt.NDArray[np.int64]
 

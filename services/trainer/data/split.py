@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from services.trainer.data import dataset
 from services.trainer.data.sharing import SharedOut
-from shared import jobs, settings, user_code
-from shared.catalog.data import Shared
 from shared.errors import BadInput
-from shared.jobs import JobSpec
+from shared.job import job_spec, user_code
+from shared.job.catalog.data import Shared
+from shared.job.job_spec import JobSpec
+from shared.process import settings
 
 THERE = "run this there, with FEDQ_DATA_DIR as its trainer has it"
 ELSEWHERE = f"each silo's data are only where it is: {THERE}"
@@ -75,7 +76,7 @@ def _loaded(spec: JobSpec) -> dataset.Dataset:
 
 def main() -> None:
     """Reads a job from stdin and prints its split."""
-    answering(lambda document: counts(jobs.parse(document)))
+    answering(lambda document: counts(job_spec.parse(document)))
 
 
 def answering(answer_to: Callable[[Any], dict[str, Any]]) -> None:

@@ -11,8 +11,8 @@ from services.trainer.data import rows
 from services.trainer.data.checks import floats
 from services.trainer.data.rows import Column, Numbers, Table
 from services.trainer.data.source import Labels, Preparation, Source, alike, as_floats, existing, refuse_undeclared
-from shared.catalog.data import MOST_CLASSES, Csv
 from shared.errors import BadInput
+from shared.job.catalog.data import MOST_CLASSES, Csv
 
 COUNTED = 10  #: rows, from which on a column that counts them is an index
 

@@ -4,8 +4,8 @@ import re
 
 from torch import nn
 
-from shared.catalog.models import Lora
 from shared.errors import BadInput
+from shared.job.catalog.models import Lora
 
 try:
     import peft

@@ -11,10 +11,10 @@ from services.trainer.models.convolutional import cnn, vgg9, vgg11
 from services.trainer.models.residual import resnet
 from services.trainer.models.sequences import CharLstm, Transformer
 from services.trainer.models.shapes import Shape
-from shared import user_code
-from shared.catalog import models
-from shared.catalog.models import CustomModel, ModelSpec
 from shared.errors import BadInput
+from shared.job import user_code
+from shared.job.catalog import models
+from shared.job.catalog.models import CustomModel, ModelSpec
 
 __all__ = ["build", "lenet"]
 

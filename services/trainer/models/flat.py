@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from services.trainer.models.beside import Beside
 from services.trainer.models.hidden import has_adapters, refuse_hidden
 from services.trainer.models.tied import is_one, refuse_expanded, refuse_overlaps, tie, tied, unite
-from shared import user_code, weights
-from shared.catalog.training import Kept
+from services.trainer.models.transient_state import Beside
+from shared.aggregation import weights
+from shared.aggregation.weights import File, Layout
 from shared.errors import BadInput, Refused
-from shared.weights import File, Layout
+from shared.job import user_code
+from shared.job.catalog.training import Kept
 
 Array = npt.NDArray[Any]
 

@@ -5,8 +5,8 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 from deploy.native import rabbitmq
-from shared import settings
 from shared.errors import BadInput
+from shared.process import settings
 from tests.kubernetes.manifests import Manifests, Workload
 from tests.kubernetes.rules.references import of_pod
 from tests.kubernetes.rules.rule import PORTS, SETTINGS, Complaints, rule

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from shared import settings
+from shared.process import settings
 from tests.kubernetes.manifests import Manifests
 
 Complaints = Iterator[str]

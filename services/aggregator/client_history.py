@@ -1,0 +1,82 @@
+"""What a job knows of its clients after a round: their states, and what selection goes by.
+
+Pure. It follows from the job's manifests; a copy lies beside the last one, so that nobody has to read them all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from services.aggregator.selection import history
+from services.aggregator.selection.history import NOTHING, Facts, History, Report
+from shared.events import StateRef
+from shared.job.job_spec import JobSpec
+
+OF_CLIENTS = ("states", "clients")  #: what tells of clients in a flat document; see `shared.record.parts`
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of the rounds up to the last committed one."""
+
+    states: Mapping[str, StateRef] = field(default_factory=dict)  # of each client that has one: the last that counted
+    history: History = NOTHING
+
+    def document(self) -> dict[str, Any]:
+        """As it is stored."""
+        states = {client: [ref.size, ref.digest] for client, ref in self.states.items()}
+        return {"states": states, "history": self.history.to_document()}
+
+
+def flat(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with the history's clients beside it, as it is stored in parts."""
+    about = dict(document["history"])
+    return {"states": document["states"], "clients": about.pop("clients"), "history": about}
+
+
+def is_kept(spec: JobSpec) -> bool:
+    """Whether a job has anything to remember of its clients."""
+    return spec.is_stateful or history.is_needed(spec)
+
+
+def read(document: Mapping[str, Any]) -> Memory:
+    """The memory in a document, flat or not."""
+    about = document["history"]
+    if "clients" in document:
+        about = {**about, "clients": document["clients"]}
+    states = {
+        client: StateRef(size=int(size), digest=str(digest)) for client, (size, digest) in document["states"].items()
+    }
+    return Memory(states, History.from_document(about))
+
+
+def after(
+    memory: Memory,
+    spec: JobSpec,
+    number: int,
+    cohort: tuple[str, ...],
+    accepted: Mapping[str, Any],
+    evaluated: Mapping[str, Mapping[str, float]] | None = None,
+) -> Memory:
+    """What is known once round `number`, which asked `cohort` anew, is committed with these accepted updates.
+
+    `evaluated` are the clients' figures of the last evaluation on their own held-out examples.
+    """
+    if number == 0 or not is_kept(spec):
+        return memory
+    fresh = {
+        client: StateRef.model_validate(entry["state"]) for client, entry in accepted.items() if entry.get("state")
+    }
+    reports = {
+        client: Report(entry["examples"], entry["metrics"], float(entry["timings"].get("total", 0.0)))
+        for client, entry in accepted.items()
+    }
+    known = memory.history
+    if history.is_needed(spec):
+        known = history.observe(known, spec, Facts(number, cohort, reports, evaluated or {}))
+    return replace(memory, states={**memory.states, **fresh}, history=known)
+
+
+def superseded(before: Memory, now: Memory) -> list[tuple[str, StateRef]]:
+    """The states that were replaced, each with its client."""
+    return [(client, ref) for client, ref in before.states.items() if now.states.get(client, ref).digest != ref.digest]

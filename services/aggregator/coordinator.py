@@ -1,0 +1,381 @@
+"""One job on a thread of its own: hears its mailbox, asks the pure engine, does what it answers."""
+
+import queue
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from services.aggregator import effects, evaluating, job_state, protocol, receiving, recovery
+from services.aggregator.context import Edges, Faults, Seat
+from services.aggregator.evaluation import Evaluation
+from services.aggregator.takeover import take_over
+from shared import names
+from shared.amqp import topology
+from shared.amqp.bus import settle
+from shared.amqp.connection import Delivery, Subscription
+from shared.errors import BadInput, BadMessage, Fenced, RecordLost, Stale, Unavailable
+from shared.events import AnyEvent, Event, ModelEvaluated, ModelUpdate, PauseTraining, StopTraining, TrainerJoined
+from shared.job.job_spec import EXTENDED
+from shared.process.failpoints import failpoint
+from shared.redis.ledger import ENDED, JobRecord, Wanted
+from shared.redis.roster import busy, groups
+
+__all__ = ["Edges", "Runner"]
+
+Result = TypeVar("Result")
+
+PATIENCE = 120.0  #: seconds an effect is tried again while a server is away, before the job is left to the next owner
+SILENCE = 5.0  #: seconds without news from an open round until its queues are looked at
+
+
+class Runner:
+    """Owns a job from its claim to training-end, or until it is paused, handed over or fenced."""
+
+    def __init__(self, edges: Edges, job: str, fence: int, leaving: threading.Event | None = None) -> None:
+        self.job = job
+        self.fence = fence
+        self._edges = edges
+        self._log = structlog.get_logger().bind(job=job)
+        self._faults = Faults(edges.ledger, job)
+        self._mailbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._news: deque[protocol.Happening] = deque()  # from other threads
+        self._subscription: Subscription | None = None
+        self._leaving = leaving or threading.Event()
+        self._fenced = threading.Event()
+        self._happenings: deque[protocol.Happening] = deque()
+        self._wanted = Wanted()
+        self._idle = 0  # looks in a row that found an open round's queues empty and nobody at work
+        self._mistake: BadInput | None = None  # of the user's own strategy, found while a message was handled
+        self._early: dict[str, ModelUpdate] = {}  # that came between two rounds, from clients at work in both
+        self._seat: Seat | None = None
+        self._state: job_state.State | None = None
+
+    # --- from outside ---------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Asks the runner to hand the job over to another replica."""
+        self._leaving.set()
+        self._mailbox.put(None)
+
+    def fence_off(self) -> None:
+        """Tells the runner that the job is another's."""
+        self._fenced.set()
+        self._mailbox.put(None)
+
+    def want(self, wanted: Wanted) -> None:
+        """Tells the runner what an operator wants of the job, as often as one likes."""
+        before, self._wanted = self._wanted, wanted
+        if wanted == before:
+            return
+        match wanted.status:
+            case "stopped":
+                self._news.append(protocol.Stopped(wanted.reason))
+            case "paused":
+                self._news.append(protocol.Paused(wanted.reason))
+            case "running":
+                self._news.append(protocol.Resumed())
+        self._mailbox.put(None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to do here: the job has ended, or is laid down."""
+        return self._state is not None and self._state.phase == "ended"
+
+    @property
+    def deadline(self) -> float | None:
+        """When time itself is news, by the clock of `Edges`."""
+        if self._state is None or self._state.phase not in ("open", "waiting"):
+            return self._state.deadline if self._state else None
+        look = self._edges.clock() + SILENCE
+        return look if self._state.deadline is None else min(look, self._state.deadline)
+
+    def run(self) -> None:
+        """Runs the job until there is nothing more to do here."""
+        try:
+            self.begin()
+            while not self.ended and not self._leaving.is_set():
+                self._wait()
+            if not self.ended:
+                self._edges.ledger.release(self.job, self.fence)
+                self._log.info("handed over")
+        except Fenced as error:
+            self._log.warning("fenced", reason=str(error))
+            self._faults.note("record-lost" if isinstance(error, RecordLost) else "fenced", str(error))
+            self._tidy()
+        except Unavailable as error:
+            # Not the job's fault: its lease runs out, and another replica, or this one, takes it as it is.
+            self._log.warning("left as it is", reason=str(error))
+        except BadInput as error:  # of the job's: it says all, and where it was raised says nothing
+            self._log.error("job failed", reason=str(error))
+            self._fail(error)
+        except Exception as error:
+            self._log.exception("job failed")
+            self._fail(error)
+        finally:
+            if self._subscription is not None:
+                self._edges.bus.cancel(self._subscription)
+
+    def _tidy(self) -> None:
+        """A queue that this replica declared again, when its connection came back, after the job had ended."""
+        try:
+            if self._subscription is not None:
+                self._edges.bus.cancel(self._subscription)
+            record = self._edges.ledger.job(self.job)
+            if record is not None and record.status in ENDED:
+                self._edges.bus.delete(names.updates_queue(self.job))
+        except Unavailable as error:
+            self._log.debug("not tidied", reason=str(error))
+
+    def begin(self) -> None:
+        """Listens, reads the record, and goes on from it."""
+        failpoint("aggregator.claimed")
+        self._subscription = self._persistently(
+            lambda: self._edges.bus.consume(
+                topology.updates(self.job),
+                self._mailbox.put,
+                prefetch=32,
+                on_ready=self._on_ready,
+                # An earlier owner that hangs still consumes; it must not be given what is meant for this one.
+                priority=self.fence // 1000,
+            )
+        )
+        self._state, first = self._persistently(self._take_seat)
+        failpoint("aggregator.resumed")
+        if self._state.phase == "looking":  # a wish to stop or pause comes before another round
+            self._follow()
+        self._do(first)
+        self.turn(None)
+
+    def turn(self, delivery: Delivery | None) -> None:
+        """Handles one message, or what else may have happened, and does all that follows from it."""
+        if self._fenced.is_set():
+            raise Fenced(f"job {self.job} belongs to another aggregator now")
+        if delivery is None:
+            self._happenings.append(protocol.Ticked())
+        else:
+            self._idle = 0
+            settle(self._edges.bus, delivery, self._on_event, self._leaving)
+            if self._mistake is not None:
+                raise self._mistake
+        self._follow()
+
+    def look_for_lost_work(self) -> None:
+        """After a silence: clients that nobody trains and that wait in no queue must be asked again.
+
+        A net below the events: a queue may be deleted with what is in it, and nobody is told; an earlier owner that
+        hung may have taken the word that a trainer has joined.
+        """
+        state, seat = self._state, self._seat
+        if state is None or seat is None or state.phase not in ("open", "waiting"):
+            return
+        try:
+            alive = self._edges.roster.alive()
+            if state.phase == "waiting":
+                if groups(alive) != seat.alive or seat.spec.simulate is not None:
+                    self._news.append(protocol.Joined())
+                return
+            at_work = busy(alive)
+            asked = effects.by_group(seat.spec, state.unanswered)
+            silent = [group for group in asked if at_work.get(group) == 0 and not self._queued(group)]
+        except Unavailable as error:
+            self._log.debug("not looked", reason=str(error))
+            return
+        self._idle = self._idle + 1 if silent else 0
+        if self._idle >= 2:  # a task between its queue and a slot is seen in neither
+            self._idle = 0
+            waiting = f"{len(state.unanswered)} of {len(state.cohort)} clients have not answered"
+            detail = f"{waiting}, no trainer of {', '.join(silent[:5])} is at work, and no task waits there"
+            self._log.warning("work is lost", round=state.round, reason=detail)
+            self._faults.note("work-lost", detail, state.round)
+            self._news.append(protocol.Interrupted())
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Waits for one message, or for the moment when time itself is news."""
+        deadline = self.deadline
+        timeout = None if deadline is None else max(0.0, deadline - self._edges.clock())
+        try:
+            delivery = self._mailbox.get(timeout=timeout)
+        except queue.Empty:
+            delivery = None
+            self.look_for_lost_work()
+        self.turn(delivery)
+
+    def _follow(self) -> None:
+        while self._state is not None:
+            while self._news:
+                self._happenings.append(news := self._news.popleft())
+                if isinstance(news, protocol.Interrupted) and news.reason:
+                    self._faults.note("interrupted", news.reason, self._state.round)
+            if not self._happenings and self._early and self._state.phase == "open":
+                self._persistently(self._take_in_early)
+                continue
+            if not self._happenings:
+                return
+            self._state, following = job_state.step(self._state, self._happenings.popleft(), self._edges.clock())
+            self._do(following)
+
+    def _do(self, wanted: tuple[protocol.Effect, ...]) -> None:
+        for effect in wanted:
+            self._persistently(lambda effect=effect: self._apply(effect))  # type: ignore[misc]
+
+    def _persistently(self, action: Callable[[], Result]) -> Result:
+        """Does `action`, again with back-off while a server is away; each one may be done twice without harm."""
+        deadline = self._edges.clock() + PATIENCE
+        delay = 0.1
+        while True:
+            try:
+                return action()
+            except Unavailable as error:
+                if self._edges.clock() >= deadline or self._leaving.is_set():
+                    raise
+                if self._fenced.is_set():
+                    raise Fenced(f"job {self.job} belongs to another aggregator now") from error
+                self._log.warning("server away, trying again", reason=str(error))
+                self._faults.note("server-away", str(error), self._state.round if self._state else -1)
+                self._leaving.wait(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
+                delay = min(2 * delay, 5.0)
+
+    # --- what is heard --------------------------------------------------------------------------
+
+    def _on_ready(self) -> None:
+        """Called on the link's thread whenever consuming begins: after the first time, events may have been lost."""
+        if self._subscription is not None:
+            self._news.append(protocol.Interrupted("the connection to RabbitMQ broke: events may have been lost"))
+            self._mailbox.put(None)
+
+    def _on_event(self, event: AnyEvent) -> None:
+        if isinstance(event, Event) and event.job != self.job:
+            raise BadMessage(f"{event.type} is of job {event.job}; its routing key was of {self.job}")
+        match event:
+            case ModelUpdate():
+                try:
+                    self._take_in(event)
+                except BadInput as error:  # the message is not to blame: no further try of it would end better
+                    self._mistake = error
+            case ModelEvaluated():
+                self._happenings.append(receiving.on_model_evaluated(self._seated, event))
+            case StopTraining():
+                self._edges.ledger.want(self.job, Wanted("stopped", event.reason))  # for whoever owns the job next
+                self.want(Wanted("stopped", event.reason))
+            case PauseTraining():
+                self.want(self._record().wanted)  # it may have been resumed since
+            case TrainerJoined():
+                self._happenings.append(protocol.Joined())
+            case _:
+                raise BadMessage(f"{event.type} is not for an aggregator")
+
+    def _take_in_early(self) -> None:
+        """One of those that came before the round was open."""
+        client, update = next(iter(self._early.items()))
+        try:
+            self._take_in(update)
+        except Fenced:
+            raise
+        except Stale as stale:
+            self._log.debug("stale", reason=str(stale))
+        del self._early[client]
+
+    def _take_in(self, update: ModelUpdate) -> None:
+        assert self._state is not None  # noqa: S101 - messages are handled by `turn`
+        if self._state.phase != "open" and self._state.flying.get(update.client) == update.round:
+            # Its client stays at work while no round is open. Nothing is lost if we are: the blob tells of it again.
+            self._early[update.client] = update
+            return
+        self._happenings.extend(receiving.on_model_update(self._seated, self._state, update))
+
+    # --- what is done ---------------------------------------------------------------------------
+
+    @property
+    def _seated(self) -> Seat:
+        assert self._seat is not None  # noqa: S101 - `begin` comes first
+        return self._seat
+
+    def _record(self) -> JobRecord:
+        record = self._edges.ledger.job(self.job)
+        if record is None:
+            raise RecordLost(f"Redis has lost the record of job {self.job}")
+        return record
+
+    def _take_seat(self) -> job_state.Step:
+        record = self._record()
+        spec = recovery.spec(self._edges.blobs, self.job)
+        if spec is None:
+            raise BadInput(f"job {self.job} was never announced: it has no job.json; start it again")
+        self._seat = Seat(self._edges, self.job, self.fence, spec, self._faults, self._subscription)
+        step = take_over(self._seat, record)
+        wish = recovery.wanted(self._edges.blobs, self.job) or record.wanted
+        if wish != record.wanted and record.wanted.status != "stopped":
+            self._edges.ledger.want(self.job, wish)  # Redis may have come back from before it
+            self.want(wish)
+        else:
+            self.want(record.wanted)
+        return step
+
+    def _apply(self, effect: protocol.Effect) -> None:  # noqa: C901 - one line per case
+        seat = self._seated
+        match effect:
+            case protocol.Look():
+                self._happenings.append(effects.look(seat))
+            case protocol.Wait(detail):
+                effects.say(seat, "waiting", detail)
+            case protocol.Open():
+                self._happenings.append(effects.open_round(seat, effect))
+            case protocol.Review():
+                self._review(effect)
+            case protocol.Ring():
+                effects.ring_again(seat, effect)
+            case protocol.Close(number):
+                self._happenings.append(effects.close(seat, number))
+            case protocol.Abandon():
+                effects.abandon(seat, effect)
+            case protocol.Evaluate(number):
+                self._complete(evaluating.evaluate(seat, number))
+            case protocol.AskAnother(number):
+                self._complete(evaluating.ask_another(seat, number))
+            case protocol.Pause(reason):
+                effects.pause(seat, reason)
+            case protocol.End(outcome, reason):
+                effects.end(seat, outcome, reason)
+
+    def _complete(self, evaluation: Evaluation | None) -> None:
+        """Goes on where there is nobody to be waited for."""
+        if evaluation is not None:
+            self._happenings.append(receiving.complete(self._seated, evaluation))
+
+    def _review(self, effect: protocol.Review) -> None:
+        """Takes in what the store holds of the open round: an event may be lost, its blob is not."""
+        assert self._state is not None  # noqa: S101 - effects follow from a state
+        seconds = self._seated.spec.rounds.deadline
+        left = self._edges.ledger.extend(self.job, self.fence, effect.round, seconds, EXTENDED * seconds)
+        asked = {client: self._state.asked(client) for client in self._state.unanswered}
+        for update in recovery.updates(self._edges.blobs, self.job, asked):
+            try:
+                self._take_in(update)
+            except Fenced:
+                raise
+            except Stale as stale:
+                self._log.debug("stale", reason=str(stale))
+        self._happenings.append(protocol.Reviewed(left))
+
+    def _queued(self, group: str) -> bool:
+        """Whether work waits in a group's queues; a silo has none of tasks."""
+        queues = (names.rounds_queue, names.tasks_queue) if self._seated.spec.silos is None else (names.rounds_queue,)
+        depths = (self._edges.bus.depth(name(group)) for name in queues)
+        return any(depth is not None and depth[0] > 0 for depth in depths)
+
+    def _fail(self, error: Exception) -> None:
+        """The job's last word after an error that its runner could not handle."""
+        reason = f"the aggregator gave up: {error or type(error).__name__}"
+        try:
+            if self._seat is not None and self._state is not None:
+                effects.end(self._seat, "failed", reason)
+            else:  # its record cannot be gone on from: to write the end into it might fail for the same reason
+                self._edges.ledger.end(self.job, self.fence, "failed", str(error))
+        except Exception:
+            self._log.exception("the end could not be recorded")

@@ -1,0 +1,135 @@
+"""Who has what: a job's data, client by client and class by class, as the trainer's own code shares it out.
+
+No service imports another, so that code runs as a process of its own, with the job on its standard input.
+"""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.cli.jobs import jobfile, silo_data
+from services.cli.report import saving
+from services.cli.ui import output
+from shared.errors import BadInput
+from shared.job.job_spec import JobSpec
+
+MODULE = "services.trainer.data.split"
+DESCRIBE = "services.trainer.data.describe"
+PATIENCE = 900.0  #: seconds; a data set may have to be downloaded
+ROWS = 40  #: clients in a table; a terminal is for looking, JSON has all
+PACKAGES = ("celery", "minio", "numpy", "PIL", "sklearn", "torch", "torchvision")  #: what a trainer needs
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many examples of each class each client has."""
+
+    classes: tuple[str, ...]
+    clients: dict[str, list[int]]
+    test: list[int] | None
+    shape: tuple[int, ...]
+
+    @property
+    def examples(self) -> int:
+        return sum(map(sum, self.clients.values()))
+
+
+def data(file: Path, assignments: Sequence[str], *, plot: Path | None, force: bool, as_json: bool) -> None:
+    """Prints who has what, and draws it where that is asked for; of silos with files of their own, what lies here."""
+    draft = jobfile.load_draft(file, assignments)
+    if draft.has_own_files:
+        if plot is not None:
+            raise BadInput("--plot shows how data are shared out, and silos share nothing out: leave it out")
+        return silo_data.show(asked(DESCRIBE, draft.model_dump_json(), draft.data.name), as_json)
+    spec = jobfile.load(file, assignments)
+    if plot is not None:
+        saving.check_target(plot, force)
+    answer = counted(spec)
+    split = Split(tuple(answer["classes"]), answer["clients"], answer["test"], tuple(answer["shape"]))
+    if as_json:
+        output.emit(answer)
+    else:
+        _print(split, answer.get("owners", ()))
+        for silo, reason in answer.get("elsewhere", {}).items():
+            output.say(f"{silo} is not here: {reason}")
+    if plot is not None:
+        from services.cli.report.plotting import shares
+
+        with saving.replacing(plot) as fresh:
+            shares(spec.name, split.classes, split.clients, fresh)
+        output.note(f"saved {plot}")
+    return None
+
+
+def counted(spec: JobSpec, patience: float = PATIENCE) -> dict[str, Any]:
+    """What the trainer's code says: the names of the classes, and the counts of each client and of the test set."""
+    return asked(MODULE, spec.model_dump_json(), spec.data.name, patience)
+
+
+def asked(module: str, document: str, name: str, patience: float = PATIENCE) -> dict[str, Any]:
+    """The answer of a module of the trainer's to a JSON document about the data set `name`."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module],
+            input=document,
+            capture_output=True,
+            text=True,
+            timeout=patience,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise BadInput(f"data {name} was not read within {output.span(patience)}") from None
+    if done.returncode:
+        raise BadInput(_reason(name, done.stderr, done.returncode))
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def _reason(name: str, text: str, code: int) -> str:
+    last = (text.strip().splitlines() or [f"it ended with code {code} and no word"])[-1]
+    missing = re.search(r"No module named '(\w+)", last)
+    if missing and missing[1] in PACKAGES:
+        return (
+            f"the data are read by the trainer's code, and {missing[1]} is not installed here: install fedq[trainer], "
+            "or run this where a trainer runs"
+        )
+    return last.removeprefix("error: ") if last.startswith("error: ") else f"data {name}: {last}"
+
+
+def _print(split: Split, owners: Sequence[str]) -> None:
+    sizes = [sum(counts) for counts in split.clients.values()]
+    shape = "×".join(map(str, split.shape))
+    print(
+        f"{len(sizes)} clients have {split.examples} examples of {len(split.classes)} classes and shape {shape}: "
+        f"{_spread(sizes)}"
+    )
+    if split.test is not None:
+        print(f"the test set has {sum(split.test)}")
+    if unused := owners[len(split.clients) :]:
+        output.say(f"{len(unused)} of {len(owners)} owners are left out: {output.shortened(list(unused), 5)}")
+    owned = ["owner"] * bool(owners)
+    made = output.table("client", *owned, "examples", "classes", "most of", numbers=("examples", "classes"))
+    for place, (client, counts) in enumerate(list(split.clients.items())[:ROWS]):
+        whose = owners[place : place + 1]
+        made.add_row(client, *whose, str(sum(counts)), str(sum(map(bool, counts))), _most(split.classes, counts))
+    output.Terminal().print(made)
+    if len(sizes) > ROWS:
+        print(f"and {len(sizes) - ROWS} more clients; --json has all of them, --plot shows them")
+
+
+def _spread(sizes: Sequence[int]) -> str:
+    if min(sizes) == max(sizes):
+        return f"{sizes[0]} each"
+    return f"{min(sizes)} to {max(sizes)} each, half of them {statistics.median_high(sizes)} or more"
+
+
+def _most(classes: Sequence[str], counts: Sequence[int]) -> str:
+    """The classes that a client has most of, with how many."""
+    first = sorted(zip(counts, classes, strict=True), key=lambda one: -one[0])[:4]
+    return ", ".join(f"{name} ({count})" for count, name in first if count)

@@ -1,0 +1,1 @@
+"""Commands that operate the servers and services."""

@@ -1,0 +1,282 @@
+"""What the object store keeps of a job: its spec, its committed rounds and its end."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from shared import names
+from shared.errors import BadInput, Refused, Unavailable
+from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
+from shared.job.job_spec import JobSpec
+from shared.record import parts
+from shared.redis.ledger import WISHES, JobRecord, Ledger, Wanted
+from shared.s3.json_records import figures, reading
+from shared.s3.store import Blobs, NotFound
+from shared.text import plain
+
+NUMBER = (int, float)
+LARGEST = 2**70  #: bytes that a round may have moved: a million clients at the most that one may say
+AT_ONCE = 16  #: records asked for at the same time: each costs one way to the server and back
+
+
+@dataclass(frozen=True)
+class PastRound:
+    """A committed round, by its manifest and, where its model was evaluated, the result: of long ones, the heads."""
+
+    number: int
+    manifest: dict[str, Any]
+    evaluation: dict[str, Any] | None
+    blobs: Blobs | None = None  # where their parts are, if they have any
+
+    @property
+    def accepted(self) -> int:
+        """The number of updates in its model."""
+        return parts.count(self.manifest, "updates")
+
+    @property
+    def rejected(self) -> int:
+        """In how many clients' names something was refused."""
+        return parts.count(self.manifest, "rejected")
+
+    def pieces(self) -> Iterator[parts.Record]:
+        """Pieces of the manifest, each with all that it tells of some clients."""
+        if self.blobs is None:
+            yield self.manifest
+            return
+        key = names.manifest_blob(self.manifest["job"], self.number)
+        for piece in parts.pieces(self.blobs, key, self.manifest):
+            yield _checked_clients(key, piece)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Those of the model on the test set and on held-out examples; those of its base on the clients' own data."""
+        return figures(self.manifest["metrics"]) | figures(self.evaluation["metrics"] if self.evaluation else {})
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """Files and bytes of its updates, and of models that trainers downloaded to train and for its `evaluation`."""
+        evaluation = (self.evaluation or {}).get("traffic", {}).get("down", 0)
+        return {**self.manifest.get("traffic", {}), "evaluation": evaluation}
+
+    @property
+    def evaluated(self) -> dict[str, dict[str, float]]:
+        """What each client measured on the examples that it holds out, where clients were asked to."""
+        found, key = self.evaluation or {}, names.evaluation_blob(self.manifest["job"], self.number)
+        if self.blobs is not None:
+            found = parts.joined(self.blobs, key, found)
+        with reading(key):
+            return {client: figures(own) for client, own in found.get("clients", {}).items()}
+
+    def events(self) -> "Iterator[RoundEnd | ModelEvaluated]":
+        """The events that told of it, for whoever did not hear them."""
+        found = self.manifest
+        with reading(names.manifest_blob(found["job"], self.number)):
+            yield RoundEnd(
+                job=found["job"],
+                round=self.number,
+                attempt=found["attempt"],
+                outcome="committed",
+                accepted=self.accepted,
+                rejected=self.rejected,
+                metrics=found["metrics"],
+                model=found["model"],
+                seconds=found["seconds"],
+            )
+        if self.evaluation:
+            with reading(names.evaluation_blob(found["job"], self.number)):
+                yield ModelEvaluated(
+                    job=found["job"],
+                    round=self.number,
+                    model=self.evaluation["model"],
+                    trainer="unknown",
+                    examples=self.evaluation["examples"],
+                    metrics=self.evaluation["metrics"],
+                )
+
+
+def reported(rounds: Sequence[PastRound]) -> list[str]:
+    """The metrics that any of the rounds has, by name, but for counts of the work that they took."""
+    return sorted({name for past in rounds for name in past.figures} - {"steps"})
+
+
+def rounds(blobs: Blobs, job: str, first: int = 0, last: int | None = None) -> list[PastRound]:
+    """The committed rounds from `first` to `last`, or to the last one there is."""
+    found: list[PastRound] = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while last is None or first <= last:
+            end = first + AT_ONCE if last is None else min(first + AT_ONCE, last + 1)
+            batch = list(pool.map(lambda number: _round(blobs, job, number), range(first, end)))
+            found += [past for past in batch if past is not None]
+            if None in batch:
+                break
+            first = end
+    return found
+
+
+def spec(blobs: Blobs, job: str) -> dict[str, Any] | None:
+    """The job spec with all defaults, or None where there is no such job; `Refused` where what is there is none."""
+    key = names.job_blob(job)
+    record = optional(blobs, key)
+    if record is None:
+        return None
+    found: dict[str, Any] = checked(key, record, spec=dict)["spec"]
+    with reading(key):
+        return JobSpec.model_validate(found).model_dump(mode="json")
+
+
+def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
+    """The spec of a job that has begun, or `BadInput` with what is known of this one."""
+    found = spec(blobs, job)
+    if found is None:
+        record = ledger.required(job)
+        if record.status == "queued":
+            raise BadInput(f"job {job} is queued: it has no rounds yet")
+        raise Unavailable(f"job {job} is {record.status}, and {blobs.place} holds nothing of it; check FEDQ_S3_BUCKET")
+    return found
+
+
+def end(blobs: Blobs, job: str) -> TrainingEnd | None:
+    """How a job ended, or None while it has not."""
+    key = names.result_blob(job)
+    result = optional(blobs, key)
+    if result is None:
+        return None
+    with reading(key):
+        return TrainingEnd.model_validate({name: result[name] for name in TrainingEnd.model_fields if name in result})
+
+
+def end_of(blobs: Blobs, record: JobRecord) -> TrainingEnd:
+    """The end of a job that the ledger says is over, told by the ledger where the store does not know it."""
+    return end(blobs, record.id) or TrainingEnd.model_validate(
+        {
+            "job": record.id,
+            "outcome": record.status,
+            "reason": record.detail,
+            "rounds": max(0, record.round),
+            "metrics": record.metrics,
+            "seconds": max(0.0, record.ended - record.started),
+        }
+    )
+
+
+def folders(blobs: Blobs, job: str) -> list[int]:
+    """The rounds that the store has anything of, committed or not, in order."""
+    return sorted(int(name) for name in blobs.folders(names.rounds_prefix(job)) if name.isdecimal())
+
+
+def committed(blobs: Blobs, job: str) -> int:
+    """The last committed round; -1 where there is none."""
+    found = reversed(folders(blobs, job))
+    return next((number for number in found if blobs.exists(names.manifest_blob(job, number))), -1)
+
+
+def record(blobs: Blobs, job: str) -> JobRecord | None:
+    """What the ledger would say of a job that Redis has lost; None where the store does not know it either."""
+    found = spec(blobs, job)
+    if found is None:
+        return None
+    key = names.result_blob(job)
+    result = optional(blobs, key)
+    started, ended, metrics = 0.0, 0.0, dict[str, float]()
+    if result is not None:
+        checked(key, result, outcome=str, reason=str, started=NUMBER, ended=NUMBER, metrics=dict)
+        with reading(key):
+            started, ended, metrics = float(result["started"]), float(result["ended"]), figures(result["metrics"])
+    wanted = _wish(blobs, job)
+    status, detail = "queued", "read from the object store; waiting for an aggregator"
+    if result is not None:
+        status, detail = result["outcome"], plain(result["reason"])
+    elif wanted.status == "paused":
+        status, detail = "paused", wanted.reason
+    return JobRecord(
+        id=job,
+        status=status,
+        detail=detail,
+        round=committed(blobs, job),
+        rounds=found["rounds"]["count"],
+        owner="",
+        fence=0,
+        created=started,
+        started=started,
+        ended=ended,
+        metrics=metrics,
+        wanted=wanted,
+    )
+
+
+def _wish(blobs: Blobs, job: str) -> Wanted:
+    """An operator's wish for a job, as the store has it; without one, the job is to run."""
+    key = names.wanted_blob(job)
+    found = optional(blobs, key)
+    if found is None:
+        return Wanted()
+    with reading(key):
+        if found["wanted"] not in WISHES:
+            raise ValueError(f"wanted is none of {', '.join(WISHES)}")
+        return Wanted(found["wanted"], plain(str(found.get("reason", ""))))
+
+
+def manifest(blobs: Blobs, job: str, number: int) -> dict[str, Any] | None:
+    """The whole commit record of a round, or None where it is not committed."""
+    key = names.manifest_blob(job, number)
+    found = optional(blobs, key)
+    return None if found is None else parts.joined(blobs, key, found)
+
+
+def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
+    key = names.manifest_blob(job, number)
+    found = optional(blobs, key)
+    if found is None:
+        return None
+    checked(key, found, job=str, attempt=int, metrics=dict, seconds=NUMBER, model=dict)
+    if found["job"] != job:
+        raise Refused(f"{key} is the record of another job, {plain(found['job'])[:60]}")
+    _check_numbers(key, found)
+    if "parts" in found:
+        checked(key, checked(key, found, counts=dict)["counts"], updates=int, rejected=int)
+    else:
+        _checked_clients(key, found)
+    key = names.evaluation_blob(job, number)
+    evaluation = optional(blobs, key)
+    if evaluation is not None:
+        checked(key, evaluation, examples=int, metrics=dict, model=str)
+        _check_numbers(key, evaluation)
+    return PastRound(number, found, evaluation, blobs)
+
+
+def _check_numbers(key: str, record: parts.Record) -> None:
+    """`Refused` unless what is drawn and summed up of a round are numbers, and no larger than these are."""
+    with reading(key):
+        figures(record["metrics"])
+        float(record.get("seconds", 0))
+        for name, count in record.get("traffic", {}).items():
+            if type(count) is not int or not 0 <= count <= LARGEST:
+                raise ValueError(f"traffic.{plain(name)} is no number of files or bytes")
+
+
+def _checked_clients(key: str, piece: parts.Record) -> parts.Record:
+    checked(key, piece, updates=list, rejected=dict)
+    for update in piece["updates"]:
+        checked(key, update, client=str)
+    for name in ("cohort", "unanswered"):
+        if name in piece and not all(isinstance(one, str) for one in checked(key, piece, **{name: list})[name]):
+            raise Refused(f"{key} is no such record: {name} holds what is no client")
+    return piece
+
+
+def checked(key: str, record: Any, **fields: type | tuple[type, ...]) -> Any:
+    """The record, or `Refused` where one of these parts is missing, or of another kind."""
+    with reading(key):
+        for name, kind in fields.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} is {type(record[name]).__name__}")
+    return record
+
+
+def optional(blobs: Blobs, key: str) -> dict[str, Any] | None:
+    """A record of the store, or None where there is none."""
+    try:
+        return blobs.get_json(key)
+    except NotFound:
+        return None

@@ -1,0 +1,83 @@
+"""Who took part in a job: how often each client was asked, and what came of it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from services.cli.report.history import PastRound
+from services.cli.ui import output
+from shared.record.parts import Record
+
+LINES = 20  #: clients of a table; JSON has all
+
+
+@dataclass
+class Part:
+    """What one client had to do with a job's rounds."""
+
+    asked: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    last: int | None = None  # round that it has an update in
+
+
+def of_job(rounds: Sequence[PastRound]) -> dict[str, Part]:
+    """Every client that was heard of, by name; the initial model is nobody's part."""
+    parts: dict[str, Part] = {}
+    for past in rounds:
+        if past.number == 0:
+            continue
+        for piece in past.pieces():
+            _add(parts, past.number, piece)
+    return dict(sorted(parts.items()))
+
+
+def _add(parts: dict[str, Part], number: int, piece: Record) -> None:
+    """Counts what a round's manifest tells of some clients."""
+    for client in piece.get("cohort", ()):
+        # One that is still at work for an earlier round was not asked again.
+        parts.setdefault(client, Part()).asked += client not in piece.get("carried", {})
+    for update in piece["updates"]:
+        part = parts.setdefault(update["client"], Part())
+        part.accepted, part.last = part.accepted + 1, number
+    for client in piece["rejected"]:
+        parts.setdefault(client, Part()).rejected += 1
+
+
+def document(parts: dict[str, Part]) -> dict[str, Any]:
+    """For programs."""
+    return {client: asdict(part) for client, part in parts.items()}
+
+
+def show(parts: dict[str, Part], population: int) -> None:
+    """A sentence, and a table of those that were asked most."""
+    if not parts:
+        return
+    terminal = output.Terminal()
+    terminal.print(summary(parts, population))
+    columns = ("asked", "accepted", "rejected", "last round")
+    made = output.table("client", *columns, numbers=columns)
+    ordered = sorted(parts.items(), key=lambda one: (-one[1].asked, -one[1].accepted, one[0]))
+    for client, part in ordered[:LINES]:
+        last = "" if part.last is None else str(part.last)
+        made.add_row(client, str(part.asked), str(part.accepted), str(part.rejected), last)
+    terminal.print(made)
+    if len(parts) > LINES:
+        terminal.print(f"and {len(parts) - LINES} more clients; --json has all of them")
+
+
+def summary(parts: dict[str, Part], population: int) -> str:
+    """Between whom the work was divided, and how evenly."""
+    asked = [part.asked for part in parts.values() if part.asked]
+    accepted = [part.accepted for part in parts.values() if part.asked]
+    if not asked:
+        return f"none of {population} clients was asked yet"
+    return (
+        f"{len(asked)} of {population} clients were asked, {_between(asked)} times each, "
+        f"and {_between(accepted)} updates of each were accepted"
+    )
+
+
+def _between(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(most) if least == most else f"{least} to {most}"

@@ -1,0 +1,133 @@
+"""How good a job's model became: the figures of each round, the model itself, and the learning curve."""
+
+from pathlib import Path
+
+from services.cli.report import exporting, history, rows, saving
+from services.cli.report.history import PastRound
+from services.cli.report.progress import last_line, missing
+from services.cli.servers import Servers
+from services.cli.ui import output
+from shared.errors import BadInput
+from shared.events import BlobRef, TrainingEnd
+
+#: What a table shows of a round first, and how it is called there, on two lines to be narrow; what no round has is left
+#: out. Then come all others by their names, metrics of one's own among them.
+FIGURES = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "client_loss": "clients'\nloss",
+    "client_accuracy": "clients'\nacc.",
+    "local_loss": "held-out\nloss",
+    "local_accuracy": "held-out\nacc.",
+    "local_accuracy_worst_decile": "worst\ntenth",
+}
+OTHERS = 6  #: columns of others; JSON and CSV have all
+
+
+def results(
+    servers: Servers,
+    job: str,
+    *,
+    export: Path | None,
+    plot: Path | None,
+    table: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Prints every committed round, of a job that has ended or of one that runs; saves what is asked for."""
+    for path in (export, plot, table):
+        if path is not None:
+            saving.check_target(path, force)
+    spec = history.known_spec(servers.blobs, servers.ledger, job)
+    rounds = history.rounds(servers.blobs, job)
+    end = history.end(servers.blobs, job)
+    if as_json:
+        output.emit({
+            "job": job,
+            "rounds": [_document(past) for past in rounds],
+            "result": end.model_dump(mode="json") if end else None,
+        })  # fmt: skip
+    else:
+        _print(rounds)
+        if told := _traffic(rounds):
+            output.say(told)
+        output.say(_ending(job, end, len(rounds) - 1, spec["rounds"]["count"]))
+    if export is not None:
+        model = end.model if end and end.model else _last_model(job, rounds)
+        exporting.export(servers.blobs, model, exporting.about(job, spec, rounds, model), export)
+        output.note(f"saved {export}: the model of digest {model.digest[:12]}, {export.stat().st_size} bytes")
+    if table is not None:
+        with saving.replacing(table) as fresh:
+            rows.save(rounds, fresh)
+        output.note(f"saved {table}")
+    if plot is not None:
+        from services.cli.report.plotting import learning_curve
+
+        if len(rounds) < 2:
+            raise BadInput(f"job {job} has no committed round to draw yet")
+        with saving.replacing(plot) as fresh:
+            learning_curve(job, rounds, fresh)
+        output.note(f"saved {plot}")
+
+
+def _ending(job: str, end: TrainingEnd | None, done: int, count: int) -> str:
+    if end is None:
+        return f"job {job} has not ended: {max(0, done)} of {count} rounds so far"
+    if end.outcome == "finished":
+        return last_line(end)
+    reason = "; ".join(part for part in (end.reason, missing(end.missing)) if part)
+    return f"job {job} {end.outcome} after {end.rounds} rounds: {reason}"
+
+
+def _print(rounds: list[PastRound]) -> None:
+    reported = history.reported(rounds)
+    shown = [(name, title) for name, title in FIGURES.items() if name in reported]
+    others = [name for name in reported if name not in FIGURES]
+    titles = (*(title for _, title in shown), *(name.replace("_", "_\n") for name in others[:OTHERS]))
+    columns = ("round", *titles, "updates", "rejected", "time")
+    made = output.table(*columns, numbers=columns)
+    for past in rounds:
+        figures = past.figures
+        made.add_row(
+            str(past.number),
+            *(output.figure(figures.get(name)) for name, _ in shown),
+            *(output.in_four(figures.get(name)) for name in others[:OTHERS]),
+            str(past.accepted),
+            str(past.rejected),
+            f"{past.manifest['seconds']:.1f}",
+        )
+    output.Terminal().print(made)
+    if len(others) > OTHERS:
+        print(f"and {len(others) - OTHERS} more metrics; --json and --csv have all")
+
+
+def _traffic(rounds: list[PastRound]) -> str:
+    """Bytes that the rounds after the first, and all evaluations, moved; empty where nobody wrote that down."""
+    known = [past for past in rounds if past.number and past.traffic.keys() >= {"up", "up_plain", "down"}]
+    up, plain, down = (sum(past.traffic[name] for past in known) for name in ("up", "up_plain", "down"))
+    if not up:
+        return ""
+    updates = sum(past.accepted for past in known)
+    files = sum(past.traffic.get("files", 0) for past in known)
+    folded = f" for {updates} updates in {files} files" if 0 < files < updates else ""
+    fewer = f", {plain / up:.1f} times fewer than as float32" if up < plain else ""
+    down += sum(past.traffic["evaluation"] for past in rounds)
+    return f"updates: {output.size(up)} up{folded}{fewer}; models: {output.size(down)} down"
+
+
+def _document(past: PastRound) -> dict[str, object]:
+    about = {
+        "updates": past.accepted,
+        "rejected": past.rejected,
+        "seconds": past.manifest["seconds"],
+        "traffic": past.traffic,
+        "model": past.manifest["model"],
+        "metrics": past.figures,  # by whatever names; beside the others where these leave room
+    }
+    return {"round": past.number, **{name: past.figures[name] for name in past.figures if name != "round"}, **about}
+
+
+def _last_model(job: str, rounds: list[PastRound]) -> BlobRef:
+    if not rounds:
+        raise BadInput(f"job {job} has no model yet")
+    return BlobRef.model_validate(rounds[-1].manifest["model"])

@@ -1,0 +1,86 @@
+"""Rounds as rows: one for the round itself, then one for each client that had to do with it.
+
+The shape is tidy: every figure is a column, and a row is one thing measured once. `fedq results --csv` saves it.
+"""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from services.cli.report.history import PastRound
+from shared import names
+from shared.s3.json_records import figures, reading
+
+FIRST = ("round", "client", "state", "examples", "seconds", "norm", "staleness")  #: columns; then metrics by name
+
+
+@dataclass(frozen=True)
+class Row:
+    """A round (`client` is empty), or what one client gave in it; None where nothing is known."""
+
+    round: int
+    client: str
+    state: str  # committed; accepted, rejected, unanswered, evaluated
+    examples: int | None = None
+    seconds: float | None = None
+    norm: float | None = None
+    staleness: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def of_round(past: PastRound) -> Iterator[Row]:
+    """The round's own row, then its clients' by name.
+
+    What a client measured on the examples that it holds out has `local_` before its name, as the round's means have.
+    """
+    with reading(names.manifest_blob(past.manifest["job"], past.number)):
+        yield from _rows(past)
+
+
+def _rows(past: PastRound) -> Iterator[Row]:
+    evaluated = past.evaluated
+    updates: dict[str, Mapping[str, Any]] = {}
+    states = dict.fromkeys(evaluated, "evaluated")
+    for piece in past.pieces():
+        states |= dict.fromkeys(piece.get("unanswered", ()), "unanswered")
+        states |= dict.fromkeys(piece["rejected"], "rejected")
+        updates |= {update["client"]: update for update in piece["updates"]} if past.number else {}
+    states |= dict.fromkeys(updates, "accepted")  # one of whose updates another was refused was accepted
+    yield Row(
+        past.number,
+        "",
+        "committed",
+        examples=sum(update["examples"] for update in updates.values()) if updates else None,
+        seconds=past.manifest["seconds"],
+        metrics=past.figures,
+    )
+    for client, state in sorted(states.items()):
+        yield _of_client(past.number, client, state, updates.get(client, {}), evaluated.get(client, {}))
+
+
+def save(rounds: Iterable[PastRound], file: Path) -> None:
+    """Writes all rows as CSV, in the order of the rounds; a figure that is not known is an empty field."""
+    rows = [row for past in rounds for row in of_round(past)]
+    metrics = sorted({name for row in rows for name in row.metrics})
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow([*FIRST, *(f"metric_{name}" if name in FIRST else name for name in metrics)])
+        for row in rows:
+            fixed = [getattr(row, column) for column in FIRST]
+            writer.writerow([*fixed, *(row.metrics.get(name) for name in metrics)])
+
+
+def _of_client(number: int, client: str, state: str, update: Mapping[str, Any], held_out: Mapping[str, float]) -> Row:
+    own = {f"local_{name}": value for name, value in held_out.items() if name != "examples"}
+    return Row(
+        number,
+        client,
+        state,
+        examples=update.get("examples"),
+        seconds=update.get("timings", {}).get("total"),
+        norm=update.get("norm"),
+        staleness=update.get("staleness", 0) if update else None,
+        metrics={**figures(update.get("metrics", {})), **own},
+    )

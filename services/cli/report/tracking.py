@@ -1,0 +1,169 @@
+"""`fedq track`: a job's figures, round by round, in TensorBoard's files and on an MLflow server.
+
+What is told comes from the record, so that a job may be tracked while it runs, later, or twice. A sink says itself what
+it has of a job already, and is told the rest.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from services.cli.report import history, rows
+from services.cli.report.history import PastRound
+from services.cli.report.progress import Progress
+from services.cli.report.watching import View, Watch
+from services.cli.servers import Servers
+from services.cli.ui import output
+from shared.errors import BadInput, Unavailable
+from shared.events import AnyEvent, ModelEvaluated, RoundEnd, TrainingEnd
+
+LATE = 3  #: rounds after which an evaluation is not looked for any more until the job's end
+
+
+@dataclass(frozen=True)
+class Point:
+    """One figure of one round."""
+
+    tag: str
+    round: int
+    value: float
+    at: float  # seconds since 1970, when the round was committed: the same however often it is told
+
+
+class Sink(Protocol):
+    """Where one job's figures go. It is made of the job and its settings, and keeps what it has of it already."""
+
+    def add(self, points: Sequence[Point], /) -> None:
+        """Keeps the points that it does not have."""
+
+    def end(self, outcome: str | None, at: float | None, /) -> None:
+        """The job has ended so; None where it goes on and only the tracking ends."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a person wants the figures."""
+
+    tensorboard: Path | None
+    mlflow: str | None
+
+    def __post_init__(self) -> None:
+        if self.tensorboard is None and not self.mlflow:
+            raise BadInput("say where to: --tensorboard DIR, or --mlflow URI (or MLFLOW_TRACKING_URI), or both")
+
+    def sinks(self, job: str, spec: Mapping[str, Any]) -> Iterator[Sink]:
+        """One for each place; `BadInput` where its package is missing."""
+        if self.tensorboard is not None:
+            from services.cli.report.tensorboard import TensorBoard
+
+            yield TensorBoard(self.tensorboard, job, spec)
+        if self.mlflow:
+            from services.cli.report.mlflow_runs import Run
+
+            yield Run(self.mlflow, job, spec)
+
+
+def missing(package: str) -> BadInput:
+    """What a person does about a package that only tracking needs."""
+    return BadInput(f"{package} is not installed here: install fedq[tracking]")
+
+
+def track(servers: Servers, job: str, view: View, places: Places, clients: int) -> TrainingEnd:
+    """Follows a job to its end, and tells all sinks of each round as it is committed."""
+    spec = history.known_spec(servers.blobs, servers.ledger, job)
+    population = len(spec["silos"] or ()) or spec["data"]["clients"]
+    if population > clients > 0:
+        output.note(f"{clients} of {population} clients get series of their own; --clients says how many")
+    told = list(places.sinks(job, spec))
+    tracking = Tracking(servers, job, spec, view, told, clients)
+    outcome, at = None, None
+    try:
+        end = Watch(servers, job, tracking).follow()
+        tracking.tell(final=True)
+        outcome, at = end.outcome, tracking.last
+    finally:
+        for sink in told:
+            sink.end(outcome, at)
+    return end
+
+
+class Tracking:
+    """A view that shows what another shows, and tells the sinks what is new in the record."""
+
+    def __init__(
+        self, servers: Servers, job: str, spec: Mapping[str, Any], view: View, told: Sequence[Sink], clients: int
+    ) -> None:
+        self._servers, self._job, self._spec, self._view, self._sinks = servers, job, spec, view, told
+        self._clients = clients
+        self._next = 0  # round whose manifest has not been read
+        self._unjudged: list[int] = []  # rounds that may still be evaluated
+        self._followed: list[str] = []  # clients that have series of their own
+        self.last: float | None = None  # when the last round was committed
+
+    def show(self, progress: Progress, sentence: str, event: AnyEvent | None = None, /) -> None:
+        self._view.show(progress, sentence, event)
+        if event is None or isinstance(event, RoundEnd | ModelEvaluated):
+            self.tell()
+
+    def tell(self, *, final: bool = False) -> None:
+        """What the record has now and had not before."""
+        try:
+            found = self._news(final)
+        except Unavailable:
+            if final:
+                raise
+            return  # the next event, or the record, brings it
+        if not found:
+            return
+        judged = {past.number for past in found if past.evaluation}
+        expected = {past.number for past in found if self._is_judged(past)}
+        self._unjudged = sorted({*self._unjudged, *expected} - judged)
+        self._next = max(self._next, found[-1].number + 1)
+        self.last = max(self.last or 0.0, *(past.manifest["committed"] for past in found))
+        points = [point for past in found for point in self._points(past)]
+        for sink in self._sinks:
+            sink.add(points)
+
+    def _news(self, final: bool) -> list[PastRound]:
+        """The rounds that are new, and before them those whose evaluation is."""
+        blobs = self._servers.blobs
+        again = [number for number in self._unjudged if final or number >= self._next - LATE]
+        known = [past for number in again for past in history.rounds(blobs, self._job, number, number)]
+        return [past for past in known if past.evaluation] + history.rounds(blobs, self._job, self._next)
+
+    def _is_judged(self, past: PastRound) -> bool:
+        every = self._spec["evaluate"]["every"]
+        last = past.number == self._spec["rounds"]["count"]
+        return bool(every) and (past.number % every == 0 or last or self._spec["evaluate"].get("stop") is not None)
+
+    def _points(self, past: PastRound) -> Iterator[Point]:
+        at = float(past.manifest["committed"])
+        whole, *clients = rows.of_round(past)
+        figures: dict[str, float] = {f"train/{name}": value for name, value in past.manifest["metrics"].items()}
+        figures |= {f"test/{name}": value for name, value in (past.evaluation or {}).get("metrics", {}).items()}
+        figures |= {"round/seconds": past.manifest["seconds"]}
+        if past.number:
+            states = [row.state for row in clients]
+            figures |= {f"round/{state}": states.count(state) for state in ("accepted", "rejected", "unanswered")}
+            figures |= {"round/examples": whole.examples or 0}
+        for row in clients:
+            if row.client not in self._followed and len(self._followed) < self._clients:
+                self._followed.append(row.client)
+            if row.client in self._followed:
+                figures |= {f"client/{row.client}/{name}": value for name, value in _own(row)}
+        yield from (Point(tag, past.number, float(value), at) for tag, value in figures.items())
+
+
+def _own(row: rows.Row) -> Iterator[tuple[str, float]]:
+    known = {"examples": row.examples, "seconds": row.seconds, "norm": row.norm, **row.metrics}
+    yield from ((name, float(value)) for name, value in known.items() if value is not None)
+
+
+def flattened(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting of a job with its dotted path, as `--set` takes it."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flattened(inner, f"{place}.{key}" if place else str(key))
+    elif value is not None:
+        yield place, str(value)

@@ -1,0 +1,138 @@
+"""Following a job to its end: by its events, and by its record wherever events may have been missed."""
+
+import queue
+import secrets
+from collections.abc import Iterable
+from typing import Protocol
+
+from services.cli.report import history
+from services.cli.report.progress import Progress
+from services.cli.servers import Servers
+from shared.amqp import topology
+from shared.amqp.connection import Delivery, Subscription
+from shared.errors import BadMessage, Unavailable
+from shared.events import AnyEvent, TrainingEnd
+from shared.redis.ledger import ENDED
+
+QUIET = 15.0  #: seconds without an event until the record is read again: a net below the events, and no more
+RECENT = 10  #: committed rounds that are told to whoever comes later
+PREFETCH = 64
+
+
+class View(Protocol):
+    """Where a watched job is shown."""
+
+    def show(self, progress: Progress, sentence: str, event: AnyEvent | None = None, /) -> None:
+        """Shows what is new, `sentence`, and what brought it: an event, or else the record."""
+
+
+class Watch:
+    """One person watching one job.
+
+    A job that is resumed has ended before: an end told under the fence `after`, or an earlier one, is not its end.
+    """
+
+    def __init__(self, servers: Servers, job: str, view: View) -> None:
+        self._servers = servers
+        self._view = view
+        self._job = job
+        self.after = -1
+        self._progress = Progress(job, 0)
+        self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()  # None: read the record
+        self._subscription: Subscription | None = None
+
+    def subscribe(self) -> None:
+        """From here on no event is missed, but for those of a broken connection: then the record is read again."""
+        queue_of_mine = topology.watcher(secrets.token_hex(6), self._job)
+        self._subscription = self._servers.bus.consume(
+            queue_of_mine, self._inbox.put, prefetch=PREFETCH, on_ready=lambda: self._inbox.put(None)
+        )
+
+    def follow(self) -> TrainingEnd:
+        """Shows the job until it ends, and returns its end."""
+        end = self._begin()
+        while end is None:
+            try:
+                delivery = self._inbox.get(timeout=QUIET)
+            except queue.Empty:
+                delivery = None
+            end = self._hear(delivery) if delivery is not None else self._read_again()
+        if self._subscription is not None:
+            self._servers.bus.cancel(self._subscription)
+        return end
+
+    def _begin(self) -> TrainingEnd | None:
+        """The end of a job that is over already; what is not known to Redis may be known to the store."""
+        if self._subscription is not None:
+            return None  # it has only just been started
+        blobs, ledger = self._servers.blobs, self._servers.ledger
+        record = ledger.job(self._job)
+        end = history.end(blobs, self._job) if record is None else None
+        if end is None:
+            record = ledger.required(self._job)
+            if record.status not in ENDED:
+                self.subscribe()
+                return None
+            end = history.end_of(blobs, record)
+        self._progress.count = record.rounds if record else end.rounds
+        self._tell([end])
+        return end
+
+    def _hear(self, delivery: Delivery) -> TrainingEnd | None:
+        delivery.ack()
+        try:
+            event = delivery.decode()
+            if not (isinstance(event, TrainingEnd) and event.fence <= self.after):
+                self._tell([event])
+        except BadMessage as error:
+            self._note(f"an event cannot be read: {error}")
+        return self._progress.end
+
+    def _read_again(self) -> TrainingEnd | None:
+        """What the record knows; the job goes on without a server that is away, and so does watching it."""
+        try:
+            return self._read()
+        except Unavailable as error:
+            self._note(str(error))
+            return None
+
+    def _read(self) -> TrainingEnd | None:
+        ledger = self._servers.ledger
+        record = ledger.job(self._job)
+        if record is None:
+            self._note("Redis has no record of the job; waiting for its aggregator to write it again")
+            return None
+        self._progress.count = record.rounds
+        self._catch_up(record.round)
+        if record.status in ENDED:
+            self._tell([history.end_of(self._servers.blobs, record)])
+            return self._progress.end
+        if self._subscription is not None and not self._subscription.connected:
+            self._note(f"RabbitMQ at {self._servers.bus.place} is away; waiting for it")
+        elif record.status == "queued":
+            self._note(self._servers.why_queued())
+        elif record.status == "paused":
+            self._note(f"paused: {record.detail}; `fedq resume {self._job}` continues it")
+        else:
+            self._progress.note = ""
+            self._view.show(self._progress, self._progress.recall(record, ledger.round(self._job, record.round + 1)))
+        return None
+
+    def _catch_up(self, committed: int) -> None:
+        """Tells the last rounds that the store has and nobody told us of."""
+        first = max(self._progress.committed, committed + 1 - RECENT, 0)
+        if committed > self._progress.committed:
+            for past in history.rounds(self._servers.blobs, self._job, first, committed):
+                self._tell(past.events())
+
+    def _tell(self, events: Iterable[AnyEvent]) -> None:
+        for event in events:
+            if sentence := self._progress.apply(event):
+                self._progress.note = ""
+                self._view.show(self._progress, sentence, event)
+
+    def _note(self, sentence: str) -> None:
+        """Says what is waited for, once."""
+        if sentence != self._progress.note:
+            self._progress.note = sentence
+            self._view.show(self._progress, sentence)

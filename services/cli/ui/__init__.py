@@ -1,0 +1,1 @@
+"""Lines, tables and errors on a terminal."""

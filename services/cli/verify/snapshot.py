@@ -1,0 +1,267 @@
+"""What is known of a job: read from bucket, record and dead letters as they are, and judged by nobody here.
+
+A job may run meanwhile. What moves is read twice, and what moved in between is left out.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from services.cli.jobs import jobfile
+from services.cli.report import history
+from services.cli.servers import Servers
+from services.cli.verify import manifest, replaying
+from services.cli.verify.manifest import Counted, Manifest
+from services.cli.verify.replaying import Replay
+from shared import names
+from shared.amqp.connection import Letter
+from shared.errors import Refused
+from shared.events import BlobRef
+from shared.job.job_spec import JobSpec
+from shared.redis.ledger import ENDED, JobRecord, RoundRecord
+from shared.s3.json_records import reading
+from shared.s3.store import Blobs, NotFound
+
+File = npt.NDArray[np.uint8]
+
+LETTERS = 1000  #: dead letters that are looked at
+
+
+@dataclass(frozen=True)
+class Round:
+    """A committed round, and what became of it when its blobs were read again."""
+
+    number: int
+    manifest: Manifest
+    model: str = ""  # what is wrong with the model's blob; empty where it is as the manifest says
+    kept: int = 0  # updates of it that the bucket has
+    damaged: tuple[str, ...] = ()  # what is wrong with kept updates
+    replayed: str | None = None  # digest of the model that the kept updates make; None where they were not folded
+    why_not: str = ""  # the fold could not be made, of updates that are there and well
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """The round that the ledger has open, closed or failed."""
+
+    record: RoundRecord
+    gone: tuple[str, ...] = ()  # clients whose update was accepted and is not in the bucket
+
+
+@dataclass(frozen=True)
+class Redis:
+    """What the ledger says of the job."""
+
+    before: JobRecord  # as it was before the bucket was read
+    after: JobRecord
+    now: float
+    lease: float  # seconds since the epoch when it runs out; 0 where nobody owns the job
+    open: OpenRound | None
+    log: tuple[dict[str, Any], ...]
+    faults: dict[str, int]
+
+    @property
+    def ended(self) -> bool:
+        """Whether it had ended all the while."""
+        return self.before.status in ENDED and self.after.status == self.before.status
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """An entry of `dead-letters` that is this job's."""
+
+    what: str
+    queue: str
+    reason: str  # empty where it does not say
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All of it."""
+
+    job: str
+    spec: JobSpec
+    rounds: tuple[Round, ...]  # by number
+    unreadable: dict[int, str]  # manifests that are none
+    result: dict[str, Any] | None
+    final: str  # what is wrong with model.safetensors; empty where nothing is, or where none is due
+    redis: Redis | None  # None where it does not know the job
+    letters: tuple[DeadLetter, ...]
+    unseen: int = 0  # dead letters beyond those that were looked at
+
+    @property
+    def last(self) -> int:
+        """The last committed round; -1 where there is none."""
+        return max((past.number for past in self.rounds), default=-1)
+
+
+Tell = Callable[[str], None]  #: says what is looked at now
+
+
+def gather(servers: Servers, job: str, tell: Tell) -> Evidence:
+    """Reads all there is of a job; `BadInput` where there is no such job."""
+    blobs, ledger = servers.blobs, servers.ledger
+    before = ledger.job(job)
+    spec = jobfile.amended(history.known_spec(blobs, ledger, job), (), names.job_blob(job))
+    tell("reading manifests")
+    manifests, unreadable = _manifests(blobs, job)
+    after = ledger.job(job)
+    result = history.optional(blobs, names.result_blob(job))
+    redis = None
+    if before is not None and after is not None:
+        redis = Redis(
+            before=before,
+            after=after,
+            now=ledger.now(),
+            lease=after.lease,
+            open=_open_round(servers, job, max((before.round, *manifests)) + 1),
+            log=tuple(ledger.log(job)),
+            faults=ledger.faults(),  # after the log: what is logged is counted
+        )
+    tell("reading dead letters")
+    letters = servers.bus.peek(names.DEAD_LETTERS, LETTERS)
+    depth = servers.bus.depth(names.DEAD_LETTERS) if len(letters) == LETTERS else None
+    return Evidence(
+        job=job,
+        spec=spec,
+        rounds=tuple(_read_again(blobs, job, manifests, spec.keep_updates, tell)),
+        unreadable=unreadable,
+        result=result,
+        final=final(blobs, job, result) if redis is None or redis.ended else "",
+        redis=redis,
+        letters=tuple(_of_job(letters, job)),
+        unseen=max(0, depth[0] - LETTERS) if depth else 0,
+    )
+
+
+def _manifests(blobs: Blobs, job: str) -> tuple[dict[int, Manifest], dict[int, str]]:
+    found: dict[int, Manifest] = {}
+    unreadable: dict[int, str] = {}
+
+    def one(number: int) -> Manifest | str | None:
+        try:
+            document = history.manifest(blobs, job, number)
+            return None if document is None else manifest.read(document)
+        except Refused as refused:
+            return str(refused)
+
+    numbers = history.folders(blobs, job)
+    with ThreadPoolExecutor(history.AT_ONCE) as pool:
+        for number, read in zip(numbers, pool.map(one, numbers), strict=True):
+            if isinstance(read, Manifest):
+                found[number] = read
+            elif read is not None:
+                unreadable[number] = read
+    return found, unreadable
+
+
+def _open_round(servers: Servers, job: str, number: int) -> OpenRound | None:
+    """The round after the last committed one, unless it moves on while it is looked at."""
+    record = servers.ledger.round(job, number)
+    if record is None:
+        return None
+    there = _updates(servers.blobs, job, {number, *record.carried.values()})
+    again = servers.ledger.round(job, number)
+    if again is None or (again.state, again.attempt) != (record.state, record.attempt):
+        return None
+    gone = [
+        client
+        for client, update in record.accepted.items()
+        if client in again.accepted and update["blob"]["key"] not in there
+    ]
+    return OpenRound(record, tuple(gone))
+
+
+# --- models and updates ---------------------------------------------------------------------
+
+
+def _read_again(blobs: Blobs, job: str, manifests: dict[int, Manifest], keep: bool, tell: Tell) -> Iterator[Round]:
+    """Reads every model, and folds every round whose updates are kept: with one model and one update in memory."""
+    base: File | None = None  # of the round before, where it is what that round committed
+    for number, found in sorted(manifests.items()):
+        before = manifests.get(number - 1)
+        if before is None or found.base is None or before.model.digest != found.base.digest:
+            base = None
+        server = before.server if before is not None else None
+        past = _folded_again(blobs, job, Round(number, found), keep, base, server, tell)
+        base = None  # its memory goes before the next one's comes
+        tell(f"round {number}: its model")
+        problem, base = _model(blobs, found.model)
+        yield replace(past, model=problem)
+
+
+def _model(blobs: Blobs, blob: BlobRef) -> "tuple[str, File | None]":
+    try:
+        return "", blobs.get(blob)
+    except (NotFound, Refused) as error:
+        return str(error), None
+
+
+def _updates(blobs: Blobs, job: str, numbers: set[int]) -> set[str]:
+    """The keys of the updates that the bucket has of these rounds."""
+    return {key for number in numbers for key in blobs.list(names.updates_prefix(job, number))}
+
+
+def _folded_again(
+    blobs: Blobs, job: str, past: Round, keep: bool, base: "File | None", server: BlobRef | None, tell: Tell
+) -> Round:
+    """What the round's updates say, where all of them are there; `base` is written over."""
+    found = past.manifest
+    there = _updates(blobs, job, {past.number - update.staleness for update in found.updates})
+    kept = sum(update.blob.key in there for update in found.updates)
+    if kept < len(found.updates) and not keep:
+        return past  # they are being removed
+    past = replace(past, kept=kept)
+    if not kept or kept < len(found.updates) or (found.base is not None and base is None):
+        return past
+    damaged: list[str] = []
+    try:
+        if base is None:
+            return replace(past, replayed=replaying.initial(blobs, found))
+        folding = Replay(blobs, found, base, server)
+        groups = found.groups
+        for index, group in enumerate(groups, 1):
+            tell(f"round {past.number}: update {index} of {len(groups)}")
+            try:
+                _check_base(blobs, group[0], found)
+                folding.add(group)
+            except Refused as refused:
+                damaged.append(f"{group[0].client}: {refused}")
+        return replace(past, damaged=tuple(damaged), replayed=None if damaged else folding.digest())
+    except Refused as refused:
+        return replace(past, why_not=str(refused))
+    except NotFound:  # since the list was made
+        return replace(past, kept=kept - 1) if keep else replace(past, kept=0)
+
+
+def _check_base(blobs: Blobs, update: Counted, found: Manifest) -> None:
+    """`Refused` where the update's own metadata says that it was trained on another model."""
+    base = blobs.stat(update.blob.key)[1].get("base", "")
+    if found.base is not None and not update.staleness and base not in ("", found.base.digest):
+        raise Refused(f"was trained on the model {base[:12]}, not on {found.base.digest[:12]}")
+
+
+def final(blobs: Blobs, job: str, result: dict[str, Any] | None) -> str:
+    if result is None:
+        return ""
+    with reading(names.result_blob(job)):
+        ref = None if result["model"] is None else BlobRef.model_validate(result["model"])
+    return "" if ref is None else _model(blobs, ref)[0]
+
+
+# --- dead letters ---------------------------------------------------------------------------
+
+
+def _of_job(letters: list[Letter], job: str) -> Iterator[DeadLetter]:
+    """Those that are about the job: by their queue, their properties, or what they hold."""
+    for letter in letters:
+        deaths = letter.headers.get("x-death") or [{}]
+        queue = str(letter.headers.get("x-fedq-queue") or deaths[0].get("queue", ""))
+        if letter.correlation_id != job and queue != names.updates_queue(job) and job.encode() not in letter.body:
+            continue
+        reason = str(letter.headers.get("x-fedq-reason") or deaths[0].get("reason", ""))
+        yield DeadLetter(letter.type or "a message", queue, reason)

@@ -1,0 +1,66 @@
+"""`fedq verify`: gathers, judges, and says promise by promise what was found."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.text import Text
+
+from services.cli.servers import Servers
+from services.cli.ui import output
+from services.cli.verify import promises
+from services.cli.verify.snapshot import Evidence, Tell, gather
+
+SHOWN = 10  #: problems of one promise on a terminal; --json has all
+
+
+def verify(servers: Servers, job: str, as_json: bool) -> int:
+    """Prints what was found and returns the exit code: 0 where every promise holds, else 1."""
+    with _telling(as_json) as tell:
+        evidence = gather(servers, job, tell)
+    findings = promises.judge(evidence)
+    holds = all(finding.holds for finding in findings)
+    if as_json:
+        output.emit({
+            "job": job,
+            "holds": holds,
+            "status": _status(evidence),
+            "redis": evidence.redis is not None,
+            "promises": [finding.document() for finding in findings],
+            "not_promised": promises.NOT_PROMISED,
+        })  # fmt: skip
+        return 0 if holds else 1
+    terminal = output.Terminal()
+    where = "bucket, Redis and dead letters" if evidence.redis else "bucket and dead letters alone: Redis has lost it"
+    terminal.print(Text(job, "bold"), f"{_status(evidence)}; read from {where}")
+    for finding in findings:
+        mark, colour = ("✓", "green") if finding.holds else ("✗", "red")
+        terminal.print(Text(mark, colour), Text(finding.promise, "bold"), f"{finding.says}: {finding.checked}")
+        for problem in finding.problems[:SHOWN]:
+            terminal.print(Text(f"     {problem}", "red"))
+        if len(finding.problems) > SHOWN:
+            terminal.print(f"     and {len(finding.problems) - SHOWN} more; --json has all of them")
+        for note in finding.notes[:SHOWN]:
+            terminal.print(f"     {note}")
+    for sentence in promises.NOT_PROMISED:
+        terminal.print(f"not promised: {sentence}")
+    broken = [finding.promise for finding in findings if not finding.holds]
+    terminal.print("every promise holds" if holds else Text(f"broken: {', '.join(broken)}", "red"))
+    return 0 if holds else 1
+
+
+def _status(evidence: Evidence) -> str:
+    if evidence.redis is not None:
+        return evidence.redis.after.status
+    return str(evidence.result["outcome"]) if evidence.result else "not ended"
+
+
+@contextmanager
+def _telling(as_json: bool) -> Iterator[Tell]:
+    """Says on a terminal what is looked at: a job of many updates takes its time."""
+    if as_json or not sys.stderr.isatty():
+        yield lambda _sentence: None
+        return
+    with Console(stderr=True).status("reading the record") as status:
+        yield lambda sentence: status.update(Text(sentence))

@@ -1,0 +1,149 @@
+"""Turns what a trainer hears into what its slots do: a round-start into a task for each client, or each batch."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import structlog
+from amqp.exceptions import MessageNacked
+from celery import Celery
+from kombu.connection import Connection
+from kombu.exceptions import OperationalError
+from kombu.messaging import Producer
+
+from services.trainer.parent.task_message import CONTENT_ENCODING, CONTENT_TYPE, Task
+from services.trainer.signals import ROUND, Board
+from services.trainer.train_task import orders, task_id
+from shared.amqp import topology
+from shared.amqp.bus import Bus
+from shared.amqp.connection import Subscription
+from shared.errors import QueueFull, Stale, Unavailable
+from shared.events import AnyEvent, EvaluateModel, RoundEnd, RoundStart, TrainingEnd
+from shared.process.failpoints import failpoint
+
+log = structlog.get_logger()
+
+CLOSING = 2.0  #: seconds that an event in hand may take to be finished when the trainer stops
+
+
+class Dispatch:
+    """Publishes tasks, each confirmed by the broker before the event is acknowledged."""
+
+    def __init__(self, bus: Bus, app: Celery, group: str) -> None:
+        self._bus, self._app, self._group = bus, app, group
+        (self._queue,) = app.amqp.queues.values()  # the group's
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._begun: tuple[AnyEvent, int] | None = None  # an event that failed half-way, and where
+
+    def begin(self) -> Subscription:
+        """Hears of work from now on; `Unavailable` where the broker is away."""
+        return self._bus.serve(topology.rounds(self._group), self)
+
+    def __call__(self, event: AnyEvent) -> None:
+        """Handles a `RoundStart` or `EvaluateModel`; `Unavailable` where the broker is away."""
+        with self._lock:
+            if self._closed:
+                raise Unavailable("this trainer is stopping")
+            self._publish(event)
+
+    def close(self) -> None:
+        """Lets the event in hand be finished, unless the broker hangs; the next ones stay on their queue."""
+        self._closed = True
+        if self._lock.acquire(timeout=CLOSING):
+            try:
+                self._disconnect()
+            finally:
+                self._lock.release()
+
+    def _publish(self, event: AnyEvent) -> None:
+        began = time.monotonic()
+        failpoint("trainer.heard")
+        found = list(tasks(event, time.time()))
+        done = self._begun[1] if self._begun is not None and self._begun[0] == event else 0
+        while done < len(found):
+            self._begun = (event, done)
+            self._send(found[done])
+            done += 1
+        self._begun = None
+        failpoint("trainer.dispatched")
+        log.info(
+            event.type,
+            job=getattr(event, "job", None),
+            round=getattr(event, "round", None),
+            tasks=len(found),
+            seconds=round(time.monotonic() - began, 4),
+        )
+
+    def _send(self, task: Task) -> None:
+        # A connection that nobody reads from dies unnoticed, and the queue that it declared may be gone since: so a
+        # second one, made now, which declares it again, before giving up.
+        for last in (False, True):
+            connection = self._connection = self._connection or self._connect()
+            try:
+                Producer(connection, auto_declare=False).publish(  # type: ignore[no-untyped-call]
+                    task.body,
+                    content_type=CONTENT_TYPE,
+                    content_encoding=CONTENT_ENCODING,
+                    headers=task.headers,
+                    correlation_id=task.identity,
+                    exchange=self._queue.exchange,
+                    routing_key=self._queue.routing_key,
+                    declare=[self._queue],
+                    mandatory=True,  # a task that no queue takes is an error
+                )
+            except MessageNacked as error:
+                raise QueueFull("RabbitMQ refuses a task: the task queue is full; start more trainers") from error
+            except (OperationalError, *connection.connection_errors, *connection.channel_errors) as error:
+                self._disconnect()
+                if last:
+                    raise Unavailable(f"RabbitMQ did not take a task: {error}") from error
+            else:
+                return
+
+    def _connect(self) -> Connection:
+        # Not the worker's: a worker whose connection waits for confirms does not notice that the broker hangs.
+        options = {"confirm_publish": True, "read_timeout": 10, "write_timeout": 10}
+        connection: Connection = self._app.connection_for_write(heartbeat=0, transport_options=options)
+        return connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.collect(socket_timeout=1)  # type: ignore[no-untyped-call]
+
+
+def on_notice(board: Board, event: AnyEvent) -> None:
+    """Handles `RoundEnd` and `TrainingEnd`: the slots see at once what nobody waits for."""
+    match event:
+        case RoundEnd(outcome="committed"):
+            # Where rounds do not wait for each other, work of the last few is still wanted.
+            if event.round >= event.lag:
+                board.end(event.job, event.round - event.lag)
+                board.tell_slots(ROUND)
+        case RoundEnd():
+            board.end(event.job, event.round, event.fence, event.attempt)
+            board.tell_slots(ROUND)
+        case TrainingEnd():
+            # Not for ever: a later owner may resume the job, at the round after the last committed one, if any was.
+            following = 0 if event.model is None else event.rounds + 1
+            board.end(event.job, following, event.fence)
+            board.tell_slots(f"{event.fence} {event.job}")
+        case _:
+            raise Stale(f"{event.type} is no notice")
+
+
+def tasks(event: AnyEvent, now: float) -> Iterator[Task]:
+    """The tasks that an event is, heard `now`, in seconds since the epoch; `Stale` where it is no work."""
+    match event:
+        case RoundStart():
+            for order in orders(event, now):
+                others = f" and {len(order.members) - 1} more" if len(order.members) > 1 else ""
+                description = f"{order.client}{others}, round {order.round} of {order.job}"
+                yield Task("train", order.identity, description, order.model_dump(mode="json"))
+        case EvaluateModel():
+            identity = task_id(event.job, event.round, 0, event.model.digest, *event.clients[:1])
+            yield Task("evaluate", identity, f"round {event.round} of {event.job}", event.model_dump(mode="json"))
+        case _:
+            raise Stale(f"{event.type} is no work for a trainer")

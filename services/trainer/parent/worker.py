@@ -1,0 +1,386 @@
+"""The trainer's parent process: a Celery worker that hands tasks to warm slots and never imports torch.
+
+The only module that knows Celery's inside; it stands on Celery 5.7.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import ssl
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import amqp
+import structlog
+from amqp import method_framing
+from amqp.exceptions import AMQPError, NotFound, ResourceLocked
+from billiard.exceptions import RestartFreqExceeded
+from celery import Celery, bootsteps
+from celery.apps import worker as celery_worker
+from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.prefork import TaskPool
+from celery.exceptions import SecurityWarning
+from celery.utils.threads import bound_open_broker_sockets
+from celery.worker import consumer as celery_consumer
+from celery.worker import state
+from celery.worker.components import Pool
+from kombu.asynchronous import get_event_loop
+from kombu.common import ignore_errors
+from kombu.entity import Exchange, Queue
+
+from services.trainer.parent.task_message import CONTENT_ENCODING, fault
+from services.trainer.signals import Board
+from shared import names
+from shared.amqp import topology
+from shared.errors import BadInput, FedqError, Unavailable, tls_trouble
+from shared.process.probes import Loop
+from shared.process.settings import Trainer
+
+log = logging.getLogger("celery.worker")  # forwarded to ours, with its hints
+
+WARM_UP = 120.0  #: seconds a slot may take to import torch
+LOST = 1.0  #: seconds in which the result of a slot that died may still be read from its pipe
+CLOSING = 1.0  #: seconds that the broker may take for each answer while we stop
+SILENCE = 30.0  #: seconds that it may take otherwise
+
+
+def make_app(settings: Trainer, group: str, trainer: str, board: Path, *, silo: bool = False) -> Celery:
+    """The Celery app of one trainer: of a pool, with one quorum queue and nothing else; of a silo, without a broker."""
+    app = Celery("trainer", set_as_current=False)
+    app.conf.update(_without_broker() if silo else _with_queue(app, settings, group))
+    app.conf.update(
+        include=["services.trainer.slot.tasks"],
+        task_create_missing_queues=False,
+        task_acks_late=True,
+        task_acks_on_failure=False,  # to the dead letters: a task answers errors of training itself
+        task_reject_on_worker_lost=True,
+        task_ignore_result=True,
+        task_serializer="msgpack",
+        accept_content=["msgpack"],
+        worker_prefetch_multiplier=1,
+        worker_pool_start_method="spawn",  # CUDA does not survive a fork
+        worker_pool=f"{__name__}:SlotPool",
+        worker_proc_alive_timeout=WARM_UP,
+        worker_lost_wait=LOST,
+        worker_enable_remote_control=False,
+        # A lost connection costs the acknowledgement, not the training: the update goes out by another one.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        slot={  # what `tasks.warm_up` is told
+            "parent": os.getpid(),
+            "place": {
+                "trainer": trainer,
+                "board": str(board),
+                "silo": silo,
+            },
+        },
+    )
+    app.steps["worker"].add(WarmUp)
+    return app
+
+
+def _without_broker() -> dict[str, Any]:
+    # A transport that goes nowhere: Celery asks each for the classes of its errors.
+    return {"broker_url": "memory://", "worker_consumer": "services.trainer.parent.silo_tasks:Consumer"}
+
+
+def _with_queue(app: Celery, settings: Trainer, group: str) -> dict[str, Any]:
+    queue = Queue(  # type: ignore[no-untyped-call]
+        names.tasks_queue(group),
+        Exchange(names.TASKS, "topic", durable=True),  # type: ignore[no-untyped-call]
+        routing_key=names.tasks_queue(group),
+        queue_arguments=dict(topology.QUORUM),
+    )
+    url = settings.amqp_url.get_secret_value()
+    if url.startswith("amqps:"):
+        # Without a host any server's valid certificate would do; kombu, left to itself, takes 127.0.0.1 for localhost.
+        app.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": urlsplit(url).hostname}
+    return {
+        "broker_url": url,
+        "broker_heartbeat": settings.amqp_heartbeat_s,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # for ever
+        "task_queues": [queue],
+        "task_default_queue": queue.name,
+        "task_default_exchange": names.TASKS,
+        "task_default_exchange_type": "topic",
+        "task_default_routing_key": queue.name,
+        "worker_consumer": f"{__name__}:Consumer",
+    }
+
+
+class Content(amqp.Message):  # type: ignore[misc]
+    """A message as it comes, of which nothing is obeyed before `fault` has seen it.
+
+    Headers or a routing key that cannot be read would end Celery. By itself it would also unpack a body, to whatever
+    length, and decode it by any codec that the message names.
+    """
+
+    properties: dict[str, Any]
+
+    def __init__(self, frame_method: tuple[int, int], frame_args: memoryview) -> None:
+        super().__init__(frame_method=frame_method, frame_args=_with_readable_key(frame_method, frame_args))
+
+    def _load_properties(self, class_id: int, buf: memoryview, offset: int) -> int:
+        try:
+            after: int = super()._load_properties(class_id, buf, offset)
+        except Exception as error:  # a stranger's bytes: whatever they bring out of a parser is their fault
+            self.properties = {"application_headers": {"unreadable": f"{type(error).__name__}: {error}"}}
+            return offset
+        headers = self.properties.get("application_headers", {})
+        if "compression" in headers:
+            headers["compressed"] = headers.pop("compression")
+        if self.properties.get("content_encoding") != CONTENT_ENCODING:
+            self.properties.pop("content_encoding", None)
+        return after
+
+
+def _with_readable_key(method: tuple[int, int], arguments: memoryview) -> memoryview | bytes:
+    """The arguments of a delivery; its routing key, their last one, is one of '?' where it is no text."""
+    if method != amqp.spec.Basic.Deliver:
+        return arguments
+    raw = bytes(arguments)
+    tag = 4  # behind the method's two numbers
+    exchange = tag + 1 + raw[tag] + 9  # behind the consumer's tag, the delivery's, and whether it is another one
+    key = exchange + 1 + raw[exchange] + 1
+    text = raw[key:].decode("ascii", "replace").replace("\ufffd", "?")
+    return raw[:key] + text.encode()
+
+
+method_framing.Message = Content
+
+
+class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no types
+    """A consumer of tasks and nothing else.
+
+    Left out is the step that declares 28 queues for delayed tasks as soon as one queue is a quorum queue, and with
+    it those for remote control and monitoring events.
+    """
+
+    class Blueprint(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]
+        default_steps = (
+            "celery.worker.consumer.connection:Connection",
+            "celery.worker.consumer.tasks:Tasks",
+            "celery.worker.consumer.consumer:Evloop",
+        )
+
+    def start(self) -> None:
+        # Tried again: a quorum queue that has no leader for a moment is not found, or held by another.
+        self.connection_errors = (*self.connection_errors, NotFound, ResourceLocked)  # type: ignore[has-type]
+        try:
+            super().start()
+        except self.channel_errors as error:  # Celery ends at it, and says so to nobody but its log
+            self.controller.failure = Unavailable(
+                f"RabbitMQ refuses the queue of tasks: {error}; check the rights of the user in FEDQ_AMQP_URL"
+            )
+            raise
+
+    def connect(self) -> Any:
+        """A connection on which nothing waits without end for a broker that hangs."""
+        self.controller.turning.turned()  # a queue without a leader fails once connected, and all begins again here
+        connection = super().connect()
+        bound_open_broker_sockets(connection, SILENCE)
+        return connection
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Waits for the broker, as Celery does; its loop stands still meanwhile, so that this turns in its place."""
+
+        def failed(error: Exception, seconds: float) -> None:
+            log.error("Cannot connect to %s (%s), trying again in %g s", conn.as_uri(), error, seconds)
+
+        def turn() -> None:
+            self.controller.turning.turned()
+            state.maybe_shutdown()
+
+        return conn.ensure_connection(failed, callback=turn)
+
+    def create_task_handler(self) -> Callable[[Any], None]:
+        """Celery's, for messages that are ours to the last header; any other is a dead letter at once."""
+        handle = super().create_task_handler()
+
+        def received(message: Any) -> None:
+            if (reason := fault(message)) is None:
+                handle(message)
+            else:
+                log.error("no task, and a dead letter now: %s", reason)
+                message.reject_log_error(log, self.connection_errors)
+
+        return received
+
+    def shutdown(self) -> None:
+        """Closes the connection; Celery would cancel the consumer twice more, each time waiting for an answer."""
+        connection, self.connection = self.connection, None  # type: ignore[has-type]
+        if connection is not None:
+            ignore_errors(connection, connection.close)  # type: ignore[no-untyped-call]
+
+
+class Slots(AsynPool):  # type: ignore[misc]
+    """Celery's processes; one that died is replaced at once, and its task goes back as soon as it may.
+
+    By itself Celery would see to either when it looks the next time, every five seconds.
+    """
+
+    def _event_process_exit(self, hub: Any, proc: Any) -> None:
+        proc._popen.wait()  # its pipe closes a moment before it can be waited for, and nobody would look again
+        super()._event_process_exit(hub, proc)
+
+    def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
+        super().on_job_process_lost(job, pid, exitcode)
+        hub = get_event_loop()
+        if hub is not None:
+            hub.call_later(LOST + 0.01, self.maintain_pool)  # type: ignore[no-untyped-call]
+
+
+class SlotPool(TaskPool):  # type: ignore[misc]
+    Pool = Slots
+
+
+class Worker(celery_worker.Worker):  # type: ignore[misc]
+    """A Celery worker inside our process: our signals, our logs."""
+
+    def __init__(
+        self, app: Celery, board: Board, trainer: str, slots: int, on_ready: Callable[[], None], turning: Loop
+    ) -> None:
+        self.board = board
+        self.turning = turning  # Celery's event loop
+        self.device = ""  # what the slots train on, known when they are warm
+        self.failure: FedqError | None = None
+        self.begun = False
+        self.stops_at = 0.0  # by the monotonic clock, once asked to stop
+        self._on_ready = on_ready
+        # It warns of unpickling as root; this app unpickles nothing that it is sent.
+        warnings.filterwarnings("ignore", category=SecurityWarning)
+        super().__init__(
+            app=app,
+            hostname=f"{trainer}@{socket.gethostname()}",
+            concurrency=slots,
+            loglevel="WARNING",
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            task_events=False,
+            use_eventloop=True,
+        )
+
+    def start(self) -> None:
+        self.begun = True
+        try:
+            super().start()
+        finally:
+            self.kill_slots()  # whatever went wrong: Python would wait for them at its exit
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Signals are ours: see `request_stop`."""
+
+    def on_close(self) -> None:
+        """Celery lets the slots finish; a second signal ends all at once, and the broker hands the tasks on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        self.turning.end()
+        # Celery waits without end for a broker that hangs to confirm that the consumer is cancelled.
+        if self.consumer.connection is not None:
+            bound_open_broker_sockets(self.consumer.connection, CLOSING)
+        super().on_close()
+
+    def on_consumer_ready(self, consumer: Any) -> None:  # noqa: ARG002 - Celery passes it
+        """Celery consumes the task queue from now on."""
+        self._on_ready()
+
+    def request_stop(self, until: float) -> None:
+        """Lets the slots finish what they train by then, and ends `start`; callable from any thread."""
+        self.stops_at = until
+        state.should_stop = os.EX_OK
+        self.board.tell("stop")  # while warming up
+        if self.hub is not None:
+            self.hub.call_soon(lambda: None)  # wakes the loop, which then sees it
+
+    def kill_slots(self) -> None:
+        """Slots heed no milder signal; what they were at is not acknowledged, so that the broker hands it on."""
+        for process in self.slots:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    @property
+    def slots(self) -> list[Any]:
+        """The processes of the pool, as long as there is one."""
+        started = self.pool is not None and self.pool._pool is not None
+        return list(self.pool._pool._pool) if started else []  # Celery's pool wraps billiard's, whose list it is
+
+    @property
+    def busy(self) -> int:
+        """Tasks being executed now."""
+        return len(state.active_requests)
+
+
+class WarmUp(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Holds the worker back until each slot has imported torch: a trainer that says it is alive is ready to train."""
+
+    requires = (Pool,)
+
+    def start(self, worker: Worker) -> None:
+        with worker.board.listen() as words:
+            try:
+                worker.device = self._wait(worker, words)
+            except FedqError as error:
+                worker.failure = error
+                raise SystemExit(error.exit_code) from error  # Celery's way to end
+        worker.hub.call_repeatedly(worker.turning.interval, worker.turning.turned)
+
+    def stop(self, worker: Worker) -> None:
+        """Between the consumer's stop and the pool's: what a slot puts back now does not come here again."""
+        worker.board.stop(worker.stops_at)
+
+    def _wait(self, worker: Worker, words: int) -> str:
+        sentinels = [process._popen.sentinel for process in worker.slots]  # readable when it dies
+        heard, warm = b"", 0
+        while True:
+            ready, _, _ = select.select([words, *sentinels], [], [], WARM_UP)
+            if words in ready:
+                heard += os.read(words, 65536)
+            worker.turning.turned()
+            *lines, heard = heard.split(b"\n")
+            for line in lines:
+                word, _, rest = line.decode().partition(" ")
+                if word == "away":
+                    raise Unavailable(rest)
+                if word == "failed":
+                    raise BadInput(rest)
+                if word == "stop":
+                    raise SystemExit(os.EX_OK)
+                warm += 1
+                if warm == len(sentinels):
+                    return rest
+            if words not in ready:
+                raise FedqError("a slot died while it was starting" if ready else f"no slot was warm in {WARM_UP:g} s")
+
+
+class _Forward(logging.Handler):
+    """Celery's log records as lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = structlog.get_logger().bind(logger=record.name)
+        level, cause = record.levelno, record.exc_info
+        if cause and isinstance(cause[1], OSError | AMQPError | RestartFreqExceeded):
+            level, cause = logging.WARNING, None  # a connection was lost: what there is to say is in the message
+        message = record.getMessage().split("\n")[0]
+        for part in record.args or ():  # the error of a connection that cannot be made is one of them
+            if isinstance(part, BaseException) and (trouble := tls_trouble(part, "FEDQ_AMQP_URL")):
+                message = f"RabbitMQ: {trouble}"
+        event.log(level, message, exc_info=cause)
+
+
+def forward_logs() -> None:
+    """Lets Celery's warnings through to our log and nothing below."""
+    for name in ("celery", "kombu", "amqp", "multiprocessing"):
+        logger = logging.getLogger(name)
+        logger.handlers = [_Forward()]
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False

@@ -1,0 +1,1 @@
+"""A slot: a warm process that trains one task at a time."""

@@ -1,0 +1,99 @@
+"""Many small clients in one task: trained one after the other, and folded before anything travels.
+
+The sums are integers on the round's grid, so that the batch gives to the bit what its clients would have given one by
+one, and the aggregator receives one blob for all of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from services.trainer.slot import replies, update_file
+from services.trainer.slot.client import Clients
+from services.trainer.slot.context import Bench
+from services.trainer.slot.replies import REASON, sentence
+from services.trainer.slot.simulated_client import Absent, Hindrance
+from services.trainer.slot.stopwatch import Stopwatch
+from services.trainer.train_task import Order
+from shared.aggregation import fold, weights
+from shared.aggregation.fold import Buffers, Fold
+from shared.aggregation.strategies.choose import strategy_of
+from shared.aggregation.strategies.strategy import Counted
+from shared.aggregation.weights import File
+from shared.errors import Stale, Unavailable
+from shared.events import BlobRef, Member
+
+log = structlog.get_logger()
+
+#: What is told of each client of a batch. There may be hundreds in an event, so that it is little.
+FIGURES = ("client_loss", "client_accuracy", "train_loss", "local_norm")
+NORM = "norm"  #: of its update, which nobody else sees
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What training a batch gave."""
+
+    file: File | None  # the sums; None where nobody's training came to an end
+    members: tuple[Member, ...] = ()
+    failures: dict[str, str] = field(default_factory=dict)
+    downloaded: int = 0
+
+    @property
+    def examples(self) -> int:
+        return sum(member.examples for member in self.members)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means over all examples."""
+        shared: Sequence[str] = [
+            name for name in FIGURES if self.members and all(name in member.metrics for member in self.members)
+        ]
+        total = self.examples
+        return {name: sum(member.metrics[name] * member.examples for member in self.members) / total for name in shared}
+
+
+def train(bench: Bench, order: Order, base: BlobRef, watch: Stopwatch) -> Folded:
+    """Trains the clients of a batch; `Stale` where there is nothing to say of any."""
+    spec = order.spec
+    clients = Clients(bench, order, base, watch)
+    strategy = strategy_of(spec.strategy, spec.population)
+    layout, grid = clients.layout.of_updates(), fold.grid_of(spec, order.cohort_size)
+    folded = Fold(layout.size, grid, Buffers.of(clients.base, layout, grid.max_abs))
+    members, failures = [], {}
+    for client in order.members:
+        hindrance = Hindrance(bench, order, client)
+        try:
+            hindrance.appear()
+            trained = clients.train(client, hindrance)
+            norm = update_file.measured(trained.delta, trained.examples, clients.base, layout, spec).norm
+            hindrance.upload(trained.file.nbytes)
+        except Absent as absent:
+            log.info("says nothing", job=order.job, round=order.round, client=client, reason=str(absent))
+            continue
+        except (Stale, Unavailable):
+            raise
+        except BaseException as error:  # user code may do anything
+            replies.log_failure(log.bind(job=order.job, round=order.round, client=client), error)
+            clients.renew()
+            failures[client] = sentence(error, REASON)
+            continue
+        counted = Counted(client, trained.examples, norm=norm, metrics=trained.metrics)
+        folded.add(trained.delta, strategy.weight(counted), strategy.scale(counted))
+        members.append(Member(client=client, examples=trained.examples, metrics=_told(trained.metrics, norm)))
+        watch.lap("upload")
+    if not members and not failures:
+        raise Absent("nobody of the batch is there")
+    return Folded(_file(folded) if members else None, tuple(members), failures, clients.downloaded)
+
+
+def _told(metrics: Mapping[str, float], norm: float) -> dict[str, float]:
+    return {name: metrics[name] for name in FIGURES if name in metrics} | {NORM: norm}
+
+
+def _file(folded: Fold) -> File:
+    layout = weights.layout_of({"sums": ("I64", folded.sums.shape)})
+    file = layout.empty_file()
+    layout.views(file)["sums"][:] = folded.sums
+    return file

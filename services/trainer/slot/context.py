@@ -1,0 +1,171 @@
+"""What a slot works with: the servers, the node's cache, the device, and the model of the job it last worked for."""
+
+import functools
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import ref
+
+import structlog
+import torch
+
+from services.trainer.data.dataset import Dataset
+from services.trainer.data.inputs import refuse_others
+from services.trainer.models import catalog, start
+from services.trainer.models.flat import FlatModel
+from services.trainer.signals import Board
+from services.trainer.slot.client_state import Keeper, State
+from services.trainer.slot.model_cache import Cache, Shortcut
+from services.trainer.train_task import HandedBack, Order
+from shared import names
+from shared.aggregation import weights
+from shared.aggregation.compression import difference
+from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.initial_model import check_size
+from shared.aggregation.weights import File, Layout
+from shared.errors import Refused, Stale, Unavailable
+from shared.events import BlobRef, Inputs, StateRef
+from shared.job import user_code
+from shared.job.catalog.compression import EncodingSpec
+from shared.job.job_spec import JobSpec
+from shared.s3.json_records import reading
+from shared.s3.store import Blobs, NotFound
+
+log = structlog.get_logger()
+
+Result = TypeVar("Result")
+
+PATIENCE = 30.0  #: seconds a server may be away before the task goes back to its queue
+
+
+class Bench:
+    """Stays as it is from one task to the next, the model warm."""
+
+    def __init__(
+        self, trainer: str, board: Board, blobs: Blobs, cache: Cache, keeper: Keeper, device: torch.device
+    ) -> None:
+        self.trainer, self.board, self.blobs, self.cache, self.keeper = trainer, board, blobs, cache, keeper
+        self.device = device
+        self._warm: tuple[str, FlatModel] | None = None
+        self._manifest: tuple[str, dict[str, Any]] = ("", {})  # of round 0 of a job
+        self._compared: tuple[str, Callable[[], Dataset | None]] = ("", lambda: None)  # data that are like a job's
+
+    def model(self, job: str, spec: JobSpec, data: Dataset) -> FlatModel:
+        """The warm model of a job; its tensors hold whatever the last client left in them.
+
+        `BadInput` where the data are not like those that the job began with.
+        """
+        self._compare(job, data)
+        key = " ".join(
+            (
+                spec.model.model_dump_json(),
+                spec.train.model_dump_json(include={"buffers", "personal"}),
+                f"{list(data.shape)} {data.classes} {spec.seed}",
+                job if spec.model.start else "",
+            )
+        )
+        if self._warm is None or self._warm[0] != key:
+            self._warm = None  # the old one's memory first
+            self._warm = (key, self.fresh_model(job, spec, data))
+        return self._warm[1]
+
+    def fresh_model(self, job: str, spec: JobSpec, data: Dataset) -> FlatModel:
+        """The model that a job begins with: seeded, or with the tensors that the job was given."""
+        shape = tuple(data.shape)
+        check_size(catalog.size(spec.model, shape, data.classes), spec.limits)
+        model = catalog.build(spec.model, shape, data.classes, spec.seed)
+        if spec.model.start is not None:
+            with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+                file.write(self.patiently(lambda: self._given(job)).data)
+                file.flush()
+                start.begin_with(model, Path(file.name))
+        with user_code.running():
+            return FlatModel(model, spec.train, self.device)
+
+    def forget_model(self) -> None:
+        """For when the user's code failed: who knows what it left behind."""
+        self._warm = None
+
+    def base(self, order: Order, ref: BlobRef) -> File:
+        """The model that an order begins with, from the node's cache; made of the one before where that is shorter."""
+        how = order.spec.compress.model
+        if order.delta is None or order.previous is None or how is None:
+            return self.cache.get(ref)
+        return self.cache.get(ref, Shortcut(order.previous, order.delta, functools.partial(_rebuilt, how)))
+
+    def state(
+        self, job: str, spec: JobSpec, client: str, ref: StateRef | None, model: Layout, order: Order | None = None
+    ) -> State:
+        """What a client keeps of the rounds before."""
+        if ref is None or not spec.is_stateful:
+            return State()
+        file = self.patiently(lambda: self.keeper.load(job, client, ref), order)
+        return State() if file is None else State.unpack(file, model)
+
+    def began(self, order: Order) -> float:
+        """When an order's job began: its first round, in seconds since the epoch. The clocks are taken for equal."""
+        with reading(names.manifest_blob(order.job, 0)):
+            return float(self._first(order.job, order)["opened"])
+
+    def _first(self, job: str, order: Order | None = None) -> dict[str, Any]:
+        """The manifest of a job's round 0, kept for the next task; `NotFound` where the store has none."""
+        if self._manifest[0] != job:
+            self._manifest = (job, self.patiently(lambda: self.blobs.get_json(names.manifest_blob(job, 0)), order))
+        return self._manifest[1]
+
+    def _compare(self, job: str, data: Dataset) -> None:
+        """`BadInput` where the data are not like those that the job began with, as far as its record says."""
+        if self._compared[0] == job and self._compared[1]() is data:
+            return
+        with suppress(NotFound), reading(names.manifest_blob(job, 0)):
+            if (inputs := self._first(job).get("inputs")) is not None:
+                refuse_others(data, Inputs.model_validate(inputs), self.trainer)
+            self._compared = (job, ref(data))
+
+    def patiently(self, call: Callable[[], Result], order: Order | None = None) -> Result:
+        """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""
+        deadline, delay = time.monotonic() + PATIENCE, 0.2
+        while True:
+            try:
+                return call()
+            except Unavailable as error:
+                if order is not None and self.board.is_over(*order.work):
+                    raise Stale("nobody waits for it any more") from error
+                if self.board.is_stopping:
+                    raise HandedBack(str(error)) from error
+                if time.monotonic() >= deadline:
+                    raise
+                log.warning("trying again", reason=str(error))
+                time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
+                delay = min(2 * delay, 2.0)
+
+    def _given(self, job: str) -> File:
+        key = names.start_blob(job)
+        size, about = self.blobs.stat(key)
+        if "digest" not in about:
+            raise Refused(f"{key} does not say its digest: start the job again, by fedq")
+        return self.cache.get(BlobRef(key=key, size=size, digest=about["digest"]))
+
+    def stopped(self, order: Order) -> bool:
+        """Whether training shall stop between two batches. Takes 4 µs."""
+        return self.board.is_over(*order.work) or self.board.grace <= 0
+
+    def why_stopped(self, order: Order) -> Stale | HandedBack:
+        """What to raise then."""
+        if self.board.is_over(*order.work):
+            return Stale(f"round {order.round} is over")
+        return HandedBack("this trainer stops before the client is trained")
+
+
+def _rebuilt(how: EncodingSpec, previous: File, delta: File) -> File:
+    """A model of the one before it and the difference, each as its file; `Refused` where these do not go together."""
+    layout = weights.read_layout(previous)
+    encoding = encoding_of(how, layout.of_updates())
+    weights.check_header(delta, encoding.layout)
+    file = previous.copy()
+    difference.rebuild(layout.flat(file), delta, encoding)
+    return file

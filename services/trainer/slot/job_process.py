@@ -1,0 +1,199 @@
+"""Workshop of a slot for jobs with code of their own: a process for each, so that the slot stays as it was.
+
+What the user's code leaves behind (a grad mode, a default dtype, a folder, threads, another module changed) ends with
+that process. It starts with the job's first task here, in about a second, and ends when another such job needs its
+place, or as soon as this trainer hears that its own is over. A task that goes on for a whole deadline after its round
+hangs, and the process is killed: a step that is slow, or loads large data, has that time to come to its end.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import structlog
+
+from services.trainer.signals import ROUND, Board
+from services.trainer.slot import job_process_main
+from services.trainer.slot.warming import Place
+from services.trainer.train_task import HandedBack, Order
+from shared.errors import Unavailable
+from shared.events import EvaluateModel
+
+log = structlog.get_logger()
+
+WARM_UP = 120.0  #: seconds that such a process may take to import torch
+HEED = 3.0  #: seconds that a task may still take when its job is over
+LEAVE = 5.0  #: seconds in which it may end by itself, once it says nothing any more
+
+_NAMES = {number.value: number.name for number in signal.Signals}
+
+
+class Workshop:
+    """One process at a time, for one job."""
+
+    def __init__(self, place: Place) -> None:
+        self._place, self._board = place, Board(Path(place.board))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._work: Order | EvaluateModel | None = None  # the last
+        self._late: Order | None = None  # the task that has outlasted its round, once
+        self._over: Order | EvaluateModel | None = None  # the task that was killed since nobody waited for it
+        self._busy = threading.Lock()
+        threading.Thread(target=self._listen, name="workshop", daemon=True).start()
+
+    def do(self, work: Order | EvaluateModel, tries: int) -> None:
+        """Has a task done, as `Slot.do` does it; `Unavailable` too where the process ended at it."""
+        try:
+            with self._busy:
+                self._do(work, tries)
+        except Unavailable:
+            if self._over is not work:
+                raise
+            log.info("abandoned", job=work.job, round=work.round, reason="nobody waits for it any more")
+
+    def _do(self, work: Order | EvaluateModel, tries: int) -> None:
+        if self._work is not None and self._work.job != work.job:
+            self.close()
+        answer = self._asked(work, tries)
+        if answer["fate"] == job_process_main.RENEW:
+            log.info("starts anew", job=work.job, reason="the job's code was changed")
+            self.close()
+            answer = self._asked(work, tries)
+        match answer["fate"]:
+            case job_process_main.HANDED_BACK:
+                raise HandedBack(answer["reason"])
+            case job_process_main.UNAVAILABLE:
+                raise Unavailable(answer["reason"])
+
+    def tidy(self) -> None:
+        """Ends the process of a job that is over, or that has gone on without this slot."""
+        with self._busy:
+            if self._work is not None and self._board.is_over(self._work.job, self._work.round + 1, 0, 0):
+                self.close()
+
+    def _listen(self) -> None:
+        for line in self._board.told():
+            if line == ROUND:
+                self._end_round()
+            else:
+                fence, _, job = line.partition(" ")
+                self._end_job(job, int(fence))
+
+    def _end_round(self) -> None:
+        """Gives what is still at work for a round that is over as long again as that round might last."""
+        work = self._work
+        if not isinstance(work, Order) or work is self._late or not self._busy.locked():
+            return
+        if self._board.is_over(*work.work):
+            self._late = work
+            timer = threading.Timer(work.spec.rounds.deadline, self._kill, (work,))
+            timer.daemon = True
+            timer.start()
+
+    def _end_job(self, job: str, fence: int) -> None:
+        """Ends the process of a job that is over; where it is at work, soon."""
+        work = self._work
+        if work is None or work.job != job or (isinstance(work, Order) and work.fence > fence):
+            return
+        if not self._busy.acquire(timeout=HEED):
+            self._kill(work)
+            return
+        try:
+            if self._work is work:
+                self.close()
+        finally:
+            self._busy.release()
+
+    def _kill(self, work: Order | EvaluateModel) -> None:
+        """Kills the process if it is at this work still; whoever waits for its answer sees it end."""
+        process = self._process
+        if self._work is not work or process is None or not self._busy.locked():
+            return
+        self._over = work
+        log.warning("killed what did not heed that it is over", job=work.job, round=work.round)
+        process.kill()
+
+    def close(self) -> None:
+        """Ends the process, if there is one."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # with the commands that the user's code has started
+            self._process.wait()
+        if self._channel is not None:
+            self._channel.close()
+        self._process = self._channel = self._work = None
+
+    def _asked(self, work: Order | EvaluateModel, tries: int) -> dict[str, str]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._start()
+        assert self._channel is not None  # noqa: S101 - for the type checker
+        self._work = work
+        try:
+            self._channel.sendall(job_process_main.line(work, tries))
+        except OSError as error:
+            raise self._ended() from error
+        return self._heard()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        told = {"place": asdict(self._place), "channel": theirs.fileno(), "parent": os.getpid()}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", job_process_main.__name__, json.dumps(told)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._channel = ours
+        ours.settimeout(WARM_UP)
+        self._heard()
+        ours.settimeout(None)  # a client may train for as long as its round lasts; who stops the slot kills both
+
+    def _heard(self) -> dict[str, str]:
+        assert self._channel is not None  # noqa: S101 - for the type checker
+        heard = b""
+        try:
+            while not heard.endswith(b"\n"):
+                part = self._channel.recv(65536)
+                if not part:
+                    raise self._ended()
+                heard += part
+        except TimeoutError:
+            self.close()
+            raise Unavailable(f"the process for the job's own code was not ready in {WARM_UP:g} s") from None
+        except ConnectionError as error:
+            raise self._ended() from error
+        try:
+            found = json.loads(heard)
+            return {"fate": found["fate"], "reason": found["reason"]}
+        except (ValueError, KeyError, TypeError):  # the user's code wrote there, or a fork of its own answered too
+            self.close()
+            said = heard[:60].decode("ascii", "replace")
+            raise Unavailable(f"the process for the job's own code said what is no answer: {said!r}") from None
+
+    def _ended(self) -> Unavailable:
+        """The reason why there is no answer, and no process any more."""
+        process = self._process
+        assert process is not None  # noqa: S101 - for the type checker
+        try:
+            process.wait(LEAVE)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return Unavailable("the process for the job's own code closed the socket that it answers on")
+        self.close()
+        code = process.returncode
+        if code == -signal.SIGKILL:
+            how = "was killed (SIGKILL), by lack of memory perhaps"
+        elif code < 0:  # lack of memory is no reason for any other
+            how = f"was killed ({_NAMES.get(-code, f'signal {-code}')})"
+        else:
+            how = f"ended with exit code {code}; its log has more"
+        return Unavailable(f"the process for the job's own code {how}")

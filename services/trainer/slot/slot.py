@@ -1,0 +1,270 @@
+"""One slot of a trainer: a warm process that does one task at a time and tells the aggregator."""
+
+import functools
+import sys
+import time
+from collections import OrderedDict
+from contextlib import suppress
+
+import structlog
+
+from services.trainer.data import dataset
+from services.trainer.data.inputs import inputs_of
+from services.trainer.slot import batch, evaluation, replies, update_file
+from services.trainer.slot.client import Clients
+from services.trainer.slot.context import Bench
+from services.trainer.slot.replies import sentence
+from services.trainer.slot.simulated_client import Hindrance
+from services.trainer.slot.stopwatch import Stopwatch
+from services.trainer.train_task import Order, check_sizes
+from shared import names
+from shared.aggregation import weights
+from shared.aggregation.weights import File
+from shared.amqp.bus import Bus
+from shared.errors import FedqError, QueueFull, Refused, Stale, Unavailable
+from shared.events import BlobRef, EvaluateModel, ModelEvaluated, ModelUpdate
+from shared.job import user_modules
+from shared.process.failpoints import failpoint
+from shared.record import receipts
+from shared.s3.store import NotFound
+
+log = structlog.get_logger()
+
+ANSWERS = 16  #: updates remembered: after a lost connection the broker hands out what was not acknowledged
+
+
+class Slot:
+    """Does what a task says; keeps the data, the model and its buffers for the next one."""
+
+    def __init__(self, bench: Bench, bus: Bus) -> None:
+        self._bench, self._bus = bench, bus
+        self._answers: OrderedDict[str, tuple[Order, ModelUpdate]] = OrderedDict()  # the latest, by task
+
+    def do(self, work: Order | EvaluateModel, tries: int) -> None:
+        """Does what a task asks for in this many deliveries, and publishes the answer; `Unavailable` to try later."""
+        if isinstance(work, Order):
+            self.train(work, tries)
+        else:
+            self.evaluate(work)
+
+    def give_up(self, work: Order | EvaluateModel, tries: int, reason: str) -> None:
+        """Answers that there will be none; `Unavailable` where not even that can be said."""
+        log.error("given up", job=work.job, round=work.round, client=getattr(work, "client", None), reason=reason)
+        if isinstance(work, Order):
+            answer = replies.failed(work, self._bench.trainer, reason)
+            self._say(answer.model_copy(update={"tries": tries}))
+        else:
+            self._say(replies.evaluated(work, self._bench.trainer, error=reason))
+
+    def train(self, order: Order, tries: int) -> None:
+        """Trains a client, or a batch, and publishes the update, or the error that prevented it."""
+        about = log.bind(job=order.job, round=order.round, client=order.client)
+        watch = Stopwatch()
+        failpoint("trainer.taken")
+        try:
+            self._refuse_if_over(order)
+            check_sizes(order)
+            update = self._answered(order, tries, watch)
+        except Stale as stale:
+            about.info("abandoned", reason=str(stale), **watch.total())
+            return
+        except Unavailable:
+            raise
+        except Refused as refused:
+            about.warning("failed", reason=str(refused))
+            update = replies.failed(order, self._bench.trainer, sentence(refused))
+        except BaseException as error:  # user code may do anything
+            replies.log_failure(about, error)
+            self._bench.forget_model()
+            update = replies.failed(order, self._bench.trainer, sentence(error))
+        if not self._say(update.model_copy(update={"attempt": order.attempt, "tries": tries})):
+            self._take_back(update, order)
+        failpoint("trainer.told")
+        about.info("trained" if update.error is None else "reported", **watch.total())
+
+    def evaluate(self, event: EvaluateModel) -> None:
+        """Evaluates a model on held-out examples and publishes the result; `Unavailable` to try later."""
+        about = log.bind(job=event.job, round=event.round)
+        bench, watch = self._bench, Stopwatch()
+        before = bench.cache.received
+        try:
+            if bench.patiently(lambda: bench.blobs.exists(names.result_blob(event.job))):
+                about.info("not evaluated", reason="the job is over")
+                return
+            check_sizes(event)
+            if event.clients:
+                members = evaluation.on_clients(bench, event)
+                examples = sum(member.examples for member in members)
+                answer = replies.evaluated(event, bench.trainer, examples=examples, members=members)
+            else:
+                examples, metrics = evaluation.on_test_set(bench, event)
+                answer = replies.evaluated(event, bench.trainer, examples=examples, metrics=metrics)
+        except Unavailable:
+            raise
+        except BaseException as error:
+            replies.log_failure(about, error)
+            bench.forget_model()
+            answer = replies.evaluated(event, bench.trainer, error=sentence(error))
+        self._say(answer.model_copy(update={"downloaded": bench.cache.received - before}))
+        about.info("evaluated", **watch.total(), **answer.metrics)
+
+    # --- an update ------------------------------------------------------------------------------
+
+    def _answered(self, order: Order, tries: int, watch: Stopwatch) -> ModelUpdate:
+        """The update that is asked for: the one made before, where it is asked for again."""
+        asked, known = self._answers.get(order.identity, (None, None))
+        if asked is not None and known is not None and _same(asked, order):
+            return known
+        # A look costs milliseconds, so only where there may be something to find; a batch leaves no receipt.
+        if (tries > 1 or order.again) and not order.is_batch and (found := self._stored(order)) is not None:
+            return found
+        watch.timings["wait"] = max(0.0, round(time.time() - order.asked, 6))
+        update = self._made(order, watch).model_copy(update={"code": self._code(order)})
+        self._answers[order.identity] = (order, update)
+        while len(self._answers) > ANSWERS:
+            self._answers.popitem(last=False)
+        return update
+
+    def _stored(self, order: Order) -> ModelUpdate | None:
+        """The client's update to the same base, where a slot that could not tell of it had it uploaded."""
+        bench = self._bench
+        prefix = f"{names.updates_prefix(order.job, order.round)}{order.client}-"
+        for key in bench.patiently(lambda: bench.blobs.list(prefix), order):
+            try:
+                found = receipts.told_again(key, *bench.patiently(functools.partial(bench.blobs.stat, key), order))
+            except (NotFound, Refused) as error:
+                log.info("not told again", key=key, reason=str(error))
+                continue
+            if (found.client, found.base) == (order.client, replies.base_of(order)):  # `a-b` begins like `a`
+                return found
+        return None
+
+    def _made(self, order: Order, watch: Stopwatch) -> ModelUpdate:
+        if order.base is None:
+            return self._initial(order, watch)
+        if order.is_batch:
+            return self._batch(order, order.base, watch)
+        return self._client(order, order.base, watch)
+
+    def _code(self, order: Order) -> str | None:
+        """The digest of the user's files that this process ran: all trainers of a pool should have the same."""
+        if order.spec.pool is None or not order.spec.has_code:
+            return None
+        modules = tuple(name.partition(":")[0] for name in order.spec.code)
+        # Who made the initial model has imported no local step: that would be the digest of other files.
+        return user_modules.digest(modules) if sys.modules.keys() >= set(modules) else None
+
+    def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
+        """The model that a job begins with, whole."""
+        data = dataset.load(order.spec, order.job)
+        if order.spec.pool is not None and order.spec.needs_test_set:
+            dataset.of_test(data)  # each trainer has it: one that cannot be used is found before anybody trains
+        model = self._bench.fresh_model(order.job, order.spec, data)
+        file = model.save()
+        update_file.check_initial(file, model.layout, order.spec)
+        watch.lap("train")
+        update = replies.update(order, self._bench.trainer, examples=1).model_copy(update={"inputs": inputs_of(data)})
+        return self._uploaded(update, file, order, watch)
+
+    def _client(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
+        """A client's update to the base model, its metrics and timings."""
+        bench, client = self._bench, order.client
+        hindrance = Hindrance(bench, order, client)
+        hindrance.appear()
+        clients = Clients(bench, order, base, watch)
+        trained = clients.train(client, hindrance)
+        file, state = update_file.pack(trained, clients.base, clients.layout, order.spec)
+        hindrance.upload(file.nbytes)
+        update = replies.update(
+            order,
+            bench.trainer,
+            examples=trained.examples,
+            metrics=trained.metrics,
+            downloaded=clients.downloaded,
+        )
+        return self._uploaded(update, file, order, watch, state.pack())
+
+    def _batch(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
+        """The folded updates of a batch."""
+        folded = batch.train(self._bench, order, base, watch)
+        if folded.file is None:
+            reason = next(iter(folded.failures.values()))
+            return replies.failed(order, self._bench.trainer, reason, folded.failures)
+        update = replies.update(
+            order,
+            self._bench.trainer,
+            examples=folded.examples,
+            metrics=folded.metrics,
+            members=folded.members,
+            failures=folded.failures,
+            downloaded=folded.downloaded,
+        )
+        return self._uploaded(update, folded.file, order, watch)
+
+    def _uploaded(
+        self, update: ModelUpdate, file: File, order: Order, watch: Stopwatch, kept: File | None = None
+    ) -> ModelUpdate:
+        """The update, its file in the store with a receipt: whoever finds it there can tell of it.
+
+        Before that, what the client is to keep if it counts: an update refers to nothing that is not there.
+        """
+        failpoint("trainer.trained")
+        if kept is not None:
+            ref = self._bench.patiently(lambda: self._bench.keeper.save(order.job, order.client, kept), order)
+            update = update.model_copy(update={"state": ref})
+        digest, about = weights.digest_of(file), receipts.receipt(update)
+        key = names.update_blob(order.job, order.round, order.client, digest)
+
+        def put() -> BlobRef:
+            return self._bench.blobs.put(
+                key, file, digest=digest, metadata=about, on_piece=lambda: failpoint("trainer.uploading")
+            )
+
+        blob = self._bench.patiently(put, order)
+        watch.lap("upload")
+        failpoint("trainer.uploaded")
+        return update.model_copy(update={"update": blob, "timings": watch.total()})
+
+    def _refuse_if_over(self, order: Order) -> None:
+        """Raises `Stale` where the round was over before this task began: within 20 ms, whatever was missed."""
+        bench = self._bench
+        if bench.board.is_over(*order.work):
+            raise Stale(f"round {order.round} is over")
+        # Where rounds do not wait for each other, the model that ends a round's work is one of a later round.
+        manifest = names.manifest_blob(order.job, order.round + order.spec.max_staleness)
+        result = names.result_blob(order.job)
+        if bench.patiently(lambda: bench.blobs.exists(manifest) or bench.blobs.exists(result), order):
+            raise Stale(f"round {order.round} is over, says the object store")
+
+    # --- telling --------------------------------------------------------------------------------
+
+    def _say(self, event: ModelUpdate | ModelEvaluated) -> bool:
+        """Whether somebody hears of it: where there is no queue for a job's answers, the job is over."""
+        try:
+            self._bus.publish(event)
+        except QueueFull:
+            raise
+        except Unavailable:
+            if self._bus.depth(names.updates_queue(event.job)) is not None:
+                raise
+            return False
+        return True
+
+    def _take_back(self, update: ModelUpdate, order: Order) -> None:
+        """Removes what came too late for the end of its job, where the job keeps no updates."""
+        blobs = self._bench.blobs
+        log.info("nobody listens", job=order.job, round=order.round, client=order.client)
+        if update.update is None or order.spec.keep_updates:
+            return
+        with suppress(FedqError):  # it is tidiness alone
+            if blobs.exists(names.result_blob(order.job)):
+                blobs.remove([update.update.key])
+                if update.state is not None:
+                    self._bench.keeper.drop(order.job, order.client, update.state)
+
+
+def _same(asked: Order, order: Order) -> bool:
+    """Whether two orders ask for the same update, of the same model with the same settings and state."""
+    return all(getattr(asked, name) == getattr(order, name) for name in ("members", "spec", "state", "server")) and (
+        replies.base_of(asked) == replies.base_of(order)
+    )

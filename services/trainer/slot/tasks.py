@@ -1,0 +1,133 @@
+"""Celery's two tasks, how often each is tried, and the start of the process that executes them.
+
+Torch is imported there alone.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+from billiard import current_process
+from celery import current_app, shared_task, signals
+from celery.exceptions import Reject
+from pydantic import ValidationError
+
+from services.trainer.parent import worker
+from services.trainer.signals import Board
+from services.trainer.slot import warming
+from services.trainer.slot.job_process import Workshop
+from services.trainer.train_task import HandedBack, Order
+from shared.amqp.connection import COUNTS, deliveries
+from shared.errors import BadMessage, FedqError, Unavailable
+from shared.events import EvaluateModel, check_places
+from shared.text import plain
+
+if TYPE_CHECKING:
+    from services.trainer.slot.slot import Slot
+
+log = structlog.get_logger()
+
+Work = TypeVar("Work", Order, EvaluateModel)
+
+TRIES = 5  #: deliveries of a task that are tried; the task queues' delivery limit lies above, for what cannot be said
+
+SILENCE = "each ended without an answer; its slot or its trainer was killed, by lack of memory perhaps"
+
+_slot: "Slot | None" = None
+_workshop: Workshop | None = None
+
+
+def train(task: Any, order: dict[str, Any]) -> None:
+    """Trains a client, or a batch of them, and says so."""
+    _try(task, _read(Order, order))
+
+
+def evaluate(task: Any, event: dict[str, Any]) -> None:
+    """Evaluates a model on held-out examples and says so."""
+    _try(task, _read(EvaluateModel, event))
+
+
+def _read(kind: type[Work], argument: dict[str, Any]) -> Work:
+    """The work that a task's argument is; a dead letter where it is none."""
+    try:
+        work = kind.model_validate(argument)
+        check_places(work.job, work)
+    except (ValidationError, BadMessage) as error:
+        reason = plain(" ".join(str(error).split()))[:300]
+        log.error("dead-lettered", reason=reason)
+        raise Reject(reason, requeue=False) from None
+    return work
+
+
+def _try(task: Any, work: Order | EvaluateModel) -> None:
+    """Does the work, or puts it back to be tried again; at last answers why it is given up, for the dead letters."""
+    assert _slot is not None, "a task outside a slot"  # noqa: S101
+    tries = deliveries({name: task.request.get(name) for name in COUNTS})
+    try:
+        reason = _failure(_slot, work, tries)
+        if reason is None:
+            return
+        _slot.give_up(work, tries, f"given up after {TRIES} tries: {reason}")
+    except Unavailable as error:
+        log.warning("requeued", reason=str(error), tries=tries)
+        # A reject and not a failure: it counts towards the queue's delivery limit.
+        raise Reject(str(error), requeue=True) from None
+    raise Reject(reason, requeue=False)
+
+
+def _failure(slot: "Slot", work: Order | EvaluateModel, tries: int) -> str | None:
+    """Why the work is given up, or None where it is done; `Unavailable` where it may be tried again."""
+    if tries > TRIES:
+        return SILENCE
+    try:
+        _do(slot, work, tries)
+    except HandedBack:
+        raise
+    except Unavailable as error:
+        if tries < TRIES:
+            raise
+        return str(error)
+    return None
+
+
+def _do(slot: "Slot", work: Order | EvaluateModel, tries: int) -> None:
+    """Does the work here, or, where it takes code of the job's own, in the process of that job."""
+    assert _workshop is not None, "a task outside a slot"  # noqa: S101
+    if work.spec.has_code:
+        _workshop.do(work, tries)
+    else:
+        _workshop.tidy()
+        slot.do(work, tries)
+
+
+def warm_up(**_: Any) -> None:
+    """Makes this process a slot, before Celery gives it tasks."""
+    global _slot, _workshop  # noqa: PLW0603 - the process is the slot
+    told = current_app.conf.slot
+    warming.settle(told["parent"])
+    place = warming.Place(index=current_process().index, **told["place"])
+    board = Board(Path(place.board))
+    _workshop = Workshop(place)
+    try:
+        from services.trainer.parent import store_check  # noqa: PLC0415 - not in the parent
+
+        if place.index == 0 and board.is_heard():
+            store_check.check_store(place.trainer)  # before torch: it is the quicker
+        _slot = warming.slot(place)
+    except Exception as error:
+        # Celery would log it and go on with a slot that can do nothing.
+        reason = str(error) if isinstance(error, FedqError) else f"{type(error).__name__}: {error}"
+        board.tell(f"{'away' if isinstance(error, Unavailable) else 'failed'} {reason}")
+        os._exit(os.EX_SOFTWARE)
+
+
+def keep_logging(**_: Any) -> None:
+    """Celery asks whether somebody else sets up logging: yes, we do."""
+    worker.forward_logs()
+
+
+shared_task(name="train", bind=True)(train)
+shared_task(name="evaluate", bind=True)(evaluate)
+signals.setup_logging.connect(keep_logging)
+signals.worker_process_init.connect(warm_up)

@@ -1,0 +1,48 @@
+"""The start of a process that trains: what must be so before torch is imported, and after."""
+
+import gc
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from celery import platforms
+
+from shared.process import failpoints
+
+if TYPE_CHECKING:
+    from services.trainer.slot.slot import Slot
+
+
+@dataclass(frozen=True)
+class Place:
+    """Facts that a trainer tells its slots, and a slot the process that it starts for code of a job's own."""
+
+    trainer: str
+    board: str
+    index: int
+    silo: bool
+
+
+def settle(parent: int) -> None:
+    """Ends this process with the one that started it, now if that is gone, and its forks with this one."""
+    # Whoever asks a whole group of processes to stop asks the parent, which lets us finish.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    platforms.set_pdeathsig("SIGKILL")
+    if os.getppid() != parent:  # it died before the kernel was told to take this process along
+        os._exit(os.EX_OK)
+    # Nor does a process that the user's code made, a DataLoader's say, outlive a slot that is killed.
+    os.register_at_fork(after_in_child=lambda: platforms.set_pdeathsig("SIGKILL"))
+
+
+def slot(place: Place) -> "Slot":
+    """Imports torch, connects, and trains on nothing once."""
+    gc.disable()  # torch makes a third of a million objects that stay: looking through them is a fifth of our start
+    failpoints.arm()
+    from services.trainer.slot import startup  # noqa: PLC0415 - not in the parent, and after this
+
+    found = startup.start(place.trainer, place.board, place.index, silo=place.silo)
+    gc.freeze()  # nor does a collection look through them later, for 0.15 s each time
+    gc.enable()
+    return found

@@ -1,0 +1,107 @@
+"""The work of one task: a client's in one round, or a batch of clients', small enough to be a task's arguments.
+
+Pure.
+"""
+
+import uuid
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field
+
+from shared.errors import Refused, Unavailable
+from shared.events import BlobRef, Digest, EvaluateModel, Fence, JobId, Name, Round, RoundStart, StateRef, Value
+from shared.job.job_spec import JobSpec
+
+_NAMESPACE = uuid.UUID("8a0c9f2e-5d0b-5c6e-9d0e-6f6564710001")  # any fixed one
+
+
+VECTORS = 4  #: what a client or a strategy keeps is at most this many times as long as the model
+
+
+class HandedBack(Unavailable):
+    """This trainer stops before the work is done: another one does it."""
+
+
+class Order(Value):
+    """Train `members` on `base`, one after the other; without a base, make the initial model."""
+
+    job: JobId
+    round: Round
+    attempt: Annotated[int, Field(ge=1)]
+    members: Annotated[tuple[Name, ...], Field(min_length=1)]
+    base: BlobRef | None
+    spec: JobSpec
+    asked: float  # seconds since the epoch, when the trainer heard of the round
+    fence: Fence = 0  # of the aggregator that asked
+    again: bool = False  # asked a second time: the update may lie in the store already
+    cohort_size: Annotated[int, Field(ge=1)] = 1  # of the whole round
+    state: StateRef | None = None  # the client's
+    server: BlobRef | None = None  # the server state
+    previous: Digest | None = None  # of the model before the base
+    delta: BlobRef | None = None  # what makes the base of it
+
+    @property
+    def client(self) -> str:
+        """Whose work it is: the first of a batch speaks for all."""
+        return self.members[0]
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether its update is the fold of its members', though there be one alone."""
+        return self.base is not None and self.spec.rounds.clients_per_task > 1
+
+    @property
+    def work(self) -> tuple[str, int, int, int]:
+        """What a board is asked about: later owners of a job come after earlier ones, whatever attempt they are at."""
+        return self.job, self.round, self.fence, self.attempt
+
+    @property
+    def identity(self) -> str:
+        return task_id(self.job, self.round, self.attempt, *self.members)
+
+
+def check_sizes(work: Order | EvaluateModel) -> None:
+    """`Refused` where a blob that the work needs is longer than its job allows, before anything is kept for it."""
+    limit = work.spec.limits.max_model_mb
+    for name, ref, times in _needed(work):
+        if ref is not None and ref.size > times * limit << 20:
+            raise Refused(f"the {name} has {ref.size >> 20} MB; limits.max_model_mb is {limit}")
+
+
+def _needed(work: Order | EvaluateModel) -> Iterator[tuple[str, BlobRef | StateRef | None, int]]:
+    """Blobs that it fetches: a name, the reference, and how many times as long as the model it may be."""
+    if isinstance(work, Order):
+        yield from (("base", work.base, 1), ("difference", work.delta, 1))
+        yield from (("server state", work.server, VECTORS), ("client's state", work.state, VECTORS))
+    else:
+        yield "model", work.model, 1
+        yield from (("client's state", state, VECTORS) for state in work.states)
+
+
+def task_id(job: str, number: int, attempt: int, *clients: str) -> str:
+    """The same work has the same id, whoever publishes it and however often."""
+    return str(uuid.uuid5(_NAMESPACE, f"{job}/{number}/{attempt}/{','.join(clients)}"))
+
+
+def orders(event: RoundStart, asked: float) -> Iterator[Order]:
+    """A round-start, batch by batch: consecutive clients of the cohort, or each by itself."""
+    size = event.spec.rounds.clients_per_task if event.base is not None else 1
+    states = event.states or (None,) * len(event.cohort)
+    for first in range(0, len(event.cohort), size):
+        yield Order(
+            job=event.job,
+            round=event.round,
+            attempt=event.attempt,
+            members=event.cohort[first : first + size],
+            base=event.base,
+            spec=event.spec,
+            asked=asked,
+            fence=event.fence,
+            again=event.again,
+            cohort_size=event.cohort_size or len(event.cohort),
+            state=states[first],  # in batches nobody has one
+            server=event.server,
+            previous=event.previous,
+            delta=event.delta,
+        )

@@ -1,0 +1,1 @@
+"""Local training: the loop, its optimizers, and what a strategy adds to it."""

@@ -1,0 +1,93 @@
+"""What torch's optimizers do, by torch's own functions for it.
+
+The classes would load torch's compiler, which nobody uses here: 150 MB and more than a second, in every slot.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from shared.job.catalog.training import Adam, AdamW, OptimizerSpec, Sgd
+
+Gradients = Sequence[Tensor | None]  #: of each parameter; None where the loss does not reach it
+
+
+class Optimizer(Protocol):
+    """Changes the parameters that it was made for; what it remembers begins anew with each client and round."""
+
+    def step(self, gradients: Gradients) -> None:
+        """Takes one step in place, and leaves alone what has no gradient. Called without autograd."""
+
+
+def optimizer_of(spec: OptimizerSpec, lr: float, parameters: Sequence[Tensor]) -> Optimizer:
+    """The optimizer that a job names, at the learning rate of the round."""
+    return _Sgd(spec, lr, parameters) if isinstance(spec, Sgd) else _Adam(spec, lr, parameters)
+
+
+class _Sgd:
+    def __init__(self, spec: Sgd, lr: float, parameters: Sequence[Tensor]) -> None:
+        self._spec, self._lr, self._parameters = spec, lr, parameters
+        self._momenta: list[Tensor | None] = [None] * len(parameters)
+        self._foreach = _foreach(parameters)
+
+    def step(self, gradients: Gradients) -> None:
+        used = _used(gradients)
+        momenta = [self._momenta[place] for place in used]
+        sgd(
+            [self._parameters[place] for place in used],
+            [gradient for gradient in gradients if gradient is not None],
+            momenta,
+            foreach=self._foreach,
+            lr=self._lr,
+            momentum=self._spec.momentum,
+            weight_decay=self._spec.weight_decay,
+            dampening=0,
+            nesterov=False,
+            maximize=False,
+        )
+        for place, momentum in zip(used, momenta, strict=True):
+            self._momenta[place] = momentum
+
+
+class _Adam:
+    def __init__(self, spec: Adam | AdamW, lr: float, parameters: Sequence[Tensor]) -> None:
+        self._spec, self._lr, self._parameters = spec, lr, parameters
+        self._function = adamw if isinstance(spec, AdamW) else adam
+        self._means = [torch.zeros_like(parameter) for parameter in parameters]
+        self._squares = [torch.zeros_like(parameter) for parameter in parameters]
+        # In main memory, wherever the parameters are: torch reads them at every step.
+        self._counts = [torch.zeros(()) for _ in parameters]
+        self._foreach = _foreach(parameters)
+
+    def step(self, gradients: Gradients) -> None:
+        used = _used(gradients)
+        self._function(
+            [self._parameters[place] for place in used],
+            [gradient for gradient in gradients if gradient is not None],
+            [self._means[place] for place in used],
+            [self._squares[place] for place in used],
+            [],
+            [self._counts[place] for place in used],
+            foreach=self._foreach,
+            amsgrad=False,
+            beta1=self._spec.beta_1,
+            beta2=self._spec.beta_2,
+            lr=self._lr,
+            weight_decay=self._spec.weight_decay,
+            eps=self._spec.eps,
+            maximize=False,
+        )
+
+
+def _used(gradients: Gradients) -> list[int]:
+    return [place for place, gradient in enumerate(gradients) if gradient is not None]
+
+
+def _foreach(parameters: Sequence[Tensor]) -> bool | None:
+    """Whether to take all parameters at once: never in main memory, which torch would find out anew at every step."""
+    return False if all(parameter.device.type == "cpu" for parameter in parameters) else None

@@ -1,0 +1,1 @@
+"""Aggregation: update files as flat buffers, their exact fold, the strategies and the compression."""

@@ -1,0 +1,4 @@
+"""How a round's updates become the next model: one class for each entry of `shared.job.catalog.strategies`.
+
+Pure, in NumPy. The aggregator runs them, and `fedq replay` and `fedq verify` run them again.
+"""

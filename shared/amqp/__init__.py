@@ -1,0 +1,1 @@
+"""RabbitMQ: the queues, a connection that heals, events on it, and its management API."""

@@ -1,4 +1,0 @@
-"""How a round's updates become the next model: one class for each entry of `shared.catalog.strategies`.
-
-Pure, in NumPy. The aggregator runs them, and `fedq replay` and `fedq verify` run them again.
-"""
