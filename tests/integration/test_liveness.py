@@ -84,7 +84,7 @@ def test_a_broker_that_hangs_in_between_is_left(servers: Servers, tmp_path: Path
 import time
 from pathlib import Path
 from celery.worker.consumer.tasks import Tasks
-from services.trainer import worker
+from services.trainer.parent import worker
 subscribe = Tasks.start
 def start(self, consumer):
     Path({str(tmp_path / "connected")!r}).touch()
@@ -140,7 +140,7 @@ uvicorn.Server.on_tick = on_tick
     "aggregator: the taker of jobs": "from services.aggregator.leases import Owner; Owner._has_room = hang",
     "trainer: the heartbeat": "from services.trainer.parent.heartbeat import Heartbeat; Heartbeat._say = hang",
     "trainer: Celery's loop": """
-from services.trainer.worker import Worker
+from services.trainer.parent.worker import Worker
 consuming = Worker.on_consumer_ready
 def on_consumer_ready(worker, consumer):
     consuming(worker, consumer)
@@ -172,7 +172,7 @@ def begin(
     code = f"""
 import threading
 from services.{service} import __main__ as main
-from shared.service import run
+from shared.process.service import run
 def hang(*_arguments, **_options): threading.Event().wait()
 {script}
 run(main.main)

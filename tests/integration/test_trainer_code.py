@@ -258,8 +258,8 @@ def test_an_error_of_ours_that_the_users_code_raises_is_its_clients_failure(fede
         "raises",
         """
         from torch import nn
-        from services.trainer.hindrance import Absent
-        from services.trainer.orders import HandedBack
+        from services.trainer.slot.simulated_client import Absent
+        from services.trainer.train_task import HandedBack
         from shared.errors import Stale, Unavailable
         ERRORS = {"client-1": Stale, "client-2": Absent, "client-3": HandedBack, "client-4": Unavailable}
 

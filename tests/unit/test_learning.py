@@ -187,12 +187,12 @@ def moved(spec: TrainSpec, *, number: int = 1, rounds: int = 1) -> Tensor:
 def test_training_loads_no_compiler() -> None:
     """torch's would take 150 MB and more than a second in every slot."""
     code = (
-        "import sys, torch; from torch import nn; from services.trainer import learning\n"
+        "import sys, torch; from torch import nn; from services.trainer.training import loop\n"
         "from shared.job.catalog.training import Adam, AdamW, FedProx, Sgd, TrainSpec\n"
         "for optimizer in (Sgd(momentum=0.5), Adam(), AdamW()):\n"
         "    spec = TrainSpec(optimizer=optimizer, clip_norm=1, fedprox=FedProx(), precision='mixed')\n"
         "    x, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)\n"
-        "    learning.train(nn.Linear(2, 2), x, y, spec, seed=0, client='a', number=1)\n"
+        "    loop.train(nn.Linear(2, 2), x, y, spec, seed=0, client='a', number=1)\n"
         "print(sorted({'torch._dynamo', 'torch._inductor', 'sympy'} & sys.modules.keys()))"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
