@@ -65,7 +65,7 @@ class Fenced(Stale):
     """This replica's lease on the job ended and another took it over: write nothing more."""
 
 
-class RecordLost(Fenced):
+class LedgerLost(Fenced):
     """Redis was flushed or went back in time: whoever acts on what it said before writes nothing more."""
 
 

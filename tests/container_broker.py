@@ -23,7 +23,7 @@ class ContainerRabbitMQ(RabbitMQ):
     """A broker in a container, with the configuration of the native one; its data live as long as the object."""
 
     def __init__(self, state: State, image: str) -> None:
-        super().__init__(state, tethered=True)
+        super().__init__(state, dies_with_parent=True)
         self.image = image
         self._container = ""
         self._reaper: Reaper | None = None

@@ -59,7 +59,7 @@ class Services:
             },
             log=self.logs / f"{service}-{len(self.started)}.log",
             directory=ROOT,
-            tethered=True,
+            dies_with_parent=True,
         )
         self.started.append(process)
         return process

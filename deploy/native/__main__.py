@@ -36,7 +36,7 @@ def main() -> int:
 def up(directory: Path, *, trainers: int, servers_only: bool) -> int:
     """Start servers and services; they go on when this command ends."""
     with locked(_lock(directory)):
-        stack = Stack(directory, tethered=False)
+        stack = Stack(directory, dies_with_parent=False)
         if stack.state.running():
             return _already(stack)
         print("Starting RabbitMQ, Redis, S3 and fedq's services ...", file=sys.stderr, flush=True)
@@ -68,7 +68,7 @@ def _already(stack: Stack) -> int:
 def down(directory: Path, *, purge: bool) -> int:
     """Stop the services, then the servers; a second time there is nothing to do."""
     with locked(_lock(directory)):
-        stack = Stack(directory, tethered=False)
+        stack = Stack(directory, dies_with_parent=False)
         if not stack.state.file.exists():  # a folder without it is not ours to touch
             return 0
         services.stop(stack, grace=STOP_SECONDS)

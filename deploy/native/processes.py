@@ -19,7 +19,7 @@ from deploy.native import die_with_parent
 _forker = ThreadPoolExecutor(1, thread_name_prefix="forker")
 #: Our own children must be waited for, or they stay behind as zombies.
 _children: dict[int, subprocess.Popen[bytes]] = {}
-_TETHER = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
+_DIE_WITH_PARENT = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
 RUN_GRACE_SECONDS = 5.0  # for an interrupted command to restore the terminal
 
 
@@ -56,10 +56,10 @@ def spawn(
     environment: Mapping[str, str],
     log: Path,
     directory: Path | None = None,
-    tethered: bool,
+    dies_with_parent: bool,
 ) -> Process:
     """Start a command without a terminal; a tethered one ends when this process does, even by SIGKILL."""
-    words = [*(_TETHER if tethered else []), *map(str, command)]
+    words = [*(_DIE_WITH_PARENT if dies_with_parent else []), *map(str, command)]
     log.parent.mkdir(parents=True, exist_ok=True)
 
     def fork() -> subprocess.Popen[bytes]:
@@ -81,7 +81,7 @@ def spawn(
 
 def run(command: Sequence[str | Path], *, environment: Mapping[str, str], directory: Path | None = None) -> int:
     """Run a command in the foreground, with our output as its own, and return its exit code."""
-    words = [*_TETHER, *map(str, command)]
+    words = [*_DIE_WITH_PARENT, *map(str, command)]
     child = subprocess.Popen(
         words, env=dict(environment), cwd=directory, stdin=subprocess.DEVNULL, start_new_session=True
     )

@@ -51,8 +51,8 @@ class Prometheus(Server):
     name = "prometheus"
     port_names = ("web",)
 
-    def __init__(self, directory: Path, changes: Mapping[str, str], *, tethered: bool = True) -> None:
-        super().__init__(State(directory), tethered=tethered)
+    def __init__(self, directory: Path, changes: Mapping[str, str], *, dies_with_parent: bool = True) -> None:
+        super().__init__(State(directory), dies_with_parent=dies_with_parent)
         self._changes = changes
 
     @property

@@ -27,9 +27,9 @@ class Server(ABC):
     port_names: ClassVar[tuple[str, ...]]
     grace: ClassVar[float] = 20.0  #: seconds to end in order, before it is killed
 
-    def __init__(self, state: State, *, tethered: bool) -> None:
+    def __init__(self, state: State, *, dies_with_parent: bool) -> None:
         self.state = state
-        self.tethered = tethered
+        self.dies_with_parent = dies_with_parent
         self.directory = state.directory / self.name
 
     @property
@@ -112,7 +112,7 @@ class Server(ABC):
             environment={**self.programs.environment, "HOME": str(self.directory), **environment},
             log=self.log,
             directory=self.directory,
-            tethered=self.tethered,
+            dies_with_parent=self.dies_with_parent,
         )
         self.state.add(process)
 

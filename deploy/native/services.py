@@ -62,7 +62,7 @@ def launch(stack: Stack, name: str, role: Role, *arguments: str, **more: str) ->
         [sys.executable, "-m", f"services.{name.partition('-')[0]}", *arguments],
         environment={**inherited, **stack.environment(role), "FEDQ_ALLOW": allowed(), **more, "PYTHONUNBUFFERED": "1"},
         log=stack.logs / f"{name}.log",
-        tethered=stack.tethered,
+        dies_with_parent=stack.dies_with_parent,
     )
     stack.state.add(process)
 

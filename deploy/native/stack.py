@@ -25,14 +25,14 @@ class Stack:
     this process, however it ends. With `tethered=False` they outlive it, until somebody calls `stop`.
     """
 
-    def __init__(self, directory: Path, *, tethered: bool = True) -> None:
+    def __init__(self, directory: Path, *, dies_with_parent: bool = True) -> None:
         self.state = State(directory)
         self.directory = self.state.directory
         self.logs = self.directory / "logs"
-        self.tethered = tethered
-        self.rabbitmq = RabbitMQ(self.state, tethered=tethered)
-        self.redis = Redis(self.state, tethered=tethered)
-        self.s3 = SeaweedFS(self.state, tethered=tethered)
+        self.dies_with_parent = dies_with_parent
+        self.rabbitmq = RabbitMQ(self.state, dies_with_parent=dies_with_parent)
+        self.redis = Redis(self.state, dies_with_parent=dies_with_parent)
+        self.s3 = SeaweedFS(self.state, dies_with_parent=dies_with_parent)
         self.servers: tuple[Server, ...] = (self.rabbitmq, self.redis, self.s3)
 
     def __enter__(self) -> Self:

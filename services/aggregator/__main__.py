@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import structlog
 
 from services.aggregator.coordinator import Edges
-from services.aggregator.leases import Owner
+from services.aggregator.leases import JobLeases
 from shared.amqp import management, topology
 from shared.amqp.bus import Bus
 from shared.errors import BadInput
@@ -51,7 +51,7 @@ def main() -> None:
         if not service.at_start(stop, _checks(config, redis, bus)):
             return
         edges = Edges(bus, blobs, Ledger(redis), Roster(redis), later)
-        owner = Owner(name, edges, probes, lease=config.lease_s, most=config.max_jobs)
+        owner = JobLeases(name, edges, probes, lease=config.lease_s, most=config.max_jobs)
         owner.start()
         probes.serving()
         log.info("ready", name=name, bus=bus.place, store=blobs.place, max_jobs=config.max_jobs)

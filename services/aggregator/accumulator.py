@@ -9,7 +9,7 @@ import numpy as np
 
 from services.aggregator.accepted_updates import all_counted, blob_of, by_blob, counted, entries, is_partial
 from services.aggregator.manifests import Model
-from services.aggregator.validation import Intake, located, receive_initial
+from services.aggregator.validation import Validator, located, receive_initial
 from shared import names
 from shared.aggregation import weights
 from shared.aggregation.aggregate import Advanced, Aggregation, Plan
@@ -33,7 +33,7 @@ class InHand:
     partial: bool
 
 
-class Tally:
+class Accumulator:
     """One job's arrays; see `shared.aggregation.aggregate` for how much memory they are."""
 
     def __init__(self, blobs: Blobs, job: str, spec: JobSpec, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,7 +49,7 @@ class Tally:
         self._clock = clock
         self._began = 0.0  # with the update that is in hand
         self._aggregation: Aggregation | None = None
-        self._intake: Intake | None = None
+        self._validator: Validator | None = None
         self._grid: Grid | None = None
         self._in_hand: InHand | Model | None = None
         self._advanced: BlobRef | None = None  # the new model's place, once the server step is taken
@@ -59,7 +59,7 @@ class Tally:
         """Takes a committed model, or the initial one, as what updates refer to."""
         self.model = model
         self._aggregation = Aggregation(self.plan, model.layout, server)
-        self._intake = Intake(self._blobs, self._aggregation, self._spec.limits)
+        self._validator = Validator(self._blobs, self._aggregation, self._spec.limits)
 
     def load(self, blob: BlobRef, server: BlobRef | None = None) -> None:
         """Adopts a model from the store, with what the strategy kept."""
@@ -74,7 +74,7 @@ class Tally:
         self.seconds = 0.0
         self._advanced = None
         if number == 0:  # an attempt before this one may have adopted a model as it was given up
-            self.model = self._aggregation = self._intake = self._grid = None
+            self.model = self._aggregation = self._validator = self._grid = None
             self.bases.clear()
         if self.model is None or self._aggregation is None:
             return
@@ -87,12 +87,12 @@ class Tally:
     def receive(self, update: ModelUpdate, number: int) -> dict[str, dict[str, Any]]:
         """Checks an update to round `number` and holds it for `count`; what the ledger is to keep of it, by client."""
         self._began = self._clock()
-        if self.model is None or self._intake is None or self._grid is None:
+        if self.model is None or self._validator is None or self._grid is None:
             blob = located(update)
             file = receive_initial(self._blobs, update, self._spec.limits)
             self._in_hand = Model(file, weights.read_layout(file), blob)
             return entries(update, None)
-        file, measures = self._intake.receive(update, self.bases[update.round].digest, self._grid)
+        file, measures = self._validator.receive(update, self.bases[update.round].digest, self._grid)
         kept = entries(update, measures, number - update.round)
         partial = bool(update.members)
         updates = tuple(counted(client, entry) for client, entry in kept.items())
@@ -113,11 +113,11 @@ class Tally:
     def count_again(self, group: Mapping[str, Any]) -> None:
         """Folds what the ledger accepted under an earlier owner; `NotFound` or `Refused` where it cannot be had."""
         blob, began = blob_of(group), self._clock()
-        if self.model is None or self._intake is None or self._aggregation is None or self._grid is None:
+        if self.model is None or self._validator is None or self._aggregation is None or self._grid is None:
             self.load(blob)
         else:
             updates, partial = [counted(*pair) for pair in group.items()], is_partial(group)
-            file, _ = self._intake.receive_again(blob, updates, self._grid, partial=partial)
+            file, _ = self._validator.receive_again(blob, updates, self._grid, partial=partial)
             self._aggregation.add(file, updates, partial=partial)
         self.counted |= dict.fromkeys(group, blob.digest)
         self.seconds += self._clock() - began

@@ -16,7 +16,7 @@ OF_CLIENTS = ("states", "clients")  #: what tells of clients in a flat document;
 
 
 @dataclass(frozen=True)
-class Memory:
+class ClientHistory:
     """Of the rounds up to the last committed one."""
 
     states: Mapping[str, StateRef] = field(default_factory=dict)  # of each client that has one: the last that counted
@@ -39,7 +39,7 @@ def is_kept(spec: JobSpec) -> bool:
     return spec.is_stateful or history.is_needed(spec)
 
 
-def read(document: Mapping[str, Any]) -> Memory:
+def read(document: Mapping[str, Any]) -> ClientHistory:
     """The memory in a document, flat or not."""
     about = document["history"]
     if "clients" in document:
@@ -47,17 +47,17 @@ def read(document: Mapping[str, Any]) -> Memory:
     states = {
         client: StateRef(size=int(size), digest=str(digest)) for client, (size, digest) in document["states"].items()
     }
-    return Memory(states, History.from_document(about))
+    return ClientHistory(states, History.from_document(about))
 
 
 def after(
-    memory: Memory,
+    memory: ClientHistory,
     spec: JobSpec,
     number: int,
     cohort: tuple[str, ...],
     accepted: Mapping[str, Any],
     evaluated: Mapping[str, Mapping[str, float]] | None = None,
-) -> Memory:
+) -> ClientHistory:
     """What is known once round `number`, which asked `cohort` anew, is committed with these accepted updates.
 
     `evaluated` are the clients' figures of the last evaluation on their own held-out examples.
@@ -77,6 +77,6 @@ def after(
     return replace(memory, states={**memory.states, **fresh}, history=known)
 
 
-def superseded(before: Memory, now: Memory) -> list[tuple[str, StateRef]]:
+def superseded(before: ClientHistory, now: ClientHistory) -> list[tuple[str, StateRef]]:
     """The states that were replaced, each with its client."""
     return [(client, ref) for client, ref in before.states.items() if now.states.get(client, ref).digest != ref.digest]

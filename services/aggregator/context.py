@@ -8,8 +8,8 @@ from typing import Any
 
 import structlog
 
-from services.aggregator.accumulator import Tally
-from services.aggregator.client_history import Memory
+from services.aggregator.accumulator import Accumulator
+from services.aggregator.client_history import ClientHistory
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.soundness import Unsound
 from services.aggregator.turnout import Turnout
@@ -62,7 +62,7 @@ class Faults:
 
 
 @dataclass
-class Seat:
+class JobContext:
     """One owner's place at one job."""
 
     edges: Edges
@@ -71,7 +71,7 @@ class Seat:
     spec: JobSpec
     faults: Faults
     subscription: Subscription | None
-    tally: Tally = field(init=False)
+    accumulator: Accumulator = field(init=False)
     log: Any = field(init=False)
     committed: int = -1  # the last round that is
     metrics: dict[str, float] = field(default_factory=dict)  # the latest
@@ -79,8 +79,8 @@ class Seat:
     announced: bool = False  # whoever watches has been told that the job runs
     alive: dict[str, int] = field(default_factory=dict)  # slots of each group, when last looked
     clearing: Future[None] | None = None
-    memory: Memory = field(default_factory=Memory)  # of the clients, up to the last committed round
-    remembered: BlobRef | None = None  # where that lies
+    memory: ClientHistory = field(default_factory=ClientHistory)  # of the clients, up to the last committed round
+    history_blob: BlobRef | None = None  # where that lies
     previous: BlobRef | None = None  # the model before the current one
     delta: BlobRef | None = None  # what makes the current one of it, compressed
     server: BlobRef | None = None  # what the strategy keeps
@@ -95,7 +95,7 @@ class Seat:
     progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job
 
     def __post_init__(self) -> None:
-        self.tally = Tally(self.edges.blobs, self.job, self.spec, self.edges.clock)
+        self.accumulator = Accumulator(self.edges.blobs, self.job, self.spec, self.edges.clock)
         everybody = self.spec.silos is not None and isinstance(self.spec.select, SelectAll)
         self.turnout = Turnout(self.spec.clients, everybody=everybody)
         self.log = structlog.get_logger().bind(job=self.job)

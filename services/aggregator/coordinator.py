@@ -10,21 +10,21 @@ from typing import TypeVar
 import structlog
 
 from services.aggregator import effects, evaluating, job_state, protocol, receiving, recovery
-from services.aggregator.context import Edges, Faults, Seat
+from services.aggregator.context import Edges, Faults, JobContext
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.takeover import take_over
 from shared import names
 from shared.amqp import topology
 from shared.amqp.bus import settle
 from shared.amqp.connection import Delivery, Subscription
-from shared.errors import BadInput, BadMessage, Fenced, RecordLost, Stale, Unavailable
+from shared.errors import BadInput, BadMessage, Fenced, LedgerLost, Stale, Unavailable
 from shared.events import AnyEvent, Event, ModelEvaluated, ModelUpdate, PauseTraining, StopTraining, TrainerJoined
 from shared.job.job_spec import EXTENDED
 from shared.process.failpoints import failpoint
 from shared.redis.ledger import ENDED, JobRecord, Wanted
 from shared.redis.roster import busy, groups
 
-__all__ = ["Edges", "Runner"]
+__all__ = ["Coordinator", "Edges"]
 
 Result = TypeVar("Result")
 
@@ -32,7 +32,7 @@ PATIENCE = 120.0  #: seconds an effect is tried again while a server is away, be
 SILENCE = 5.0  #: seconds without news from an open round until its queues are looked at
 
 
-class Runner:
+class Coordinator:
     """Owns a job from its claim to training-end, or until it is paused, handed over or fenced."""
 
     def __init__(self, edges: Edges, job: str, fence: int, leaving: threading.Event | None = None) -> None:
@@ -42,16 +42,16 @@ class Runner:
         self._log = structlog.get_logger().bind(job=job)
         self._faults = Faults(edges.ledger, job)
         self._mailbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._news: deque[protocol.Happening] = deque()  # from other threads
+        self._news: deque[protocol.Input] = deque()  # from other threads
         self._subscription: Subscription | None = None
         self._leaving = leaving or threading.Event()
         self._fenced = threading.Event()
-        self._happenings: deque[protocol.Happening] = deque()
+        self._inputs: deque[protocol.Input] = deque()
         self._wanted = Wanted()
         self._idle = 0  # looks in a row that found an open round's queues empty and nobody at work
         self._mistake: BadInput | None = None  # of the user's own strategy, found while a message was handled
         self._early: dict[str, ModelUpdate] = {}  # that came between two rounds, from clients at work in both
-        self._seat: Seat | None = None
+        self._context: JobContext | None = None
         self._state: job_state.State | None = None
 
     # --- from outside ---------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class Runner:
                 self._log.info("handed over")
         except Fenced as error:
             self._log.warning("fenced", reason=str(error))
-            self._faults.note("record-lost" if isinstance(error, RecordLost) else "fenced", str(error))
+            self._faults.note("record-lost" if isinstance(error, LedgerLost) else "fenced", str(error))
             self._tidy()
         except Unavailable as error:
             # Not the job's fault: its lease runs out, and another replica, or this one, takes it as it is.
@@ -143,7 +143,7 @@ class Runner:
                 priority=self.fence // 1000,
             )
         )
-        self._state, first = self._persistently(self._take_seat)
+        self._state, first = self._persistently(self._start)
         failpoint("aggregator.resumed")
         if self._state.phase == "looking":  # a wish to stop or pause comes before another round
             self._follow()
@@ -155,7 +155,7 @@ class Runner:
         if self._fenced.is_set():
             raise Fenced(f"job {self.job} belongs to another aggregator now")
         if delivery is None:
-            self._happenings.append(protocol.Ticked())
+            self._inputs.append(protocol.Ticked())
         else:
             self._idle = 0
             settle(self._edges.bus, delivery, self._on_event, self._leaving)
@@ -169,17 +169,17 @@ class Runner:
         A net below the events: a queue may be deleted with what is in it, and nobody is told; an earlier owner that
         hung may have taken the word that a trainer has joined.
         """
-        state, seat = self._state, self._seat
-        if state is None or seat is None or state.phase not in ("open", "waiting"):
+        state, context = self._state, self._context
+        if state is None or context is None or state.phase not in ("open", "waiting"):
             return
         try:
             alive = self._edges.roster.alive()
             if state.phase == "waiting":
-                if groups(alive) != seat.alive or seat.spec.simulate is not None:
+                if groups(alive) != context.alive or context.spec.simulate is not None:
                     self._news.append(protocol.Joined())
                 return
             at_work = busy(alive)
-            asked = effects.by_group(seat.spec, state.unanswered)
+            asked = effects.by_group(context.spec, state.unanswered)
             silent = [group for group in asked if at_work.get(group) == 0 and not self._queued(group)]
         except Unavailable as error:
             self._log.debug("not looked", reason=str(error))
@@ -209,15 +209,15 @@ class Runner:
     def _follow(self) -> None:
         while self._state is not None:
             while self._news:
-                self._happenings.append(news := self._news.popleft())
+                self._inputs.append(news := self._news.popleft())
                 if isinstance(news, protocol.Interrupted) and news.reason:
                     self._faults.note("interrupted", news.reason, self._state.round)
-            if not self._happenings and self._early and self._state.phase == "open":
+            if not self._inputs and self._early and self._state.phase == "open":
                 self._persistently(self._take_in_early)
                 continue
-            if not self._happenings:
+            if not self._inputs:
                 return
-            self._state, following = job_state.step(self._state, self._happenings.popleft(), self._edges.clock())
+            self._state, following = job_state.step(self._state, self._inputs.popleft(), self._edges.clock())
             self._do(following)
 
     def _do(self, wanted: tuple[protocol.Effect, ...]) -> None:
@@ -259,14 +259,14 @@ class Runner:
                 except BadInput as error:  # the message is not to blame: no further try of it would end better
                     self._mistake = error
             case ModelEvaluated():
-                self._happenings.append(receiving.on_model_evaluated(self._seated, event))
+                self._inputs.append(receiving.on_model_evaluated(self._required_context, event))
             case StopTraining():
                 self._edges.ledger.want(self.job, Wanted("stopped", event.reason))  # for whoever owns the job next
                 self.want(Wanted("stopped", event.reason))
             case PauseTraining():
                 self.want(self._record().wanted)  # it may have been resumed since
             case TrainerJoined():
-                self._happenings.append(protocol.Joined())
+                self._inputs.append(protocol.Joined())
             case _:
                 raise BadMessage(f"{event.type} is not for an aggregator")
 
@@ -283,32 +283,32 @@ class Runner:
 
     def _take_in(self, update: ModelUpdate) -> None:
         assert self._state is not None  # noqa: S101 - messages are handled by `turn`
-        if self._state.phase != "open" and self._state.flying.get(update.client) == update.round:
+        if self._state.phase != "open" and self._state.in_flight.get(update.client) == update.round:
             # Its client stays at work while no round is open. Nothing is lost if we are: the blob tells of it again.
             self._early[update.client] = update
             return
-        self._happenings.extend(receiving.on_model_update(self._seated, self._state, update))
+        self._inputs.extend(receiving.on_model_update(self._required_context, self._state, update))
 
     # --- what is done ---------------------------------------------------------------------------
 
     @property
-    def _seated(self) -> Seat:
-        assert self._seat is not None  # noqa: S101 - `begin` comes first
-        return self._seat
+    def _required_context(self) -> JobContext:
+        assert self._context is not None  # noqa: S101 - `begin` comes first
+        return self._context
 
     def _record(self) -> JobRecord:
         record = self._edges.ledger.job(self.job)
         if record is None:
-            raise RecordLost(f"Redis has lost the record of job {self.job}")
+            raise LedgerLost(f"Redis has lost the record of job {self.job}")
         return record
 
-    def _take_seat(self) -> job_state.Step:
+    def _start(self) -> job_state.Step:
         record = self._record()
         spec = recovery.spec(self._edges.blobs, self.job)
         if spec is None:
             raise BadInput(f"job {self.job} was never announced: it has no job.json; start it again")
-        self._seat = Seat(self._edges, self.job, self.fence, spec, self._faults, self._subscription)
-        step = take_over(self._seat, record)
+        self._context = JobContext(self._edges, self.job, self.fence, spec, self._faults, self._subscription)
+        step = take_over(self._context, record)
         wish = recovery.wanted(self._edges.blobs, self.job) or record.wanted
         if wish != record.wanted and record.wanted.status != "stopped":
             self._edges.ledger.want(self.job, wish)  # Redis may have come back from before it
@@ -318,40 +318,40 @@ class Runner:
         return step
 
     def _apply(self, effect: protocol.Effect) -> None:  # noqa: C901 - one line per case
-        seat = self._seated
+        context = self._required_context
         match effect:
             case protocol.Look():
-                self._happenings.append(effects.look(seat))
+                self._inputs.append(effects.look(context))
             case protocol.Wait(detail):
-                effects.say(seat, "waiting", detail)
+                effects.say(context, "waiting", detail)
             case protocol.Open():
-                self._happenings.append(effects.open_round(seat, effect))
+                self._inputs.append(effects.open_round(context, effect))
             case protocol.Review():
                 self._review(effect)
-            case protocol.Ring():
-                effects.ring_again(seat, effect)
+            case protocol.AskAgain():
+                effects.ask_again(context, effect)
             case protocol.Close(number):
-                self._happenings.append(effects.close(seat, number))
+                self._inputs.append(effects.close(context, number))
             case protocol.Abandon():
-                effects.abandon(seat, effect)
+                effects.abandon(context, effect)
             case protocol.Evaluate(number):
-                self._complete(evaluating.evaluate(seat, number))
+                self._complete(evaluating.evaluate(context, number))
             case protocol.AskAnother(number):
-                self._complete(evaluating.ask_another(seat, number))
+                self._complete(evaluating.ask_another(context, number))
             case protocol.Pause(reason):
-                effects.pause(seat, reason)
+                effects.pause(context, reason)
             case protocol.End(outcome, reason):
-                effects.end(seat, outcome, reason)
+                effects.end(context, outcome, reason)
 
     def _complete(self, evaluation: Evaluation | None) -> None:
         """Goes on where there is nobody to be waited for."""
         if evaluation is not None:
-            self._happenings.append(receiving.complete(self._seated, evaluation))
+            self._inputs.append(receiving.complete(self._required_context, evaluation))
 
     def _review(self, effect: protocol.Review) -> None:
         """Takes in what the store holds of the open round: an event may be lost, its blob is not."""
         assert self._state is not None  # noqa: S101 - effects follow from a state
-        seconds = self._seated.spec.rounds.deadline
+        seconds = self._required_context.spec.rounds.deadline
         left = self._edges.ledger.extend(self.job, self.fence, effect.round, seconds, EXTENDED * seconds)
         asked = {client: self._state.asked(client) for client in self._state.unanswered}
         for update in recovery.updates(self._edges.blobs, self.job, asked):
@@ -361,11 +361,15 @@ class Runner:
                 raise
             except Stale as stale:
                 self._log.debug("stale", reason=str(stale))
-        self._happenings.append(protocol.Reviewed(left))
+        self._inputs.append(protocol.Reviewed(left))
 
     def _queued(self, group: str) -> bool:
         """Whether work waits in a group's queues; a silo has none of tasks."""
-        queues = (names.rounds_queue, names.tasks_queue) if self._seated.spec.silos is None else (names.rounds_queue,)
+        queues = (
+            (names.rounds_queue, names.tasks_queue)
+            if self._required_context.spec.silos is None
+            else (names.rounds_queue,)
+        )
         depths = (self._edges.bus.depth(name(group)) for name in queues)
         return any(depth is not None and depth[0] > 0 for depth in depths)
 
@@ -373,8 +377,8 @@ class Runner:
         """The job's last word after an error that its runner could not handle."""
         reason = f"the aggregator gave up: {error or type(error).__name__}"
         try:
-            if self._seat is not None and self._state is not None:
-                effects.end(self._seat, "failed", reason)
+            if self._context is not None and self._state is not None:
+                effects.end(self._context, "failed", reason)
             else:  # its record cannot be gone on from: to write the end into it might fail for the same reason
                 self._edges.ledger.end(self.job, self.fence, "failed", str(error))
         except Exception:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 
-from services.aggregator.context import Seat
+from services.aggregator.context import JobContext
 from services.aggregator.effects import by_group
 from services.aggregator.evaluation import Evaluation, evaluators, next_tester, nobody_has_tests, part_of, part_of_tests
 from shared.amqp import topology
@@ -11,63 +11,65 @@ from shared.events import BlobRef, EvaluateModel, slices
 from shared.redis.roster import groups
 
 
-def evaluate(seat: Seat, number: int) -> Evaluation | None:
+def evaluate(context: JobContext, number: int) -> Evaluation | None:
     """Asks how good the model is: a pool or a silo that is alive, on the test set; clients, on their own examples.
 
     The evaluation, where it is complete by that: nobody has anything to measure the model on.
     """
-    model, spec = seat.tally.model, seat.spec
+    model, spec = context.accumulator.model, context.spec
     if model is None:
         return None
-    alive = groups(seat.edges.roster.alive())  # an owner that took over an open round has not looked yet
-    pending = seat.evaluations[number] = Evaluation(number, set(), model=model.blob)
-    tester = next_tester(spec, alive, seat.untested, seat.tester) if spec.evaluate.where != "clients" else None
-    on_clients = list(_on_clients(seat, alive, number))
+    alive = groups(context.edges.roster.alive())  # an owner that took over an open round has not looked yet
+    pending = context.evaluations[number] = Evaluation(number, set(), model=model.blob)
+    tester = next_tester(spec, alive, context.untested, context.tester) if spec.evaluate.where != "clients" else None
+    on_clients = list(_on_clients(context, alive, number))
     pending.parts |= {part_of(clients) for _, clients in on_clients}
     if tester is not None:
         pending.parts.add(part_of_tests(spec, tester))
-        _ask_how_good(seat, pending, model.blob, tester)
+        _ask_how_good(context, pending, model.blob, tester)
     for group, clients in on_clients:
-        _ask_how_good(seat, pending, model.blob, group, clients)
-    return pending if not pending.parts and nobody_has_tests(spec, seat.untested) else None
+        _ask_how_good(context, pending, model.blob, group, clients)
+    return pending if not pending.parts and nobody_has_tests(spec, context.untested) else None
 
 
-def ask_another(seat: Seat, number: int) -> Evaluation | None:
+def ask_another(context: JobContext, number: int) -> Evaluation | None:
     """Asks another silo for the test set of a round's evaluation; the evaluation, where it is complete by that."""
-    pending, spec = seat.evaluations.get(number), seat.spec
+    pending, spec = context.evaluations.get(number), context.spec
     if pending is None or pending.model is None:
         return None
-    alive = groups(seat.edges.roster.alive())
+    alive = groups(context.edges.roster.alive())
     pending.parts -= {part_of_tests(spec, group) for group in pending.tried}
-    tester = next_tester(spec, alive, {*seat.untested, *pending.tried}, seat.tester)
+    tester = next_tester(spec, alive, {*context.untested, *pending.tried}, context.tester)
     if tester is not None:
         pending.parts.add(part_of_tests(spec, tester))
-        _ask_how_good(seat, pending, pending.model, tester)
+        _ask_how_good(context, pending, pending.model, tester)
         return None
-    seat.log.warning("nobody has a test set", round=number)
+    context.log.warning("nobody has a test set", round=number)
     return pending if pending.answered.keys() == pending.parts else None
 
 
-def _ask_how_good(seat: Seat, pending: Evaluation, model: BlobRef, group: str, clients: tuple[str, ...] = ()) -> None:
-    states = tuple(map(seat.memory.states.get, clients)) if seat.memory.states else ()
-    seat.edges.bus.declare_once(topology.rounds(group))
-    seat.edges.bus.publish(
+def _ask_how_good(
+    context: JobContext, pending: Evaluation, model: BlobRef, group: str, clients: tuple[str, ...] = ()
+) -> None:
+    states = tuple(map(context.memory.states.get, clients)) if context.memory.states else ()
+    context.edges.bus.declare_once(topology.rounds(group))
+    context.edges.bus.publish(
         EvaluateModel(
-            job=seat.job,
+            job=context.job,
             group=group,
             round=pending.round,
             model=model,
-            spec=seat.spec,
+            spec=context.spec,
             clients=clients,
             states=states,
-            part=part_of(clients) if clients else part_of_tests(seat.spec, group),
+            part=part_of(clients) if clients else part_of_tests(context.spec, group),
         )
     )
 
 
-def _on_clients(seat: Seat, alive: Mapping[str, int], number: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _on_clients(context: JobContext, alive: Mapping[str, int], number: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Groups and the clients that they evaluate on: those of a pool in as many parts as it has slots."""
-    spec = seat.spec
+    spec = context.spec
     if spec.evaluate.where == "server":
         return
     chosen = evaluators(spec, alive, number)

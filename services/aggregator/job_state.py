@@ -11,6 +11,7 @@ from services.aggregator.grown import Grown
 from services.aggregator.protocol import (
     Abandon,
     Accepted,
+    AskAgain,
     AskAnother,
     Close,
     Committed,
@@ -19,7 +20,7 @@ from services.aggregator.protocol import (
     Evaluate,
     Evaluated,
     Failed,
-    Happening,
+    Input,
     Interrupted,
     Joined,
     Look,
@@ -32,7 +33,6 @@ from services.aggregator.protocol import (
     Resumed,
     Review,
     Reviewed,
-    Ring,
     Stopped,
     Ticked,
     Untested,
@@ -44,7 +44,7 @@ from shared.job.job_spec import JobSpec
 
 Phase = Literal["looking", "waiting", "open", "closing", "evaluating", "ended"]
 
-RINGS = 10  #: times that an attempt's unanswered clients are asked again; then its deadline ends it
+ASKS = 10  #: times that an attempt's unanswered clients are asked again; then its deadline ends it
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class State:
     deadline: float | None = None
     waited: float = 0.0  # seconds for trainers, under earlier owners
     lacking: str = ""  # what it waits for
-    rings: int = 0  # since the attempt was opened
-    unrung: bool = False  # opened, and reviewed before anybody was asked
+    asks: int = 0  # since the attempt was opened
+    unasked: bool = False  # opened, and reviewed before anybody was asked
     recovering: bool = True  # the first round of an owner: the store may hold updates to it already
     pausing: str | None = None  # why no further round is opened
     #: Clients that are at work since an earlier round, and which; empty where rounds are synchronous.
-    flying: Mapping[str, int] = field(default_factory=dict)
+    in_flight: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def target(self) -> int:
@@ -86,7 +86,7 @@ class State:
 
     def asked(self, client: str) -> int:
         """The round in which a client of the cohort was asked for what it is to deliver now."""
-        return self.flying.get(client, self.round)
+        return self.in_flight.get(client, self.round)
 
 
 def target_of(spec: JobSpec, number: int, cohort: int) -> int:
@@ -108,10 +108,10 @@ def begin(
     waited: float = 0.0,
     evaluated: bool = True,
     done: str = "",
-    flying: Mapping[str, int] | None = None,
+    in_flight: Mapping[str, int] | None = None,
 ) -> Step:
     """A job whose last committed round is `committed`, -1 for none; `done`: why it needs no further one."""
-    state = State(spec, round=committed, waited=waited, flying=flying or {})
+    state = State(spec, round=committed, waited=waited, in_flight=in_flight or {})
     if done:
         return _ended(state, End("finished", done))
     if committed < 0 or evaluated or not is_evaluated(spec, committed):
@@ -128,7 +128,7 @@ def reopened(
     failed: Iterable[str],
     refused: Iterable[str] = (),
     why: str = "",
-    flying: Mapping[str, int] | None = None,
+    in_flight: Mapping[str, int] | None = None,
 ) -> Step:
     """A job whose round `number` is open under an owner that is gone."""
     state = State(
@@ -142,7 +142,7 @@ def reopened(
         Grown(refused),
         why,
         recovering=False,
-        flying=flying or {},
+        in_flight=in_flight or {},
     )
     return state, (Review(number),)
 
@@ -153,10 +153,10 @@ def closing(
     attempt: int,
     cohort: tuple[str, ...],
     accepted: Iterable[str] = (),
-    flying: Mapping[str, int] | None = None,
+    in_flight: Mapping[str, int] | None = None,
 ) -> Step:
     """A job whose round `number` was closed and not committed."""
-    state = State(spec, "closing", number, attempt, Listed(cohort), Grown(accepted), flying=flying or {})
+    state = State(spec, "closing", number, attempt, Listed(cohort), Grown(accepted), in_flight=in_flight or {})
     return state, (Close(number),)
 
 
@@ -168,9 +168,9 @@ def abandoned(spec: JobSpec, number: int, attempt: int, reason: str) -> Step:
 # --- the engine -----------------------------------------------------------------------------
 
 
-def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901, PLR0911, PLR0912 - one line per case
+def step(state: State, received: Input, now: float) -> Step:  # noqa: C901, PLR0911, PLR0912 - one line per case
     """What a happening makes of a job; one that does not fit its phase changes nothing."""
-    match happening, state.phase:
+    match received, state.phase:
         case _, "ended":
             return state, ()
         case Stopped(reason), _:
@@ -182,11 +182,11 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
         case Resumed(), _:
             return replace(state, pausing=None), ()
         case Looked(), "looking":
-            return _looked(state, happening, now)
+            return _looked(state, received, now)
         case Joined() | Interrupted(), "waiting":
             return replace(state, phase="looking"), (Look(),)
         case Opened(seconds), "open":
-            opened = replace(state, deadline=now + seconds, recovering=False, unrung=state.recovering)
+            opened = replace(state, deadline=now + seconds, recovering=False, unasked=state.recovering)
             return opened, (Review(state.round),) if state.recovering else ()
         case Reviewed(seconds), "open":
             return _reviewed(replace(state, deadline=now + seconds), now)
@@ -222,13 +222,15 @@ def step(state: State, happening: Happening, now: float) -> Step:  # noqa: C901,
 def _looked(state: State, found: Looked, now: float) -> Step:
     spec, alive = state.spec, found.alive
     there = population(spec, alive)
-    flying = {client: number for client, number in state.flying.items() if client in there}
-    fresh = select(spec, alive, state.round, state.attempt, found.history, away=found.away, flying=frozenset(flying))
-    if not enough(spec, alive, state.round, away=found.away, flying=frozenset(flying)):
+    in_flight = {client: number for client, number in state.in_flight.items() if client in there}
+    fresh = select(
+        spec, alive, state.round, state.attempt, found.history, away=found.away, in_flight=frozenset(in_flight)
+    )
+    if not enough(spec, alive, state.round, away=found.away, in_flight=frozenset(in_flight)):
         detail = lacking(spec, alive, found.away)
         until = now + spec.rounds.wait - state.waited if state.deadline is None else state.deadline
         return replace(state, phase="waiting", deadline=until, lacking=detail), (Wait(detail),)
-    cohort = Listed(spec.in_order((*fresh, *flying)) if flying else fresh)
+    cohort = Listed(spec.in_order((*fresh, *in_flight)) if in_flight else fresh)
     opened = replace(
         state,
         phase="open",
@@ -239,20 +241,20 @@ def _looked(state: State, found: Looked, now: float) -> Step:
         why="",
         deadline=None,
         waited=0.0,
-        rings=0,
-        flying=flying,
+        asks=0,
+        in_flight=in_flight,
     )
-    return opened, (Open(state.round, state.attempt, cohort, ring=not state.recovering, carried=flying),)
+    return opened, (Open(state.round, state.attempt, cohort, ask=not state.recovering, carried=in_flight),)
 
 
 def _reviewed(state: State, now: float) -> Step:
     judged, effects = _judged(state, now)
     unanswered = judged.unanswered
-    if judged.phase != "open" or not unanswered or judged.rings >= RINGS:
+    if judged.phase != "open" or not unanswered or judged.asks >= ASKS:
         return judged, effects
-    carried = {client: state.flying[client] for client in unanswered if client in state.flying}
-    ring = Ring(state.round, state.attempt, unanswered, first=state.unrung, carried=carried)
-    return replace(judged, rings=judged.rings + 1, unrung=False), (ring,)
+    carried = {client: state.in_flight[client] for client in unanswered if client in state.in_flight}
+    ask = AskAgain(state.round, state.attempt, unanswered, first=state.unasked, carried=carried)
+    return replace(judged, asks=judged.asks + 1, unasked=False), (ask,)
 
 
 def _judged(state: State, now: float) -> Step:
@@ -292,19 +294,19 @@ def _again(state: State, reason: str) -> Step:
     if state.pausing is not None:
         return _paused(state, state.pausing)
     # Whoever was at work since an earlier round was told that it is over with this attempt.
-    return replace(state, phase="looking", attempt=state.attempt + 1, deadline=None, flying={}), (Look(),)
+    return replace(state, phase="looking", attempt=state.attempt + 1, deadline=None, in_flight={}), (Look(),)
 
 
 def _committed(state: State, now: float, answered: frozenset[str] | None) -> Step:
     spec, number = state.spec, state.round
     unanswered = state.unanswered if answered is None else [one for one in state.cohort if one not in answered]
-    state = replace(state, flying=still_flying(spec, number, unanswered, state.flying))
+    state = replace(state, in_flight=still_in_flight(spec, number, unanswered, state.in_flight))
     if is_evaluated(spec, number):
         return _evaluating(state, number, now)
     return _next(state, number)
 
 
-def still_flying(
+def still_in_flight(
     spec: JobSpec, committed: int, unanswered: Iterable[str], carried: Mapping[str, int]
 ) -> dict[str, int]:
     """Who goes on training when a round is committed, and since which: whose update will not be too stale then."""

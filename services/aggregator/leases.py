@@ -9,7 +9,7 @@ import threading
 import structlog
 
 from services.aggregator import recovery
-from services.aggregator.coordinator import Edges, Runner
+from services.aggregator.coordinator import Coordinator, Edges
 from shared import names
 from shared.amqp import topology
 from shared.amqp.bus import settle
@@ -24,7 +24,7 @@ RETRY = 1.0  #: seconds until a replica that could not consume commands tries ag
 NEVER = 2**62  #: later than Redis's time: what Redis has is not known to be what the object store has
 
 
-class Owner:
+class JobLeases:
     """The jobs of one aggregator process."""
 
     def __init__(self, name: str, edges: Edges, probes: Probes | None = None, *, lease: float, most: int) -> None:
@@ -39,7 +39,7 @@ class Owner:
         self._pulse = NEVER  # Redis's time when this replica last looked, in ms
         self._restoring: threading.Thread | None = None
         self._lock = threading.Condition()
-        self._running: dict[str, tuple[Runner, threading.Thread]] = {}
+        self._running: dict[str, tuple[Coordinator, threading.Thread]] = {}
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=target.__name__, daemon=True)
@@ -126,7 +126,7 @@ class Owner:
         self._run(event.job, ledger.claim(event.job, self.name, self._lease))
 
     def _run(self, job: str, fence: int) -> None:
-        runner = Runner(self._edges, job, fence)
+        runner = Coordinator(self._edges, job, fence)
 
         def main() -> None:
             try:
@@ -165,7 +165,7 @@ class Owner:
             except Exception:
                 log.exception("leases not renewed")
 
-    def _renew(self, running: "dict[str, tuple[Runner, threading.Thread]]") -> None:
+    def _renew(self, running: "dict[str, tuple[Coordinator, threading.Thread]]") -> None:
         for job, (runner, _) in running.items():
             try:
                 runner.want(self._edges.ledger.renew(job, runner.fence, self._lease))
@@ -200,7 +200,7 @@ class Owner:
             return
         if self._pulse < NEVER:
             log.error("Redis lost what it had; restoring from the object store")
-            self._edges.ledger.unseat(self._pulse)  # whoever owns a job by what is gone
+            self._edges.ledger.drop_owners(self._pulse)  # whoever owns a job by what is gone
             self._pulse = NEVER
             self._edges.ledger.note("record-lost", "Redis lost what it had")
         self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)

@@ -128,7 +128,7 @@ class Resumed:
     """An operator wants the job to go on."""
 
 
-Happening = (
+Input = (
     Looked
     | Opened
     | Accepted
@@ -168,7 +168,7 @@ class Open:
     round: int
     attempt: int
     cohort: tuple[str, ...]
-    ring: bool = True
+    ask: bool = True
     carried: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -180,7 +180,7 @@ class Review:
 
 
 @dataclass(frozen=True)
-class Ring:
+class AskAgain:
     """Ask those again who have not answered."""
 
     round: int
@@ -236,4 +236,4 @@ class End:
     reason: str = ""
 
 
-Effect = Look | Wait | Open | Review | Ring | Close | Abandon | Evaluate | AskAnother | Pause | End
+Effect = Look | Wait | Open | Review | AskAgain | Close | Abandon | Evaluate | AskAnother | Pause | End

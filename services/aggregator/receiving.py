@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 from services.aggregator import job_state, protocol, soundness, stopping
 from services.aggregator.accepted_updates import COULD_NOT, UNFIT
-from services.aggregator.context import Seat
+from services.aggregator.context import JobContext
 from services.aggregator.evaluation import Evaluation, nobody_has_tests, whose_tests
 from services.aggregator.soundness import Unsound
 from shared import names
-from shared.errors import RecordLost, Refused, Stale, Unfit
+from shared.errors import LedgerLost, Refused, Stale, Unfit
 from shared.events import ModelEvaluated, ModelUpdate
 from shared.process.failpoints import failpoint
 from shared.record import parts
@@ -17,75 +17,79 @@ from shared.s3.json_records import reading
 
 DIFFERENT = 16  #: digests of the user's code that are told apart in one job: a trainer says what it likes
 
-Happenings = tuple[protocol.Happening, ...]
+Inputs = tuple[protocol.Input, ...]
 
 
-def on_model_update(seat: Seat, state: job_state.State, update: ModelUpdate) -> Happenings:
+def on_model_update(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
     """Takes an update in, or records why not; `Stale` where nobody waits for it."""
-    number, ledger = state.round, seat.edges.ledger
+    number, ledger = state.round, context.edges.ledger
     if state.phase != "open":
         raise Stale(f"{update.client} sent an update for round {update.round}; none is open")
-    if update.round != number and update.round in seat.tally.bases and state.asked(update.client) != update.round:
+    if (
+        update.round != number
+        and update.round in context.accumulator.bases
+        and state.asked(update.client) != update.round
+    ):
         raise Stale(f"{update.client} sent an update for round {update.round}; nobody waits for it any more")
     try:
         if state.asked(update.client) != update.round:
             raise Refused(f"sent an update for round {update.round} while round {number} is open")
         if update.tries > 1:
-            seat.faults.note("tried-again", f"{update.client} answered in try {update.tries}", number)
+            context.faults.note("tried-again", f"{update.client} answered in try {update.tries}", number)
         failures = update.failures or ({update.client: update.error} if update.error is not None else {})
         if stranger := next((client for client in failures if client not in state.cohort), None):
             raise Refused(f"{stranger} is not in the round's cohort")  # before anything of it is counted
         if update.error is not None:
-            return _on_failure(seat, state, failures)
+            return _on_failure(context, state, failures)
         first = clients_of(update)[0]
-        standing = ledger.standing(seat.job, number, first)
-        if standing == "ok" and first in seat.tally.counted:
-            raise RecordLost(f"Redis has lost that {first} was counted in round {number}")
-        if standing == "ok":
-            standing = _take_in(seat, number, update)
-        return _judged(seat, state, update, standing)
+        admission = ledger.admission(context.job, number, first)
+        if admission == "ok" and first in context.accumulator.counted:
+            raise LedgerLost(f"Redis has lost that {first} was counted in round {number}")
+        if admission == "ok":
+            admission = _take_in(context, number, update)
+        return _judged(context, state, update, admission)
     except Refused as refused:
-        return _refuse(seat, state, update, refused)
+        return _refuse(context, state, update, refused)
 
 
-def _refuse(seat: Seat, state: job_state.State, update: ModelUpdate, refused: Refused) -> Happenings:
+def _refuse(context: JobContext, state: job_state.State, update: ModelUpdate, refused: Refused) -> Inputs:
     """Records a refusal; that of an answer is one of all whose training is in it."""
     number, final = state.round, isinstance(refused, Unfit)
     clients = [update.client]
     if final and update.members:
         clients = [member.client for member in update.members if member.client in state.cohort]
     reason = f"{UNFIT}{refused}" if final else str(refused)
-    seat.edges.ledger.reject_all(seat.job, seat.fence, number, dict.fromkeys(clients, reason))
-    seat.log.warning("refused", round=number, client=update.client, clients=len(clients), reason=str(refused))
-    seat.faults.note("refused", f"{update.client}: {refused}", number)
+    context.edges.ledger.reject_all(context.job, context.fence, number, dict.fromkeys(clients, reason))
+    context.log.warning("refused", round=number, client=update.client, clients=len(clients), reason=str(refused))
+    context.faults.note("refused", f"{update.client}: {refused}", number)
     rejected = tuple(protocol.Rejected(client, reason, final) for client in clients)
     # Whoever it says has failed has answered as well, though what the others gave is no use.
-    return (*_on_failure(seat, state, update.failures), *rejected) if final else rejected
+    return (*_on_failure(context, state, update.failures), *rejected) if final else rejected
 
 
-def _on_failure(seat: Seat, state: job_state.State, failures: Mapping[str, str]) -> Happenings:
+def _on_failure(context: JobContext, state: job_state.State, failures: Mapping[str, str]) -> Inputs:
     if not failures:
         return ()
     reasons = {client: f"{COULD_NOT}{error}" for client, error in failures.items()}
-    seat.edges.ledger.reject_all(seat.job, seat.fence, state.round, reasons)
+    context.edges.ledger.reject_all(context.job, context.fence, state.round, reasons)
     for client, error in failures.items():
-        seat.log.warning("client failed", round=state.round, client=client, reason=error)
-    seat.faults.note_all("client-failed", [f"{client}: {error}" for client, error in failures.items()], state.round)
+        context.log.warning("client failed", round=state.round, client=client, reason=error)
+    context.faults.note_all("client-failed", [f"{client}: {error}" for client, error in failures.items()], state.round)
     return tuple(protocol.Failed(client, error) for client, error in failures.items())
 
 
-def _take_in(seat: Seat, number: int, update: ModelUpdate) -> str:
+def _take_in(context: JobContext, number: int, update: ModelUpdate) -> str:
     """Accepts a checked update and folds it; answers what the ledger said."""
     began = time.monotonic()
-    _check_members(seat, update)
-    kept = seat.tally.receive(update, number)
+    _check_members(context, update)
+    kept = context.accumulator.receive(update, number)
     failpoint("aggregator.received")
-    answer = seat.edges.ledger.accept_all(seat.job, seat.fence, number, kept)
+    answer = context.edges.ledger.accept_all(context.job, context.fence, number, kept)
     if answer == "ok":
         failpoint("aggregator.accepted")
-        seat.tally.count(update)
-        _compare_code(seat, number, update)
-        seat.log.info(
+        context.accumulator.count(update)
+        _compare_code(context, number, update)
+        context.log.info(
             "accepted",
             round=number,
             client=update.client,
@@ -97,19 +101,19 @@ def _take_in(seat: Seat, number: int, update: ModelUpdate) -> str:
     return answer
 
 
-def _compare_code(seat: Seat, number: int, update: ModelUpdate) -> None:
+def _compare_code(context: JobContext, number: int, update: ModelUpdate) -> None:
     """Says once which trainer runs other files of the user's than those before it. The update counts all the same.
 
     It may be the user who has edited them, and the trainers follow one after the other.
     """
-    if update.code is None or update.code in seat.code or len(seat.code) >= DIFFERENT:
+    if update.code is None or update.code in context.code or len(context.code) >= DIFFERENT:
         return
-    if seat.code:
-        others = next(iter(seat.code.values()))
+    if context.code:
+        others = next(iter(context.code.values()))
         detail = f"trainer {update.trainer} runs other files of your code than trainer {others}; give both the same"
-        seat.log.warning("other code", round=number, trainer=update.trainer, reason=detail)
-        seat.faults.note("other-code", detail, number)
-    seat.code[update.code] = update.trainer
+        context.log.warning("other code", round=number, trainer=update.trainer, reason=detail)
+        context.faults.note("other-code", detail, number)
+    context.code[update.code] = update.trainer
 
 
 def clients_of(update: ModelUpdate) -> tuple[str, ...]:
@@ -117,9 +121,9 @@ def clients_of(update: ModelUpdate) -> tuple[str, ...]:
     return tuple(member.client for member in update.members) or (update.client,)
 
 
-def _check_members(seat: Seat, update: ModelUpdate) -> None:
+def _check_members(context: JobContext, update: ModelUpdate) -> None:
     """`Refused` where a partial fold is not one that the job asks for."""
-    clients, most = clients_of(update), seat.spec.rounds.clients_per_task
+    clients, most = clients_of(update), context.spec.rounds.clients_per_task
     if len(set(clients)) < len(clients):
         raise Refused("names a client twice")
     if update.members and (most == 1 or len(clients) > most):
@@ -128,93 +132,95 @@ def _check_members(seat: Seat, update: ModelUpdate) -> None:
         raise Refused("has other examples than its clients")
 
 
-def _judged(seat: Seat, state: job_state.State, update: ModelUpdate, standing: str) -> Happenings:
-    match standing:
+def _judged(context: JobContext, state: job_state.State, update: ModelUpdate, admission: str) -> Inputs:
+    match admission:
         case "ok":
             accepted = tuple(protocol.Accepted(client) for client in clients_of(update))
-            return (*_on_failure(seat, state, update.failures), *accepted)
+            return (*_on_failure(context, state, update.failures), *accepted)
         case "duplicate":
-            return _on_duplicate(seat, state, update)
+            return _on_duplicate(context, state, update)
         case "late":
             raise Refused(f"came after the deadline of round {state.round}")
         case _:
             raise Refused("is not in the round's cohort")
 
 
-def _on_duplicate(seat: Seat, state: job_state.State, update: ModelUpdate) -> Happenings:
+def _on_duplicate(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
     clients, number = clients_of(update), state.round
-    found = seat.edges.ledger.accepted(seat.job, number, clients)
+    found = context.edges.ledger.accepted(context.job, number, clients)
     digests = {entry["blob"]["digest"] for entry in found.values()}
     if update.update is None or len(found) < len(clients) or digests != {update.update.digest}:
         raise Refused("a second update: the first one counts")
-    if clients[0] not in seat.tally.counted:
+    if clients[0] not in context.accumulator.counted:
         # The ledger counted it, and its answer was lost: it is not in the fold yet.
-        seat.tally.count_again(found)
-        return _judged(seat, state, update, "ok")
-    seat.faults.note("duplicate", f"{update.client} has been counted", number)
+        context.accumulator.count_again(found)
+        return _judged(context, state, update, "ok")
+    context.faults.note("duplicate", f"{update.client} has been counted", number)
     raise Stale(f"{update.client} has been counted in round {number}")
 
 
-def on_model_evaluated(seat: Seat, event: ModelEvaluated) -> protocol.Happening:
+def on_model_evaluated(context: JobContext, event: ModelEvaluated) -> protocol.Input:
     """Keeps the figures of a round's model; the job goes on once all who were asked have answered."""
-    group = whose_tests(seat.spec, event.part)
-    is_wanted = seat.spec.evaluate.where == "server" and group is not None and event.examples > 0
-    if event.round not in seat.evaluations and not is_wanted:
+    group = whose_tests(context.spec, event.part)
+    is_wanted = context.spec.evaluate.where == "server" and group is not None and event.examples > 0
+    if event.round not in context.evaluations and not is_wanted:
         raise Stale(f"the evaluation of round {event.round} was asked for by another owner, or is complete")
-    _check_model(seat, event)
-    pending = seat.evaluations.setdefault(event.round, Evaluation(event.round, {event.part}))
+    _check_model(context, event)
+    pending = context.evaluations.setdefault(event.round, Evaluation(event.round, {event.part}))
     if event.error is not None:
-        seat.log.warning("not evaluated", round=event.round, reason=event.error)
-        seat.faults.note("not-evaluated", event.error, event.round)
+        context.log.warning("not evaluated", round=event.round, reason=event.error)
+        context.faults.note("not-evaluated", event.error, event.round)
     if group is not None and event.part in pending.parts:
         if not event.examples:
             pending.tried[group] = event.error or ""
-            if event.error is None and group not in seat.untested:
-                seat.untested.add(group)
-                if nobody_has_tests(seat.spec, seat.untested):  # said once, not in each round
-                    seat.faults.note("not-evaluated", pending.untested(seat.spec), event.round)
+            if event.error is None and group not in context.untested:
+                context.untested.add(group)
+                if nobody_has_tests(context.spec, context.untested):  # said once, not in each round
+                    context.faults.note("not-evaluated", pending.untested(context.spec), event.round)
             return protocol.Untested(event.round)
-        seat.tester = group
+        context.tester = group
     if not pending.take(event):
         raise Stale(f"round {event.round} is waiting for other evaluations")
-    return complete(seat, pending)
+    return complete(context, pending)
 
 
-def _check_model(seat: Seat, event: ModelEvaluated) -> None:
+def _check_model(context: JobContext, event: ModelEvaluated) -> None:
     """`Stale` where what was evaluated is not the model of a committed round, or is known to be evaluated."""
-    pending, blobs, model = seat.evaluations.get(event.round), seat.edges.blobs, None
+    pending, blobs, model = context.evaluations.get(event.round), context.edges.blobs, None
     if pending is not None and pending.model is not None:
         model = pending.model.digest
-    elif event.round <= seat.committed and not blobs.exists(names.evaluation_blob(seat.job, event.round)):
-        key = names.manifest_blob(seat.job, event.round)  # an earlier owner asked
+    elif event.round <= context.committed and not blobs.exists(names.evaluation_blob(context.job, event.round)):
+        key = names.manifest_blob(context.job, event.round)  # an earlier owner asked
         with reading(key):
             model = blobs.get_json(key)["model"]["digest"]
     if event.model != model:
         raise Stale(f"{event.trainer} evaluated {event.model[:12]}…, which round {event.round} does not wait for")
 
 
-def complete(seat: Seat, pending: Evaluation) -> protocol.Evaluated:
+def complete(context: JobContext, pending: Evaluation) -> protocol.Evaluated:
     """Records what those have answered who were asked how good a model is, and what that says of the job."""
     if pending.examples:
         event = next(iter(pending.answered.values()))
         metrics, clients = pending.metrics, pending.clients
-        late = pending.round < seat.judged  # a later model's figures have come before
-        unsound = soundness.after(Unsound() if late else seat.unsound, pending.round, metrics, clients)
+        late = pending.round < context.judged  # a later model's figures have come before
+        unsound = soundness.after(Unsound() if late else context.unsound, pending.round, metrics, clients)
         if not late:
-            seat.judged, seat.unsound = pending.round, unsound
-            seat.measured(metrics)
-            seat.evaluated = {**seat.evaluated, **clients}
+            context.judged, context.unsound = pending.round, unsound
+            context.measured(metrics)
+            context.evaluated = {**context.evaluated, **clients}
         # The ledger first: it knows whether the job is still ours to write about.
-        seat.edges.ledger.set_metrics(seat.job, seat.fence, seat.metrics)
-        record = {"job": seat.job, "model": event.model, **pending.document(), **unsound.document()}
-        key = names.evaluation_blob(seat.job, pending.round)
-        seat.edges.blobs.put_json(key, parts.split(seat.edges.blobs, key, record, ("clients",)))
-        seat.log.info("evaluated", round=pending.round, trainer=event.trainer, metrics=metrics)
-    stop, enough = seat.spec.evaluate.stop, ""
+        context.edges.ledger.set_metrics(context.job, context.fence, context.metrics)
+        record = {"job": context.job, "model": event.model, **pending.document(), **unsound.document()}
+        key = names.evaluation_blob(context.job, pending.round)
+        context.edges.blobs.put_json(key, parts.split(context.edges.blobs, key, record, ("clients",)))
+        context.log.info("evaluated", round=pending.round, trainer=event.trainer, metrics=metrics)
+    stop, enough = context.spec.evaluate.stop, ""
     if stop is not None and stop.metric in pending.metrics:
-        seat.progress[pending.round] = pending.metrics[stop.metric]
-        enough = stopping.verdict(stop, [seat.progress[number] for number in sorted(seat.progress)])
+        context.progress[pending.round] = pending.metrics[stop.metric]
+        enough = stopping.verdict(stop, [context.progress[number] for number in sorted(context.progress)])
     elif stop is not None:
-        seat.faults.note("not-evaluated", f"nobody measured {stop.metric}, which evaluate.stop goes by", pending.round)
-    del seat.evaluations[pending.round]  # last: where a server was away, the answer comes again
-    return protocol.Evaluated(pending.round, enough, pending.unmeasured(seat.spec))
+        context.faults.note(
+            "not-evaluated", f"nobody measured {stop.metric}, which evaluate.stop goes by", pending.round
+        )
+    del context.evaluations[pending.round]  # last: where a server was away, the answer comes again
+    return protocol.Evaluated(pending.round, enough, pending.unmeasured(context.spec))

@@ -13,7 +13,7 @@ from shared.errors import Refused
 from shared.events import ModelUpdate, TrainingEnd
 from shared.job.job_spec import JobSpec
 from shared.record import parts, receipts
-from shared.redis.ledger import ENDED, WISHES, JobRecord, Ledger, Wanted
+from shared.redis.ledger import ENDED, WANTED, JobRecord, Ledger, Wanted
 from shared.s3.json_records import reading
 from shared.s3.store import Blobs, NotFound
 from shared.text import plain
@@ -46,13 +46,13 @@ def wanted(blobs: Blobs, job: str) -> Wanted | None:
     key = names.wanted_blob(job)
     found = optional(blobs, key)
     with reading(key):
-        return read_wish(found) if found else None
+        return read_wanted(found) if found else None
 
 
-def read_wish(found: Mapping[str, Any]) -> Wanted:
+def read_wanted(found: Mapping[str, Any]) -> Wanted:
     """The wish that a record holds."""
-    if found["wanted"] not in WISHES:
-        raise ValueError(f"wanted is none of {', '.join(WISHES)}")
+    if found["wanted"] not in WANTED:
+        raise ValueError(f"wanted is none of {', '.join(WANTED)}")
     return Wanted(found["wanted"], plain(str(found.get("reason", ""))))
 
 

@@ -22,7 +22,7 @@ from shared.text import plain
 log = structlog.get_logger()
 
 
-class Intake:
+class Validator:
     """Receives a job's updates one after the other into one buffer, whatever their number."""
 
     def __init__(self, blobs: Blobs, aggregation: Aggregation, limits: LimitsSpec) -> None:

@@ -19,9 +19,9 @@ import structlog
 
 from services.trainer.parent.dispatch import Dispatch, on_notice
 from services.trainer.parent.heartbeat import Heartbeat
-from services.trainer.parent.silo_tasks import Handover
+from services.trainer.parent.silo_tasks import SiloTasks
 from services.trainer.parent.worker import Worker, make_app
-from services.trainer.signals import Board, private_directory
+from services.trainer.signals import Signals, private_directory
 from shared import events
 from shared.amqp import topology
 from shared.amqp.bus import Bus
@@ -47,10 +47,10 @@ def main() -> None:
         _check_states(configuration.state_dir)
     with (
         Probes(configuration.probe_dir, configuration.probe_s) as probes,
-        Board.create(configuration.cache_dir / "trainers", arguments.name) as board,
+        Signals.create(configuration.cache_dir / "trainers", arguments.name) as signals,
         service.until_stopped() as stop,
     ):
-        _serve(arguments, configuration, board, probes, stop)
+        _serve(arguments, configuration, signals, probes, stop)
 
 
 def _check_states(directory: Path) -> None:
@@ -64,7 +64,7 @@ def _check_states(directory: Path) -> None:
 def _serve(
     arguments: argparse.Namespace,
     configuration: settings.Trainer,
-    board: Board,
+    signals: Signals,
     probes: Probes,
     stop: threading.Event,
 ) -> None:
@@ -108,17 +108,17 @@ def _serve(
         stop.wait()
         bus.cancel(rounds, settling=True)
 
-    app = make_app(configuration, group, name, board.directory, silo=silo)
+    app = make_app(configuration, group, name, signals.directory, silo=silo)
     heartbeat = Heartbeat(bus, configuration.heartbeat_s, describe, probes)
-    worker = Worker(app, board, name, slots, on_ready, probes.loop())
-    work = Handover(bus, worker, group, slots) if silo else Dispatch(bus, app, group)
+    worker = Worker(app, signals, name, slots, on_ready, probes.loop())
+    work = SiloTasks(bus, worker, group, slots) if silo else Dispatch(bus, app, group)
 
     stopping = (stop, ended, configuration.grace_s, worker, work, probes)
     threading.Thread(target=_stop_in_time, args=stopping, name="stop", daemon=True).start()
     queues = (topology.dead_letters(), topology.rounds(group))
     if not service.at_start(stop, {"FEDQ_AMQP_URL": lambda: bus.declare(*queues, patience=service.TRY)}):
         return
-    bus.serve(topology.notices(name), functools.partial(on_notice, board), prefetch=16)
+    bus.serve(topology.notices(name), functools.partial(on_notice, signals), prefetch=16)
     worker.start()
     heartbeat.stop()
     bus.close(CLOSING)
@@ -134,7 +134,7 @@ def _stop_in_time(
     ended: threading.Event,
     grace: float,
     worker: Worker,
-    work: Dispatch | Handover,
+    work: Dispatch | SiloTasks,
     probes: Probes,
 ) -> None:
     """Once `stop` is set: lets the slots finish for `grace` seconds, and has the process end soon after in any case."""
@@ -154,7 +154,7 @@ def _stop_in_time(
             return
     # A server hangs and some library waits for it; whatever is not acknowledged goes to another trainer.
     log.warning("leaving at once")
-    worker.board.remove()
+    worker.signals.remove()
     os._exit(os.EX_OK)
 
 

@@ -24,7 +24,7 @@ EVER = 2**62  #: later than any fence or attempt
 Work = tuple[int, int, int]  # round, fence, attempt: what comes later is asked for later
 
 
-class Board:
+class Signals:
     """The board in `directory`, for the parent to write and its slots to read."""
 
     def __init__(self, directory: Path) -> None:
@@ -33,7 +33,7 @@ class Board:
 
     @classmethod
     @contextmanager
-    def create(cls, parent: Path, name: str) -> Iterator["Board"]:
+    def create(cls, parent: Path, name: str) -> Iterator["Signals"]:
         """A board below `parent` that goes with this process; what killed ones left behind is removed."""
         private_directory(parent)
         with open(parent / "lock", "w") as others:

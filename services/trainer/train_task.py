@@ -23,7 +23,7 @@ class HandedBack(Unavailable):
     """This trainer stops before the work is done: another one does it."""
 
 
-class Order(Value):
+class TrainTask(Value):
     """Train `members` on `base`, one after the other; without a base, make the initial model."""
 
     job: JobId
@@ -61,7 +61,7 @@ class Order(Value):
         return task_id(self.job, self.round, self.attempt, *self.members)
 
 
-def check_sizes(work: Order | EvaluateModel) -> None:
+def check_sizes(work: TrainTask | EvaluateModel) -> None:
     """`Refused` where a blob that the work needs is longer than its job allows, before anything is kept for it."""
     limit = work.spec.limits.max_model_mb
     for name, ref, times in _needed(work):
@@ -69,9 +69,9 @@ def check_sizes(work: Order | EvaluateModel) -> None:
             raise Refused(f"the {name} has {ref.size >> 20} MB; limits.max_model_mb is {limit}")
 
 
-def _needed(work: Order | EvaluateModel) -> Iterator[tuple[str, BlobRef | StateRef | None, int]]:
+def _needed(work: TrainTask | EvaluateModel) -> Iterator[tuple[str, BlobRef | StateRef | None, int]]:
     """Blobs that it fetches: a name, the reference, and how many times as long as the model it may be."""
-    if isinstance(work, Order):
+    if isinstance(work, TrainTask):
         yield from (("base", work.base, 1), ("difference", work.delta, 1))
         yield from (("server state", work.server, VECTORS), ("client's state", work.state, VECTORS))
     else:
@@ -84,12 +84,12 @@ def task_id(job: str, number: int, attempt: int, *clients: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{job}/{number}/{attempt}/{','.join(clients)}"))
 
 
-def orders(event: RoundStart, asked: float) -> Iterator[Order]:
+def orders(event: RoundStart, asked: float) -> Iterator[TrainTask]:
     """A round-start, batch by batch: consecutive clients of the cohort, or each by itself."""
     size = event.spec.rounds.clients_per_task if event.base is not None else 1
     states = event.states or (None,) * len(event.cohort)
     for first in range(0, len(event.cohort), size):
-        yield Order(
+        yield TrainTask(
             job=event.job,
             round=event.round,
             attempt=event.attempt,

@@ -15,7 +15,7 @@ import structlog
 
 from shared import names
 from shared.amqp import topology
-from shared.amqp.connection import Channels, Delivery, Letter, Link, Message, Subscription
+from shared.amqp.connection import Channels, Delivery, Link, Message, Peeked, Subscription
 from shared.amqp.topology import Queue
 from shared.errors import BadMessage, Fenced, Stale, Unavailable
 from shared.events import AnyEvent, Event, Heartbeat, encode
@@ -108,7 +108,7 @@ class Bus:
         """(ready messages, consumers) of a queue, or None where there is no such queue."""
         return self._publishing.call(lambda channels: channels.depth(name), self._patience)
 
-    def peek(self, name: str, most: int) -> list[Letter]:
+    def peek(self, name: str, most: int) -> list[Peeked]:
         """The first `most` messages of a queue, left where they are."""
         self._publishing.call(Channels.server, self._patience)  # many take long, and that nobody answers is soon known
         return self._publishing.call(lambda channels: channels.peek(name, most), DEADLINE)

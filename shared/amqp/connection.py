@@ -77,7 +77,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Letter:
+class Peeked:
     """A message that was looked at and left where it is."""
 
     type: str | None
@@ -139,17 +139,17 @@ class Channels:
         channel.close()
         return found.message_count, found.consumer_count
 
-    def peek(self, name: str, most: int) -> list[Letter]:
+    def peek(self, name: str, most: int) -> list[Peeked]:
         """The first messages of a queue, left where they are; none where there is no such queue."""
         if self.depth(name) is None:
             return []
-        found: list[Letter] = []
+        found: list[Peeked] = []
         channel = self.connection.channel()
         while len(found) < most:
             method, properties, body = channel.basic_get(name)
             if method is None:
                 break
-            found.append(Letter(properties.type, properties.correlation_id, dict(properties.headers or {}), body))
+            found.append(Peeked(properties.type, properties.correlation_id, dict(properties.headers or {}), body))
         if found:
             # nack and not reject, nor a closed channel: RabbitMQ 4.3 does not count it as a failed delivery. Before, it
             # does, so that the policy of a queue that is looked at needs a limit beyond any number of looks.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from shared import names
-from shared.errors import BadInput, Fenced, RecordLost, Stale
+from shared.errors import BadInput, Fenced, LedgerLost, Stale
 from shared.redis import scripts as steps
 from shared.redis.client import Redis, Script
 
@@ -21,7 +21,7 @@ LOG = 1000  #: lines kept of a job's log
 PIECE = 5000  #: clients of a cohort in one call; Redis answers nobody else meanwhile
 
 Status = Literal["running", "paused", "stopped"]
-WISHES: tuple[Status, ...] = get_args(Status)
+WANTED: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Wanted:
     reason: str = ""
 
 
-class Conflict(RecordLost):
+class Conflict(LedgerLost):
     """The record is not where this replica left it: somebody restored it, or another acted."""
 
 
@@ -176,12 +176,12 @@ class Ledger:
         soonest, *found = self._redis.run(steps.ORPHANS, [names.JOBS], ["fedq:job:", _ms(ANNOUNCED)])
         return found, None if int(soonest) < 0 else int(soonest) / 1000
 
-    def unseat(self, known: int) -> None:
+    def drop_owners(self, known: int) -> None:
         """Fences every owner since `known` or before: Redis went back in time, and may not know what they know.
 
         Whoever claimed a job since it did has a later fence, and stays.
         """
-        self._redis.run(steps.UNSEAT, [names.JOBS], ["fedq:job:", known])
+        self._redis.run(steps.DROP_OWNERS, [names.JOBS], ["fedq:job:", known])
 
     def want(self, job: str, wanted: Wanted) -> str:
         """Records what an operator wants; answers ok, unknown, or the status of a job that has ended."""
@@ -336,9 +336,9 @@ class Ledger:
         pairs = [part for client, update in updates.items() for part in (client, json.dumps(update))]
         return str(self._step(steps.ACCEPT, job, keys, [fence, *pairs]))
 
-    def standing(self, job: str, number: int, client: str) -> str:
+    def admission(self, job: str, number: int, client: str) -> str:
         """How an update of `client` would fare now: ok, duplicate, late or stranger; nothing is changed."""
-        return str(self._redis.run(steps.STANDING, list(_round_keys(job, number)), [client]))
+        return str(self._redis.run(steps.ADMISSION, list(_round_keys(job, number)), [client]))
 
     def reject(self, job: str, fence: int, number: int, client: str, reason: str) -> None:
         """Records why a client's update is not in the round; a first reason stays."""
@@ -372,7 +372,7 @@ class Ledger:
         self._step(steps.CLOSE, job, [names.job_key(job), *_round_keys(job, number)], [fence, counted])
         record = self.round(job, number)
         if record is None:
-            raise RecordLost(f"Redis has lost the record of round {number} of {job}")
+            raise LedgerLost(f"Redis has lost the record of round {number} of {job}")
         return record
 
     def commit_round(self, job: str, fence: int, number: int, came_to: Totals = NOTHING) -> None:
@@ -452,7 +452,7 @@ class Ledger:
         if answer == "fenced":
             raise Fenced(f"job {job} belongs to another aggregator now")
         if answer == "lost":
-            raise RecordLost(f"Redis has lost the record of job {job}")
+            raise LedgerLost(f"Redis has lost the record of job {job}")
         if answer == "conflict":
             raise Conflict(f"job {job} has moved on")
         return answer

@@ -119,7 +119,7 @@ return found
 )
 
 #: Nobody owns a live job any more: what its owner knows of it, Redis may not.
-UNSEAT = Script(
+DROP_OWNERS = Script(
     _NOW
     + _IS_LIVE
     + """
@@ -297,7 +297,7 @@ return math.max(0, deadline - now)
 """
 )
 
-_STANDING_BODY = """
+_ADMISSION_BODY = """
 local function late(round, now)
   local row = redis.call('HMGET', round, 'state', 'deadline')
   return row[1] ~= 'open' or tonumber(row[2]) < now
@@ -309,9 +309,9 @@ local function standing(cohort, accepted, client)
 end
 """
 
-STANDING = Script(
+ADMISSION = Script(
     _NOW
-    + _STANDING_BODY
+    + _ADMISSION_BODY
     + """
 if late(KEYS[1], now) then return 'late' end
 return standing(KEYS[4], KEYS[2], ARGV[1])
@@ -321,7 +321,7 @@ return standing(KEYS[4], KEYS[2], ARGV[1])
 #: All clients of an update, whose names and entries are ARGV[2] on in turn, or none of them.
 ACCEPT = Script(
     _NOW
-    + _STANDING_BODY
+    + _ADMISSION_BODY
     + _FENCED
     + """
 if late(KEYS[2], now) then return 'late' end

@@ -41,7 +41,7 @@ class Containers:
         self.project = Project(f"fedq-test-{os.getpid()}", folder / ".env")
         images = {name: os.environ[name] for name in ("IMAGE_PREFIX", "IMAGE_TAG") if name in os.environ}
         self.stack = Stack(self.project, {**ports, **images, "CODE_DIR": str(code), "FEDQ_ALLOW": "step."})
-        self.rabbitmq = RabbitMQ(state, tethered=False)  # for its management API alone
+        self.rabbitmq = RabbitMQ(state, dies_with_parent=False)  # for its management API alone
         state.ports["management"] = state.ports["RABBITMQ_PORT"]
         every = shlex.join([*self.words(), "--profile", "*"])
         volumes = f"docker volume ls --quiet --filter label=com.docker.compose.project={self.project.name}"

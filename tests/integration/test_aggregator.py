@@ -11,9 +11,9 @@ import numpy as np
 import pika
 import pytest
 
-from services.aggregator.accumulator import Tally
-from services.aggregator.coordinator import Edges, Runner
-from services.aggregator.leases import Owner
+from services.aggregator.accumulator import Accumulator
+from services.aggregator.coordinator import Coordinator, Edges
+from services.aggregator.leases import JobLeases
 from shared import names
 from shared.aggregation import weights
 from shared.amqp import topology
@@ -156,14 +156,14 @@ class Trainers:
 
 
 @pytest.fixture
-def aggregators(servers: Servers) -> Iterator[Callable[..., Owner]]:
+def aggregators(servers: Servers) -> Iterator[Callable[..., JobLeases]]:
     """Starts aggregators in this process; stops them when the test ends."""
-    started: list[Owner] = []
+    started: list[JobLeases] = []
     with ThreadPoolExecutor(1) as later:
 
-        def start(name: str = "one", *, lease: float = 3.0, most: int = 4) -> Owner:
+        def start(name: str = "one", *, lease: float = 3.0, most: int = 4) -> JobLeases:
             edges = Edges(servers.bus(name), servers.blobs(), servers.ledger(), servers.roster(), later)
-            owner = Owner(name, edges, lease=lease, most=most)
+            owner = JobLeases(name, edges, lease=lease, most=most)
             owner.start()
             started.append(owner)
             return owner
@@ -761,7 +761,7 @@ def test_an_owner_that_slept_through_the_jobs_end_leaves_no_queue(servers) -> No
     ledger.release(job, slept)
     ledger.end(job, ledger.claim(job, "other", 60), "stopped", "enough")
     with ThreadPoolExecutor(1) as later:
-        Runner(Edges(bus, blobs, ledger, servers.roster(), later), job, slept).run()
+        Coordinator(Edges(bus, blobs, ledger, servers.roster(), later), job, slept).run()
 
     assert bus.depth(names.updates_queue(job)) is None
     assert ledger.required(job).status == "stopped"
@@ -792,7 +792,7 @@ def test_a_round_that_an_error_ends_with_its_job_has_failed(servers, aggregators
     def broken(*_arguments: object) -> BlobRef:
         raise ZeroDivisionError("no such luck")
 
-    monkeypatch.setattr(Tally, "advance", broken)
+    monkeypatch.setattr(Accumulator, "advance", broken)
     aggregators()
     job = start(trainers, spec())
     failed = trainers.until(RoundEnd)

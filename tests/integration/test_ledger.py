@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from shared import names
-from shared.errors import BadInput, Fenced, RecordLost, Stale
+from shared.errors import BadInput, Fenced, LedgerLost, Stale
 from shared.process import settings
 from shared.redis import ledger as ledgers
 from shared.redis.ledger import ANNOUNCED, LOG, PIECE, Conflict, JobRecord, Ledger, Sum, Totals, Wanted
@@ -285,7 +285,7 @@ def test_an_owner_who_slept_changes_nothing(servers: Servers, ledger: Ledger, st
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_of_a_job_that_is_not_there_makes_none(servers: Servers, ledger: Ledger, step: str) -> None:
     """A record that was wiped is not brought back in pieces, and who asks learns that it is lost."""
-    with pytest.raises(RecordLost, match=f"Redis has lost the record of job {JOB}"):
+    with pytest.raises(LedgerLost, match=f"Redis has lost the record of job {JOB}"):
         STEPS[step](ledger, 1)
 
     assert everything(servers) == {}
@@ -339,7 +339,7 @@ def test_what_was_not_closed_is_not_committed(ledger: Ledger) -> None:
     fence = opened(ledger)
     with pytest.raises(Stale, match="has moved on"):
         ledger.commit_round(JOB, fence, 0)
-    with pytest.raises(RecordLost, match="Redis has lost"):
+    with pytest.raises(LedgerLost, match="Redis has lost"):
         ledger.close_round(JOB, fence, 1)
     with pytest.raises(Conflict, match="has moved on"):
         ledger.commit_round(JOB, fence, 1)
@@ -354,7 +354,7 @@ def test_closing_freezes_the_set(ledger: Ledger) -> None:
     ledger.accept(JOB, fence, 0, "a", {"examples": 1})
     frozen = ledger.close_round(JOB, fence, 0).accepted
     assert ledger.accept(JOB, fence, 0, "b", {"examples": 2}) == "late"
-    assert ledger.standing(JOB, 0, "b") == "late"
+    assert ledger.admission(JOB, 0, "b") == "late"
 
     assert ledger.close_round(JOB, fence, 0).accepted == frozen == {"a": {"examples": 1}}
     ledger.commit_round(JOB, fence, 0)
@@ -395,7 +395,7 @@ def test_standing_tells_how_an_update_would_fare(ledger: Ledger) -> None:
     """The same words as accepting it, without a trace."""
     fence = opened(ledger)
     ledger.accept(JOB, fence, 0, "a", {})
-    words = {client: ledger.standing(JOB, 0, client) for client in ("a", "b", "stranger")}
+    words = {client: ledger.admission(JOB, 0, client) for client in ("a", "b", "stranger")}
 
     assert words == {"a": "duplicate", "b": "ok", "stranger": "stranger"}
     assert {client: ledger.accept(JOB, fence, 0, client, {}) for client in words} == words
@@ -420,7 +420,7 @@ def test_after_its_deadline_a_round_takes_nothing(ledger: Ledger) -> None:
     until(lambda: ledger.now() > found.deadline + 0.001, "the deadline")
 
     assert ledger.accept(JOB, fence, 0, "a", {}) == "late"
-    assert ledger.standing(JOB, 0, "a") == "late"
+    assert ledger.admission(JOB, 0, "a") == "late"
     assert ledger.close_round(JOB, fence, 0).accepted == {}
 
 
@@ -429,7 +429,7 @@ def test_a_round_that_was_never_opened_takes_nothing(ledger: Ledger) -> None:
     fence = opened(ledger)
 
     assert ledger.accept(JOB, fence, 1, "a", {}) == "late"
-    assert ledger.standing(JOB, 1, "a") == "late"
+    assert ledger.admission(JOB, 1, "a") == "late"
 
 
 def test_another_attempt_begins_with_nothing(servers: Servers, ledger: Ledger) -> None:
@@ -649,15 +649,15 @@ def test_every_owner_can_be_unseated(ledger: Ledger) -> None:
     ledger.create(new, 1)
     ledger.end(over, taken(ledger, over), "finished", "")
     before = [ledger.required(new), ledger.required(over)]
-    ledger.unseat(owned)
+    ledger.drop_owners(owned)
     assert [ledger.required(new), ledger.required(over)] == before
     assert orphans(ledger) == [JOB]
     with pytest.raises(Fenced):
         ledger.renew(JOB, owned, 60)
 
-    unseated, fence = ledger.required(JOB).fence, ledger.claim(JOB, "next", 60)
-    assert owned < unseated < fence
-    ledger.unseat(owned)
+    dropped, fence = ledger.required(JOB).fence, ledger.claim(JOB, "next", 60)
+    assert owned < dropped < fence
+    ledger.drop_owners(owned)
     ledger.check_owned(JOB, fence)  # claimed since
 
 
@@ -844,9 +844,9 @@ def test_an_open_round_is_given_more_time(ledger: Ledger) -> None:
 def test_a_round_that_is_over_its_deadline_can_be_extended(ledger: Ledger) -> None:
     """What was late a moment ago counts again; there is nothing left where the limit is passed."""
     fence = opened(ledger, seconds=0.02)
-    until(lambda: ledger.standing(JOB, 0, "a") == "late", "the deadline")
+    until(lambda: ledger.admission(JOB, 0, "a") == "late", "the deadline")
     assert ledger.extend(JOB, fence, 0, 60, 0.02) == 0
-    assert ledger.standing(JOB, 0, "a") == "late"
+    assert ledger.admission(JOB, 0, "a") == "late"
 
     assert ledger.extend(JOB, fence, 0, 60, 60) > 0
     assert ledger.accept(JOB, fence, 0, "a", {}) == "ok"
@@ -855,7 +855,7 @@ def test_a_round_that_is_over_its_deadline_can_be_extended(ledger: Ledger) -> No
 def test_only_an_open_round_is_extended(ledger: Ledger) -> None:
     """A closed one has moved on, and one that Redis does not have is lost."""
     fence = opened(ledger)
-    with pytest.raises(RecordLost, match="Redis has lost"):
+    with pytest.raises(LedgerLost, match="Redis has lost"):
         ledger.extend(JOB, fence, 1, 60, 60)
     ledger.close_round(JOB, fence, 0)
     with pytest.raises(Conflict):
@@ -884,7 +884,7 @@ def test_a_close_that_finds_too_few_freezes_nothing(ledger: Ledger) -> None:
     """Redis has forgotten an update that was counted: it is the caller's to bring it back."""
     fence = opened(ledger)
     ledger.accept(JOB, fence, 0, "a", {"number": 1})
-    with pytest.raises(RecordLost, match="Redis has lost"):
+    with pytest.raises(LedgerLost, match="Redis has lost"):
         ledger.close_round(JOB, fence, 0, counted=2)
     found = ledger.round(JOB, 0)
     assert found is not None
@@ -899,7 +899,7 @@ def test_a_round_that_is_not_there_does_not_fail(servers: Servers, ledger: Ledge
     """Half a record would be unreadable; and what is committed is committed."""
     fence = opened(ledger)
     before = everything(servers)
-    with pytest.raises(RecordLost):
+    with pytest.raises(LedgerLost):
         ledger.fail_round(JOB, fence, 1, "too few")
     assert everything(servers) == before
 
@@ -1043,7 +1043,7 @@ def test_a_cohort_whose_pieces_are_gone_is_not_opened(
         return int(seconds * 1000)
 
     monkeypatch.setattr(ledgers, "_ms", forgetting)
-    with pytest.raises(RecordLost):
+    with pytest.raises(LedgerLost):
         ledger.open_round(JOB, fence, 0, 1, cohort_of(5), 60)
     assert ledger.round(JOB, 0) is None
 
@@ -1067,7 +1067,7 @@ def test_accepting_costs_the_same_in_any_cohort(servers: Servers, ledger: Ledger
         for start in range(0, 100, 50):
             part = cohort[start : start + 50]
             assert ledger.accept_all(JOB, fence, number, {client: {} for client in part}) == "ok"
-            assert ledger.standing(JOB, number, part[0]) == "duplicate"
+            assert ledger.admission(JOB, number, part[0]) == "duplicate"
         took = processor(servers) - before
         ledger.close_round(JOB, fence, number)
         ledger.commit_round(JOB, fence, number)

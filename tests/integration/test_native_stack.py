@@ -214,7 +214,7 @@ def test_a_store_that_lists_its_bucket_and_takes_nothing_is_not_ready(tmp_path: 
         threading.Thread(target=server.serve_forever, daemon=True).start()
         state = State(tmp_path)
         state.ports["s3"] = server.server_port
-        store = SeaweedFS(state, tethered=True)
+        store = SeaweedFS(state, dies_with_parent=True)
         assert not store.serves()
         takes.set()
         assert store.serves()

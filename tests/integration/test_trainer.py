@@ -19,7 +19,7 @@ import pytest
 from services.trainer.parent.dispatch import Dispatch, on_notice, tasks
 from services.trainer.parent.task_message import Task
 from services.trainer.parent.worker import make_app
-from services.trainer.signals import EVER, Board
+from services.trainer.signals import EVER, Signals
 from services.trainer.slot.model_cache import Cache
 from shared import names
 from shared.aggregation import weights
@@ -697,38 +697,38 @@ def test_a_cache_of_another_user_is_refused(servers: Servers, tmp_path: Path, mo
 
 def test_the_board_remembers_the_latest_end_of_each_job(tmp_path: Path) -> None:
     """Rounds, fences and attempts, in whatever order the notices come; and forgets the oldest jobs."""
-    with Board.create(tmp_path, "t") as board:
-        slot = Board(board.directory)  # as another process opens it
+    with Signals.create(tmp_path, "t") as signals:
+        slot = Signals(signals.directory)  # as another process opens it
         assert not slot.is_over("a", 0, 0, 1)
-        board.end("a", 3, 5, 2)
+        signals.end("a", 3, 5, 2)
         assert slot.is_over("a", 3, 5, 2)
         assert slot.is_over("a", 3, 4, 9)  # of an earlier owner
         assert not slot.is_over("a", 3, 5, 3)
         assert not slot.is_over("a", 3, 6, 1)
-        board.end("a", 3)
-        board.end("a", 2)
+        signals.end("a", 3)
+        signals.end("a", 2)
         assert slot.is_over("a", 3, 6, 1)
         assert not slot.is_over("a", 4, 0, 1)
 
         for number in range(1100):
-            board.end(f"b-{number}", 1)
+            signals.end(f"b-{number}", 1)
         assert not slot.is_over("a", 0, 0, 1)
         assert slot.is_over("b-1099", 1, EVER, EVER)
-        assert len(list(board.directory.iterdir())) < 1100
-    assert not board.directory.exists()
+        assert len(list(signals.directory.iterdir())) < 1100
+    assert not signals.directory.exists()
 
 
 def test_a_job_that_has_ended_may_be_resumed(tmp_path: Path) -> None:
     """What its later owner asks for is not over: the round that was open, though it be round 0, and what follows."""
     base = BlobRef(key="k", size=1, digest="0" * 64)
-    with Board.create(tmp_path, "t") as board:
-        on_notice(board, TrainingEnd(job="a-aaaaaa", outcome="stopped", rounds=3, model=base, fence=7))
-        assert board.is_over("a-aaaaaa", 3, 8, 1)
-        assert board.is_over("a-aaaaaa", 4, 7, 9)
-        assert not board.is_over("a-aaaaaa", 4, 8, 1)
-        on_notice(board, TrainingEnd(job="b-aaaaaa", outcome="failed", rounds=0, fence=7))
-        assert board.is_over("b-aaaaaa", 0, 7, 9)
-        assert not board.is_over("b-aaaaaa", 0, 8, 1)
+    with Signals.create(tmp_path, "t") as signals:
+        on_notice(signals, TrainingEnd(job="a-aaaaaa", outcome="stopped", rounds=3, model=base, fence=7))
+        assert signals.is_over("a-aaaaaa", 3, 8, 1)
+        assert signals.is_over("a-aaaaaa", 4, 7, 9)
+        assert not signals.is_over("a-aaaaaa", 4, 8, 1)
+        on_notice(signals, TrainingEnd(job="b-aaaaaa", outcome="failed", rounds=0, fence=7))
+        assert signals.is_over("b-aaaaaa", 0, 7, 9)
+        assert not signals.is_over("b-aaaaaa", 0, 8, 1)
         for outcome in ("failed", "stopped"):
             end = RoundEnd.model_validate(
                 {
@@ -741,7 +741,7 @@ def test_a_job_that_has_ended_may_be_resumed(tmp_path: Path) -> None:
                     "rejected": 0,
                 }
             )
-            on_notice(board, end)
-            assert board.is_over("c-aaaaaa", 2, 1, 3)
-            assert not board.is_over("c-aaaaaa", 2, 1, 4)
-            assert not board.is_over("c-aaaaaa", 2, 2, 1)
+            on_notice(signals, end)
+            assert signals.is_over("c-aaaaaa", 2, 1, 3)
+            assert not signals.is_over("c-aaaaaa", 2, 1, 4)
+            assert not signals.is_over("c-aaaaaa", 2, 2, 1)

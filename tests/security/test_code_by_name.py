@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.trainer.parent.task_message import Task
-from services.trainer.train_task import Order
+from services.trainer.train_task import TrainTask
 from shared import names
 from shared.events import ModelUpdate
 from tests.by_hand import Federation, digits
@@ -90,7 +90,7 @@ def test_a_forged_task_is_no_command(federation: Federation, sign: Path) -> None
     """A19: published past every round-start, straight onto the queue of tasks."""
     federation.start("--pool", "cpu", "--name", "pooled", FEDQ_ALLOW="")
     spec = digits(model=command(sign))
-    order = Order(job=federation.job, round=0, attempt=1, members=("client-0",), base=None, asked=0, spec=spec)
+    order = TrainTask(job=federation.job, round=0, attempt=1, members=("client-0",), base=None, asked=0, spec=spec)
     federation.publish_task(Task("train", order.identity, "forged", order.model_dump(mode="json")))
 
     assert refused(federation.update(), "pooled", "model")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from services.aggregator.job_state import RINGS
+from services.aggregator.job_state import ASKS
 from shared import names
 from shared.aggregation import weights
 from shared.events import BlobRef, RoundEnd, RoundStart
@@ -83,8 +83,8 @@ def those_at_work_are_not_asked_again(
     """Of a round's first attempt."""
     before = manifests.get(number - 1)
     if before is not None:
-        flying = chain.at_work(before, max_staleness).items()
-        again = [client for client, since in flying if client in cohort and carried.get(client) != since]
+        in_flight = chain.at_work(before, max_staleness).items()
+        again = [client for client, since in in_flight if client in cohort and carried.get(client) != since]
         hold(not again, f"P2: {again} are at work for an earlier round, and asked again in round {number}")
     late = {client: since for client, since in carried.items() if number - since > max_staleness}
     hold(not late, f"P7: round {number} waits for {late}")
@@ -174,9 +174,9 @@ def base_is_the_model_before(manifests: dict[int, Manifest], manifest: Manifest)
     hold(base["digest"] == manifests[number - 1]["model"]["digest"], f"P4: round {number} has another base")
 
 
-def rings_are_bounded(world: "World", event: RoundStart, count: int) -> None:
-    groups = 1 if world.spec.pool else 1 + RINGS  # to each silo its own
-    most = (1 + RINGS) * max(groups, len(world.spec.clients)) * (1 + world.spec.max_staleness)
+def asks_are_bounded(world: "World", event: RoundStart, count: int) -> None:
+    groups = 1 if world.spec.pool else 1 + ASKS  # to each silo its own
+    most = (1 + ASKS) * max(groups, len(world.spec.clients)) * (1 + world.spec.max_staleness)
     hold(count <= most, f"P6: round {event.round} was rung {count} times")
     silos = len(world.spec.silos or ()) if event.round == 0 else 1  # each of which may begin the job
     granted = max(silos, world.spec.rounds.attempts)

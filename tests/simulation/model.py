@@ -122,7 +122,7 @@ def orphans(data: Data, now: int, keys: Keys, prefix: str, announced: str) -> li
     return [min(left, default=-1), *found]
 
 
-def unseat(data: Data, now: int, keys: Keys, prefix: str, known: str) -> str:
+def drop_owners(data: Data, now: int, keys: Keys, prefix: str, known: str) -> str:
     for name in data.scores.get(keys[0], {}):
         job = data.get(prefix + name)
         if job.get("status") in CLAIMABLE and 0 < int(job["fence"]) <= int(known):
@@ -287,7 +287,7 @@ def extend(data: Data, now: int, keys: Keys, fence: str, ms: str, limit: str) ->
     return max(0, deadline - now)
 
 
-def standing(data: Data, now: int, keys: Keys, client: str) -> str:
+def admission(data: Data, now: int, keys: Keys, client: str) -> str:
     row = data.get(keys[0])
     if row.get("state") != "open" or int(row["deadline"]) < now:
         return "late"
@@ -300,7 +300,7 @@ def accept(data: Data, now: int, keys: Keys, fence: str, *pairs: str) -> str:
     owned(data, keys, fence)
     updates = dict(zip(pairs[::2], pairs[1::2], strict=True))
     for client in updates:
-        answer = standing(data, now, keys[1:], client)
+        answer = admission(data, now, keys[1:], client)
         if answer != "ok":
             return answer
     data.at(keys[2]).update(updates)
@@ -392,7 +392,7 @@ RULES: dict[Script, Rule] = {
     steps.RENEW: renew,
     steps.RELEASE: release,
     steps.ORPHANS: orphans,
-    steps.UNSEAT: unseat,
+    steps.DROP_OWNERS: drop_owners,
     steps.WANT: want,
     steps.REMOVE: remove,
     steps.REVIVE: revive,
@@ -407,7 +407,7 @@ RULES: dict[Script, Rule] = {
     steps.STAGE: stage,
     steps.OPEN: open_round,
     steps.EXTEND: extend,
-    steps.STANDING: standing,
+    steps.ADMISSION: admission,
     steps.ACCEPT: accept,
     steps.REJECT: reject,
     steps.EXCLUDE: exclude,

@@ -205,7 +205,7 @@ def lose_update(world: "World") -> None:
     if held:
         key = world.random.choice(held)
         del world.blobs.held[key]
-        world.witness.lost.add(key)
+        world.observer.lost.add(key)
         world.trace(f"the store loses {key}")
 
 

@@ -172,13 +172,13 @@ def ended_well(world: World) -> None:
     assert record is not None
     assert record.status == "finished", f"P5: all clients answered, and the job {record.status}: {record.detail}"
     if is_determined(spec):
-        last = max(world.witness.manifests)  # it may end early
+        last = max(world.observer.manifests)  # it may end early
         found, expected = digest_of(world, last), undisturbed(spec.model_dump_json())[last]
         assert found == expected, f"P3: ended in {found[:8]}, undisturbed in {expected[:8]}"
 
 
 def digest_of(world: World, number: int) -> str:
-    digest: str = world.witness.manifests[number]["model"]["digest"]
+    digest: str = world.observer.manifests[number]["model"]["digest"]
     return digest
 
 

@@ -25,14 +25,14 @@ from services.aggregator import (
     recovery,
     takeover,
 )
-from services.aggregator import accumulator as tally_module
+from services.aggregator import accumulator as accumulator_module
 from services.aggregator import client_history as memories
-from services.aggregator.accumulator import Tally
-from services.aggregator.client_history import Memory
-from services.aggregator.context import Seat
-from services.aggregator.coordinator import Runner
+from services.aggregator.accumulator import Accumulator
+from services.aggregator.client_history import ClientHistory
+from services.aggregator.context import JobContext
+from services.aggregator.coordinator import Coordinator
 from services.aggregator.evaluation import Evaluation
-from services.aggregator.leases import Owner
+from services.aggregator.leases import JobLeases
 from shared import names
 from shared.aggregation import fold, initial_model
 from shared.aggregation.fold import Measures
@@ -233,7 +233,7 @@ def test_an_update_that_redis_forgot_is_not_folded_twice(seed: int) -> None:
     with world.installed():
         world.begin()
         before = world.ledger.snapshot()
-        while not world.witness.accepted[1]:
+        while not world.observer.accepted[1]:
             before = world.ledger.snapshot()
             world.step()
         world.rollback(before)
@@ -280,7 +280,7 @@ def test_a_test_set_is_looked_for_once_and_what_nobody_measured_is_said(seed: in
     }
     world = told_quietly(JobSpec.model_validate(document))
     asked: dict[int, set[str]] = {}
-    for (_, number), testers in world.witness.testers.items():
+    for (_, number), testers in world.observer.testers.items():
         asked.setdefault(number, set()).update(testers)
     record = world.job()
     assert record is not None
@@ -329,28 +329,28 @@ def blind_close(patch: pytest.MonkeyPatch) -> None:
         return model.close(data, now, keys, fence, "0")
 
     patch.setitem(model.RULES, model.steps.CLOSE, close)
-    patch.setitem(model.RULES, model.steps.UNSEAT, lambda *_: "ok")
+    patch.setitem(model.RULES, model.steps.DROP_OWNERS, lambda *_: "ok")
 
 
 def open_doors(patch: pytest.MonkeyPatch) -> None:
     """Whoever sends an update is counted."""
 
-    def standing(data: model.Data, now: int, keys: list[str], client: str) -> str:
+    def admission(data: model.Data, now: int, keys: list[str], client: str) -> str:
         row = data.get(keys[0])
         if row.get("state") != "open" or int(row["deadline"]) < now:
             return "late"
         return "duplicate" if client in data.get(keys[1]) else "ok"
 
-    patch.setattr(model, "standing", standing)
-    patch.setitem(model.RULES, model.steps.STANDING, standing)
+    patch.setattr(model, "admission", admission)
+    patch.setitem(model.RULES, model.steps.ADMISSION, admission)
 
 
 def counted_twice(patch: pytest.MonkeyPatch) -> None:
     """A repeated update is folded again."""
 
-    def on_duplicate(seat: Seat, state: job_state.State, update: Any) -> Any:
-        found = seat.edges.ledger.accepted(seat.job, state.round, [update.client])
-        seat.tally.count_again(found)
+    def on_duplicate(context: JobContext, state: job_state.State, update: Any) -> Any:
+        found = context.edges.ledger.accepted(context.job, state.round, [update.client])
+        context.accumulator.count_again(found)
         return (protocol.Accepted(update.client),)
 
     patch.setattr(receiving, "_on_duplicate", on_duplicate)
@@ -360,13 +360,15 @@ def folded_first(patch: pytest.MonkeyPatch) -> None:
     """An update is folded before the ledger says whether it counts."""
     real = receiving._take_in
 
-    def take_in(seat: Seat, number: int, update: Any) -> str:
-        if seat.tally.model is not None and update.round:
-            seat.tally.receive(update, number)
-            seat.tally._aggregation.add(seat.tally._in_hand.file, seat.tally._in_hand.updates)  # type: ignore[union-attr]
-            known = seat.tally.counted
-            seat.tally.count = lambda update: known.update({update.client: update.update.digest})  # type: ignore[method-assign, union-attr]
-        return real(seat, number, update)
+    def take_in(context: JobContext, number: int, update: Any) -> str:
+        if context.accumulator.model is not None and update.round:
+            context.accumulator.receive(update, number)
+            context.accumulator._aggregation.add(
+                context.accumulator._in_hand.file, context.accumulator._in_hand.updates
+            )  # type: ignore[union-attr]
+            known = context.accumulator.counted
+            context.accumulator.count = lambda update: known.update({update.client: update.update.digest})  # type: ignore[method-assign, union-attr]
+        return real(context, number, update)
 
     patch.setattr(receiving, "_take_in", take_in)
 
@@ -374,36 +376,36 @@ def folded_first(patch: pytest.MonkeyPatch) -> None:
 def unfrozen(patch: pytest.MonkeyPatch) -> None:
     """The model is made of what is in the fold, whatever was frozen."""
 
-    def advance(tally: Tally, number: int, cohort: int, accepted: Any) -> Any:
-        fold = tally._aggregation.fold if tally._aggregation is not None else None
-        if number and fold is not None and fold.weight and tally._advanced is None:
-            tally.counted = {client: entry["blob"]["digest"] for client, entry in accepted.items()}
-        return real(tally, number, cohort, accepted)
+    def advance(accumulator: Accumulator, number: int, cohort: int, accepted: Any) -> Any:
+        fold = accumulator._aggregation.fold if accumulator._aggregation is not None else None
+        if number and fold is not None and fold.weight and accumulator._advanced is None:
+            accumulator.counted = {client: entry["blob"]["digest"] for client, entry in accepted.items()}
+        return real(accumulator, number, cohort, accepted)
 
-    real = Tally.advance
-    patch.setattr(Tally, "advance", advance)
+    real = Accumulator.advance
+    patch.setattr(Accumulator, "advance", advance)
     patch.setattr(receiving, "_take_in", _accept_alone)
 
 
-def _accept_alone(seat: Seat, number: int, update: Any) -> str:
-    kept = seat.tally.receive(update, number)
-    answer = seat.edges.ledger.accept_all(seat.job, seat.fence, number, kept)
+def _accept_alone(context: JobContext, number: int, update: Any) -> str:
+    kept = context.accumulator.receive(update, number)
+    answer = context.edges.ledger.accept_all(context.job, context.fence, number, kept)
     if answer == "ok" and not (update.client.endswith("1") and update.round):  # else its fold is forgotten
-        seat.tally.count(update)
+        context.accumulator.count(update)
     return answer
 
 
 def told_too_soon(patch: pytest.MonkeyPatch) -> None:
     """The round's end is published before the manifest is in the store."""
-    real, make, seats = effects.close, manifests.manifest, []
+    real, make, contexts = effects.close, manifests.manifest, []
 
-    def close(seat: Seat, number: int) -> Any:
-        seats.append(seat)
-        return real(seat, number)
+    def close(context: JobContext, number: int) -> Any:
+        contexts.append(context)
+        return real(context, number)
 
     def manifest(**about: Any) -> dict[str, Any]:
         made = make(**about)
-        effects.tell_round_end(seats[-1], made)
+        effects.tell_round_end(contexts[-1], made)
         return made
 
     patch.setattr(effects, "close", close)
@@ -414,11 +416,11 @@ def old_model(patch: pytest.MonkeyPatch) -> None:
     """A new owner goes on from the model before the last."""
     real = takeover._catch_up
 
-    def catch_up(seat: Seat, record: Any) -> int:
-        committed = real(seat, record)
+    def catch_up(context: JobContext, record: Any) -> int:
+        committed = real(context, record)
         if committed > 0:
-            found = seat.edges.blobs.get_json(names.manifest_blob(seat.job, committed - 1))
-            seat.tally.load(takeover.BlobRef.model_validate(found["model"]))
+            found = context.edges.blobs.get_json(names.manifest_blob(context.job, committed - 1))
+            context.accumulator.load(takeover.BlobRef.model_validate(found["model"]))
         return committed
 
     patch.setattr(takeover, "_catch_up", catch_up)
@@ -429,17 +431,17 @@ def no_deadline(patch: pytest.MonkeyPatch) -> None:
     real = job_state.step
     quiet = lambda state, what, now: (state, ()) if isinstance(what, protocol.Ticked) else real(state, what, now)  # noqa: E731
     patch.setattr(job_state, "step", quiet)
-    patch.setattr(Runner, "look_for_lost_work", lambda _: None)
+    patch.setattr(Coordinator, "look_for_lost_work", lambda _: None)
 
 
 def no_heirs(patch: pytest.MonkeyPatch) -> None:
     """Jobs whose owner died are left alone."""
-    patch.setattr(Owner, "_adopt", lambda *_: None)
+    patch.setattr(JobLeases, "_adopt", lambda *_: None)
 
 
 def no_pulse(patch: pytest.MonkeyPatch) -> None:
     """Nobody notices that Redis was emptied."""
-    patch.setattr(Owner, "_watch_redis", lambda _: None)
+    patch.setattr(JobLeases, "_watch_redis", lambda _: None)
 
 
 def hasty_pulse(patch: pytest.MonkeyPatch) -> None:
@@ -448,15 +450,15 @@ def hasty_pulse(patch: pytest.MonkeyPatch) -> None:
     def pulse(data: model.Data, now: int, keys: list[str], known: str) -> list[str]:
         return model.pulse(data, now, keys, "-1")
 
-    def watch(owner: Owner) -> None:
+    def watch(owner: JobLeases) -> None:
         before, now = owner._edges.ledger.pulse("all", owner._pulse)
         went_back, owner._pulse = before < owner._pulse < 2**62, now
         if went_back:
-            owner._edges.ledger.unseat(now)
+            owner._edges.ledger.drop_owners(now)
             recovery.restore(owner._edges.blobs, owner._edges.ledger)
 
     patch.setitem(model.RULES, model.steps.PULSE, pulse)
-    patch.setattr(Owner, "_watch_redis", watch)
+    patch.setattr(JobLeases, "_watch_redis", watch)
 
 
 def no_end_of_trying(patch: pytest.MonkeyPatch) -> None:
@@ -476,13 +478,13 @@ def no_checks(patch: pytest.MonkeyPatch) -> None:
 
 def any_base(patch: pytest.MonkeyPatch) -> None:
     """An update is folded whatever it was trained on."""
-    real = Tally.receive
+    real = Accumulator.receive
 
-    def receive(tally: Tally, update: Any, number: int) -> Any:
-        base = tally.bases[update.round].digest if tally.model else update.base
-        return real(tally, update.model_copy(update={"base": base}), number)
+    def receive(accumulator: Accumulator, update: Any, number: int) -> Any:
+        base = accumulator.bases[update.round].digest if accumulator.model else update.base
+        return real(accumulator, update.model_copy(update={"base": base}), number)
 
-    patch.setattr(Tally, "receive", receive)
+    patch.setattr(Accumulator, "receive", receive)
 
 
 def no_fence(patch: pytest.MonkeyPatch) -> None:
@@ -492,16 +494,16 @@ def no_fence(patch: pytest.MonkeyPatch) -> None:
 
 def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
     """A replica that is told that the job is another's goes on."""
-    real = Runner._do
+    real = Coordinator._do
 
-    def do(runner: Runner, wanted: tuple[protocol.Effect, ...]) -> None:
+    def do(runner: Coordinator, wanted: tuple[protocol.Effect, ...]) -> None:
         for effect in wanted:
             try:
                 real(runner, (effect,))
             except Fenced:
-                effects.end(runner._seated, "failed", "fenced")
+                effects.end(runner._required_context, "failed", "fenced")
 
-    patch.setattr(Runner, "_do", do)
+    patch.setattr(Coordinator, "_do", do)
     patch.setattr(Ledger, "check_owned", lambda *_: None)
 
 
@@ -513,23 +515,23 @@ def no_fences_at_all(patch: pytest.MonkeyPatch) -> None:
 
 def forgotten_server(patch: pytest.MonkeyPatch) -> None:
     """A new owner begins with the server state of no round."""
-    real = Tally.load
-    patch.setattr(Tally, "load", lambda tally, blob, _=None: real(tally, blob))
+    real = Accumulator.load
+    patch.setattr(Accumulator, "load", lambda accumulator, blob, _=None: real(accumulator, blob))
 
 
 def forgotten_memory(patch: pytest.MonkeyPatch) -> None:
     """A new owner knows nothing of the clients."""
-    patch.setattr(takeover.memory, "read", lambda _: Memory())
+    patch.setattr(takeover.client_history, "read", lambda _: ClientHistory())
 
 
 def restless_states(patch: pytest.MonkeyPatch) -> None:
     """A client's state moves when its update comes, whether it counts or not."""
     real = receiving._take_in
 
-    def take_in(seat: Seat, number: int, update: Any) -> str:
+    def take_in(context: JobContext, number: int, update: Any) -> str:
         if update.state is not None:
-            seat.memory = replace(seat.memory, states={**seat.memory.states, update.client: update.state})
-        return real(seat, number, update)
+            context.memory = replace(context.memory, states={**context.memory.states, update.client: update.state})
+        return real(context, number, update)
 
     patch.setattr(receiving, "_take_in", take_in)
 
@@ -544,13 +546,13 @@ def old_news(patch: pytest.MonkeyPatch) -> None:
     """Whatever round an update answers, as long as its base is known, it counts."""
 
     def asked(state: job_state.State, client: str) -> int:
-        return state.hears if state.hears is not None else state.flying.get(client, state.round)  # type: ignore[attr-defined, no-any-return]
+        return state.hears if state.hears is not None else state.in_flight.get(client, state.round)  # type: ignore[attr-defined, no-any-return]
 
-    def on_model_update(seat: Seat, state: job_state.State, update: Any) -> Any:
-        known = update.round in seat.tally.bases and update.client in state.cohort
+    def on_model_update(context: JobContext, state: job_state.State, update: Any) -> Any:
+        known = update.round in context.accumulator.bases and update.client in state.cohort
         object.__setattr__(state, "hears", update.round if known else None)
         try:
-            return real(seat, state, update)
+            return real(context, state, update)
         finally:
             object.__setattr__(state, "hears", None)
 
@@ -576,31 +578,33 @@ def half_a_batch(patch: pytest.MonkeyPatch) -> None:
 
 def forgotten_flight(patch: pytest.MonkeyPatch) -> None:
     """A new owner does not know who is at work since an earlier round."""
-    patch.setattr(takeover, "_flying", lambda _: {})
+    patch.setattr(takeover, "_in_flight", lambda _: {})
 
 
 def endless_flight(patch: pytest.MonkeyPatch) -> None:
     """However long ago a client was asked, its update is waited for."""
 
-    def still_flying(_: Any, committed: int, unanswered: Any, carried: Any) -> dict[str, int]:
+    def still_in_flight(_: Any, committed: int, unanswered: Any, carried: Any) -> dict[str, int]:
         return {client: carried.get(client, committed) for client in unanswered}
 
-    def begin(tally: Tally, cohort: int, number: int) -> None:
-        known = dict(tally.bases)
-        real(tally, cohort, number)
-        tally.bases = known | tally.bases
+    def begin(accumulator: Accumulator, cohort: int, number: int) -> None:
+        known = dict(accumulator.bases)
+        real(accumulator, cohort, number)
+        accumulator.bases = known | accumulator.bases
 
-    real = Tally.begin
-    patch.setattr(job_state, "still_flying", still_flying)
-    patch.setattr(Tally, "begin", begin)
+    real = Accumulator.begin
+    patch.setattr(job_state, "still_in_flight", still_in_flight)
+    patch.setattr(Accumulator, "begin", begin)
 
 
 def fresh_weights(patch: pytest.MonkeyPatch) -> None:
     """However stale, an update weighs as if it were new."""
     real = accepted_updates.counted
     blind = lambda client, entry: real(client, {**entry, "staleness": 0})  # noqa: E731
-    patch.setattr(tally_module, "counted", blind)
-    patch.setattr(tally_module, "all_counted", lambda accepted: [blind(one, accepted[one]) for one in sorted(accepted)])
+    patch.setattr(accumulator_module, "counted", blind)
+    patch.setattr(
+        accumulator_module, "all_counted", lambda accepted: [blind(one, accepted[one]) for one in sorted(accepted)]
+    )
 
 
 def first_part(patch: pytest.MonkeyPatch) -> None:
@@ -617,11 +621,11 @@ def mixed_parts(patch: pytest.MonkeyPatch) -> None:
 def heard_once(patch: pytest.MonkeyPatch) -> None:
     """An evaluation whose record failed is not heard when it comes again."""
 
-    def on_model_evaluated(seat: Seat, event: Any) -> Any:
+    def on_model_evaluated(context: JobContext, event: Any) -> Any:
         try:
-            return real(seat, event)
+            return real(context, event)
         except Unavailable:
-            seat.evaluations.pop(event.round, None)
+            context.evaluations.pop(event.round, None)
             raise
 
     real = receiving.on_model_evaluated
@@ -637,9 +641,9 @@ def forgotten_figures(patch: pytest.MonkeyPatch) -> None:
     """A new owner does not know what clients found of the last model."""
     real = takeover._catch_up
 
-    def catch_up(seat: Seat, record: Any) -> int:
-        committed = real(seat, record)
-        seat.evaluated = {}
+    def catch_up(context: JobContext, record: Any) -> int:
+        committed = real(context, record)
+        context.evaluated = {}
         return committed
 
     patch.setattr(takeover, "_catch_up", catch_up)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from services.trainer.train_task import Order, orders
+from services.trainer.train_task import TrainTask, orders
 from shared import names
 from shared.amqp import topology
 from shared.errors import Unavailable
@@ -138,7 +138,7 @@ class Trainers:
         """The end of what it is for was heard; not by everybody."""
         work, exists = task.work, self._world.blobs.exists
         over = exists(names.result_blob(work.job))
-        if isinstance(work, Order):
+        if isinstance(work, TrainTask):
             # Where rounds do not wait for each other, the model that ends a round's work is one of a later round.
             over = over or exists(names.manifest_blob(work.job, work.round + work.spec.max_staleness))
         return over and not self._world.nemesis.happens("unheard")
@@ -219,7 +219,7 @@ class Trainers:
         try:
             return self.training.update(order, told, fate, salt, failing)
         except NotFound as error:  # its state is
-            self._world.witness.state_missed(order, str(error))
+            self._world.observer.state_missed(order, str(error))
             return self._failed(trainer, task, order.members)
 
     def _failed(self, trainer: Trainer, task: Task, clients: tuple[str, ...]) -> ModelUpdate:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.trainer.slot.client_state import State
-from services.trainer.train_task import Order
+from services.trainer.train_task import TrainTask
 from shared import names
 from shared.aggregation import fold, weights
 from shared.aggregation.compression.choose import encoding_of
@@ -80,7 +80,9 @@ class Training:
         self._encoding = encoding_of(spec.compress.update, self._layout)
         self._strategy = strategy_of(spec.strategy, spec.population)
 
-    def update(self, order: Order, told: ModelUpdate, fate: str, salt: str, failing: Sequence[str] = ()) -> ModelUpdate:
+    def update(
+        self, order: TrainTask, told: ModelUpdate, fate: str, salt: str, failing: Sequence[str] = ()
+    ) -> ModelUpdate:
         """The answer to an order, its files in the store; `NotFound` where the client's state is gone."""
         if order.base is None:
             told = told.model_copy(update={"inputs": INPUTS})
@@ -128,21 +130,21 @@ class Training:
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _draw(self, order: Order, client: str, state: str, salt: str) -> tuple[Flat, int]:
+    def _draw(self, order: TrainTask, client: str, state: str, salt: str) -> tuple[Flat, int]:
         base, server = (ref.digest if ref else "" for ref in (order.base, order.server))
         seed = f"{order.spec.seed}/{order.round}/{client}/{base}/{server}/{state}/{salt}"
         number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
         values = np.random.default_rng(number).normal(0, 0.1, self._layout.size)
         return values.astype(np.float32), 1 + number % 20
 
-    def _initial(self, order: Order, salt: str) -> tuple[File, Part]:
+    def _initial(self, order: TrainTask, salt: str) -> tuple[File, Part]:
         file = LAYOUT.empty_file()
         file[len(LAYOUT.header) :] = 0
         drawn, _ = self._draw(order, "everybody", "", salt)
         LAYOUT.flat(file)[:] = drawn[: LAYOUT.size]
         return file, self._part(order.client, 1, drawn)
 
-    def _learn(self, order: Order, client: str, state: str, salt: str) -> Part:
+    def _learn(self, order: TrainTask, client: str, state: str, salt: str) -> Part:
         drawn, examples = self._draw(order, client, state, salt)
         return self._part(client, examples, drawn)
 
@@ -150,7 +152,7 @@ class Training:
         exact, edge = values.astype(np.float64), self._layout.parameters
         return Part(client, examples, exact[:edge].reshape(len(self._channels), -1), exact[edge:])
 
-    def _packed(self, order: Order, part: Part) -> tuple[File, tuple[Part, ...], StateRef | None]:
+    def _packed(self, order: TrainTask, part: Part) -> tuple[File, tuple[Part, ...], StateRef | None]:
         """The update's file, what it says, and the client's next state, which is in its place."""
         state = self._state(order)
         flat, file = flat_of(part), self._encoding.layout.empty_file()
@@ -169,7 +171,7 @@ class Training:
             self._save(order, State(control, residual).pack()),
         )
 
-    def _folded(self, order: Order, parts: Sequence[Part]) -> File:
+    def _folded(self, order: TrainTask, parts: Sequence[Part]) -> File:
         assert order.base is not None
         grid, base = fold.grid_of(order.spec, order.cohort_size), self._blobs.get(order.base)
         buffers = fold.Buffers.of(LAYOUT.flat(base), LAYOUT.of_updates(), grid.max_abs)
@@ -182,7 +184,7 @@ class Training:
         layout.views(file)["sums"][:] = summed.sums
         return file
 
-    def _state(self, order: Order) -> State:
+    def _state(self, order: TrainTask) -> State:
         if order.state is None:
             return State()
         digest, size = order.state.digest, order.state.size
@@ -191,7 +193,7 @@ class Training:
         key = names.state_blob(order.job, order.client, digest)
         return State.unpack(self._blobs.get(BlobRef(key=key, size=size, digest=digest)), LAYOUT)
 
-    def _save(self, order: Order, file: File | None) -> StateRef | None:
+    def _save(self, order: TrainTask, file: File | None) -> StateRef | None:
         if file is None:
             return None
         ref = StateRef(size=file.nbytes, digest=weights.digest_of(file))
@@ -218,7 +220,7 @@ def spoil(file: File, single: weights.Layout) -> None:
     view[0] = np.nan if view.dtype == np.float32 else 0x7FC0 if view.dtype == np.uint16 else HUGE
 
 
-def metrics_of(order: Order, part: Part) -> dict[str, float]:
+def metrics_of(order: TrainTask, part: Part) -> dict[str, float]:
     """What a client reports of its training."""
     return {"client_loss": (1.0 + figure("loss", part.client)) / (1 + order.round)}
 

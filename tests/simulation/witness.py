@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from services.trainer.train_task import Order
+from services.trainer.train_task import TrainTask
 from shared import names
 from shared.errors import Fenced, Refused
 from shared.events import EvaluateModel, RoundEnd, RoundStart, TrainingEnd
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WRITES = ("blobs.put_json", "blobs.delete", "blobs.remove", "bus.delete")
 
 
-class Witness:
+class Observer:
     """Sees every call of a replica that took effect."""
 
     def __init__(self, world: "World") -> None:
@@ -30,7 +30,7 @@ class Witness:
         self.fenced: set[str] = set()  # replicas that were told that the job is another's
         self.lost: set[str] = set()  # keys that the store lost
         self.accepted: dict[int, dict[str, str]] = defaultdict(dict)  # of each round's attempt: client → its blob
-        self.rings: Counter[tuple[int, int, int]] = Counter()  # (round, attempt, fence) → round-starts
+        self.asks: Counter[tuple[int, int, int]] = Counter()  # (round, attempt, fence) → round-starts
         self.round = -1  # the last committed one that Redis showed since it went back
         self.evaluators: dict[tuple[str, int], set[str]] = defaultdict(set)  # (replica, round) → clients it asked last
         self.testers: dict[tuple[str, int], set[str]] = defaultdict(set)  # of a test set, whom it asked
@@ -156,8 +156,8 @@ class Witness:
             case RoundEnd(outcome="committed"):
                 invariants.told_of_what_is_recorded(self.manifests.get(event.round), event)
             case RoundStart():
-                self.rings[event.round, event.attempt, event.fence] += 1
-                invariants.rings_are_bounded(self._world, event, self.rings[event.round, event.attempt, event.fence])
+                self.asks[event.round, event.attempt, event.fence] += 1
+                invariants.asks_are_bounded(self._world, event, self.asks[event.round, event.attempt, event.fence])
                 keeping.asks_with_what_is_kept(self._world, self.manifests, event, owned=self._owns(event.fence))
             case EvaluateModel():
                 if not event.clients:
@@ -175,7 +175,7 @@ class Witness:
         record = self._world.job()
         return record is not None and record.fence == fence
 
-    def state_missed(self, order: Order, why: str) -> None:
+    def state_missed(self, order: TrainTask, why: str) -> None:
         """A client's state is not in the store: only where nobody waits for what it is for."""
         wanted = order.round > max(self.manifests, default=-1) and self._owns(order.fence)
         hold(not wanted, f"P3: round {order.round} needs a state: {why}")

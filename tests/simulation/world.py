@@ -18,15 +18,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import structlog
+from tests.simulation.observer import Observer
 
 from services.aggregator import leases as owner_module
-from services.aggregator.coordinator import Edges, Runner
-from services.aggregator.leases import Owner
+from services.aggregator.coordinator import Coordinator, Edges
+from services.aggregator.leases import JobLeases
 from shared import names
 from shared.aggregation import stored_updates
 from shared.amqp import topology
 from shared.amqp.bus import settle
-from shared.errors import Fenced, RecordLost, Unavailable
+from shared.errors import Fenced, LedgerLost, Unavailable
 from shared.events import PauseTraining, StartTraining, StopTraining
 from shared.job.job_spec import JobSpec
 from shared.process import failpoints
@@ -37,7 +38,6 @@ from tests.simulation.invariants import JOB, Violation
 from tests.simulation.model import ModelLedger
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.trainers import Trainers
-from tests.simulation.witness import Witness
 
 LEASE = 15.0
 START = 1.7e9  #: seconds since the epoch
@@ -55,7 +55,7 @@ class Killed(BaseException):
 class Running:
     """A runner, and when time is news to it."""
 
-    runner: Runner
+    runner: Coordinator
     due: float | None = 0.0
     begun: bool = False
     busy: bool = False  # a step of it is on the stack
@@ -102,7 +102,7 @@ class World:
         self.blobs = FakeBlobs()
         self.ledger = ModelLedger(self.clock)
         self.trainers = Trainers(self)
-        self.witness = Witness(self)
+        self.observer = Observer(self)
         self.replicas: list[Replica] = []
         self.acting: list[Replica] = []  # whose step is on the stack
         self.trace: Callable[[str], None] = lambda _: None
@@ -152,7 +152,7 @@ class World:
             self.step()
         assert self.is_over(), f"P5: the job had ended and is {self.job()}"
         try:
-            self.witness.check_end()
+            self.observer.check_end()
         except Violation as violation:
             raise AssertionError(str(violation)) from violation
 
@@ -186,7 +186,7 @@ class World:
             self.random.choice(ready)()
         else:
             self.now = max(self.now, min(until, self._next_moment()))
-        self.witness.check()
+        self.observer.check()
 
     def live(self, seconds: float) -> None:
         """Time passes for somebody in the middle of a step, and the others use it."""
@@ -325,7 +325,7 @@ class World:
         except Unavailable:
             pass
         except Exception as error:
-            self.witness.surprise(replica.name, error)
+            self.observer.surprise(replica.name, error)
         replica.keep_due = self.now + wait
 
     def _command(self, replica: Replica) -> None:
@@ -335,7 +335,7 @@ class World:
         try:
             settle(replica.edges.bus, delivery, replica.owner._on_command, Patience(self, replica))  # type: ignore[arg-type]
         except Fenced as error:
-            self.witness.surprise(replica.name, error)
+            self.observer.surprise(replica.name, error)
         finally:
             self.broker.lose(subscription)
 
@@ -370,14 +370,14 @@ class World:
             except Fenced as error:
                 self.trace(f"{replica.name} is fenced: {error}")
                 self.partings[type(error).__name__] += 1
-                runner._faults.note("record-lost" if isinstance(error, RecordLost) else "fenced", str(error))
+                runner._faults.note("record-lost" if isinstance(error, LedgerLost) else "fenced", str(error))
             except Unavailable as error:
                 self.trace(f"{replica.name} leaves the job: {error}")
                 self.partings["Unavailable"] += 1
             except Exception as error:
                 record = self.job()
                 if record is not None and record.fence == runner.fence:  # a zombie may be surprised
-                    self.witness.surprise(replica.name, error)
+                    self.observer.surprise(replica.name, error)
                 runner._fail(error)
             if over:
                 if subscription := subscription_of(runner):
@@ -387,10 +387,10 @@ class World:
         self._act(replica, act)
         running.busy = False
 
-    def _forget(self, replica: Replica, runner: Runner) -> None:
+    def _forget(self, replica: Replica, runner: Coordinator) -> None:
         replica.running.pop(runner.job, None)
         replica.owner._running.pop(runner.job, None)
-        self.witness.fenced.discard(replica.name)
+        self.observer.fenced.discard(replica.name)
         replica.keep_due = self.now
 
     # --- boundaries -----------------------------------------------------------------------------
@@ -437,12 +437,12 @@ class World:
     def flush(self) -> None:
         self.trace("Redis is flushed")
         self.ledger.flush()
-        self.witness.went_back()
+        self.observer.went_back()
 
     def rollback(self, snapshot: Any) -> None:
         self.trace("Redis goes back")
         self.ledger.rollback(snapshot)
-        self.witness.went_back()
+        self.observer.went_back()
 
     def want(self, wanted: Wanted) -> None:
         """An operator's wish, as `fedq stop`, `pause` and `resume` tell it: into the bucket, the ledger, the bell."""
@@ -486,7 +486,7 @@ class World:
             owner_module.threading = before
 
 
-class SimOwner(Owner):
+class SimOwner(JobLeases):
     """The real owner; whoever drives the world runs what its threads would."""
 
     def __init__(self, world: World, replica: Replica) -> None:
@@ -494,7 +494,7 @@ class SimOwner(Owner):
         self._world, self._replica = world, replica
 
     def _run(self, job: str, fence: int) -> None:
-        runner = Runner(self._edges, job, fence, Patience(self._world, self._replica))  # type: ignore[arg-type]
+        runner = Coordinator(self._edges, job, fence, Patience(self._world, self._replica))  # type: ignore[arg-type]
         self._running[job] = (runner, None)  # type: ignore[assignment]
         self._replica.running[job] = Running(runner)
         self._world.trace(f"{self._replica.name} takes the job under {fence}")
@@ -513,7 +513,7 @@ class Boundary:
             replica = self._world.acting[-1]
 
             def effect() -> Any:
-                return self._world.witness.watch(replica, where, call, arguments, options)
+                return self._world.observer.watch(replica, where, call, arguments, options)
 
             return self._world.effect(self._replica, where, effect)
 
@@ -578,6 +578,6 @@ class Thread:
         self._alive = False
 
 
-def subscription_of(runner: Runner) -> Subscription | None:
+def subscription_of(runner: Coordinator) -> Subscription | None:
     found: Any = runner._subscription
     return found

@@ -10,7 +10,7 @@ import pytest
 
 from services.cli.verify import promises
 from services.cli.verify.manifest import Counted, Fault, Grid, Manifest
-from services.cli.verify.snapshot import DeadLetter, Evidence, OpenRound, Redis, Round
+from services.cli.verify.snapshot import DeadLetter, OpenRound, Redis, Round, Snapshot
 from shared import names
 from shared.events import BlobRef
 from shared.job import job_spec
@@ -89,7 +89,7 @@ def living(status: str = "running", *, now: float = 305.0, **changes: Any) -> Re
     return redis(before=job, after=job, now=now, lease=310.0, open=OpenRound(open_round()))
 
 
-ENDED = Evidence(
+ENDED = Snapshot(
     job=JOB,
     spec=SPEC,
     rounds=tuple(past(number) for number in range(3)),
@@ -102,30 +102,30 @@ ENDED = Evidence(
 LIVING = replace(ENDED, result=None, redis=living())
 
 
-def broken(evidence: Evidence) -> list[str]:
-    return [finding.promise for finding in promises.judge(evidence) if not finding.holds]
+def broken(snapshot: Snapshot) -> list[str]:
+    return [finding.promise for finding in promises.judge(snapshot) if not finding.holds]
 
 
-def changed(number: int, **changes: Any) -> Evidence:
+def changed(number: int, **changes: Any) -> Snapshot:
     """The ended job, with the manifest of one round changed."""
     return touched(number, lambda found: replace(found, manifest=found.manifest.model_copy(update=changes)))
 
 
-def touched(number: int, change: Callable[[Round], Round]) -> Evidence:
+def touched(number: int, change: Callable[[Round], Round]) -> Snapshot:
     return replace(ENDED, rounds=tuple(change(found) if found.number == number else found for found in ENDED.rounds))
 
 
-def living_with(**changes: Any) -> Evidence:
+def living_with(**changes: Any) -> Snapshot:
     assert LIVING.redis is not None
     return replace(LIVING, redis=replace(LIVING.redis, **changes))
 
 
-def pending(*, gone: tuple[str, ...] = (), **changes: Any) -> Evidence:
+def pending(*, gone: tuple[str, ...] = (), **changes: Any) -> Snapshot:
     """The running job, with its open round changed."""
     return living_with(open=OpenRound(open_round(**changes), gone))
 
 
-def resulting(**changes: Any) -> Evidence:
+def resulting(**changes: Any) -> Snapshot:
     """The ended job, with its result changed."""
     return replace(ENDED, result={**(ENDED.result or {}), **changes})
 
@@ -140,7 +140,7 @@ TWICE = replace(
     ),
 )
 NEW = record(status="queued", round=-1)
-WELL: dict[str, Evidence] = {
+WELL: dict[str, Snapshot] = {
     "ended": ENDED,
     "running": LIVING,
     "paused": replace(LIVING, redis=replace(living("paused", now=9999.0), open=None)),
@@ -163,7 +163,7 @@ WELL: dict[str, Evidence] = {
     "resumed while it was looked at": replace(ENDED, result=None, redis=redis(after=record(status="queued"))),
 }  # fmt: skip
 
-ILL: list[tuple[str, str, Evidence]] = [
+ILL: list[tuple[str, str, Snapshot]] = [
     ("P1", "c was asked, and nothing says what became of it", changed(1, rejected={})),
     ("P1", "b is in the model and was not asked", changed(1, cohort=("a", "c"))),
     ("P1", "z is unanswered and was not asked", changed(1, unanswered=("z",))),
@@ -216,33 +216,33 @@ ILL: list[tuple[str, str, Evidence]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("evidence", WELL.values(), ids=WELL.keys())
-def test_a_job_as_promised_is_green(evidence: Evidence) -> None:
+@pytest.mark.parametrize("snapshot", WELL.values(), ids=WELL.keys())
+def test_a_job_as_promised_is_green(snapshot: Snapshot) -> None:
     """Running, ended, paused, queued, half forgotten: what may happen is no broken promise."""
-    found = promises.judge(evidence)
+    found = promises.judge(snapshot)
 
     assert [(finding.promise, finding.problems) for finding in found] == [(f"P{number}", ()) for number in range(1, 9)]
     assert all(finding.checked for finding in found)
 
 
 @pytest.mark.parametrize(
-    ("promise", "problem", "evidence"), ILL, ids=[f"{name}: {problem}" for name, problem, _ in ILL]
+    ("promise", "problem", "snapshot"), ILL, ids=[f"{name}: {problem}" for name, problem, _ in ILL]
 )
-def test_a_broken_promise_is_red_and_no_other(promise: str, problem: str, evidence: Evidence) -> None:
+def test_a_broken_promise_is_red_and_no_other(promise: str, problem: str, snapshot: Snapshot) -> None:
     """With a sentence that names what is wrong."""
-    told = {finding.promise: finding.problems for finding in promises.judge(evidence)}
+    told = {finding.promise: finding.problems for finding in promises.judge(snapshot)}
 
     assert any(problem in sentence for sentence in told[promise]), told
-    assert broken(evidence) == [promise], told
+    assert broken(snapshot) == [promise], told
 
 
 def test_a_rejection_that_nothing_explains_is_seen_by_nobody() -> None:
     """Its reason is empty and no fault names it: broken as what it is (P1), and as what nobody sees (P8)."""
-    evidence = changed(1, rejected={"c": ""}, faults=())
-    assert evidence.redis is not None
-    evidence = replace(evidence, redis=replace(evidence.redis, log=()))
+    snapshot = changed(1, rejected={"c": ""}, faults=())
+    assert snapshot.redis is not None
+    snapshot = replace(snapshot, redis=replace(snapshot.redis, log=()))
 
-    assert broken(evidence) == ["P1", "P8"]
+    assert broken(snapshot) == ["P1", "P8"]
 
 
 def test_a_takeover_whose_line_had_to_go_is_no_broken_promise() -> None:

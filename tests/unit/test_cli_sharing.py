@@ -133,7 +133,10 @@ def test_a_split_that_does_not_end_is_ended(trainer: Any, tmp_path: Path) -> Non
 def test_ctrl_c_ends_both_without_a_word(tmp_path: Path) -> None:
     """A terminal interrupts the whole group."""
     (tmp_path / "slow.py").write_text(f"open({str(tmp_path / 'there')!r}, 'w'); import time; time.sleep(60)")
-    code = "from services.cli import __main__; from services.cli.jobs import data_shares; data_shares.MODULE = 'slow'; __main__.main()"
+    code = (
+        "from services.cli import __main__; from services.cli.jobs import data_shares; "
+        "data_shares.MODULE = 'slow'; __main__.main()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "data", str(DIGITS)],
         env={"PYTHONPATH": f"{ROOT}:{tmp_path}"},

@@ -559,11 +559,11 @@ def test_what_an_own_model_draws_is_its_clients() -> None:
         "name": "drawing", "pool": "cpu", "model": {"name": "m:make"}, "data": {"name": "digits", "clients": 2},
         "train": {"epochs": 1}, "rounds": {"count": 2},
     }  # fmt: skip
-    order, bench = SimpleNamespace(spec=job_spec.parse(document), round=1), SimpleNamespace(stopped=lambda _: False)
+    order, context = SimpleNamespace(spec=job_spec.parse(document), round=1), SimpleNamespace(stopped=lambda _: False)
 
     def found(client: str) -> Tensor:
         model = Drawing()
-        clients = SimpleNamespace(_order=order, _bench=bench, _drift=None, _model=SimpleNamespace(model=model))
+        clients = SimpleNamespace(_order=order, _context=context, _drift=None, _model=SimpleNamespace(model=model))
         Clients._learned(clients, *examples(), client, State())  # type: ignore[arg-type]
         return model.head.weight.detach()
 

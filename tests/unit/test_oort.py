@@ -286,9 +286,9 @@ def test_a_preferred_duration_is_a_percentile_and_none_at_a_hundred() -> None:
 def test_nobody_is_chosen_who_cannot_be_asked() -> None:
     """Neither who is away nor who is still at work, whose place is kept; another attempt draws anew."""
     job = spec(total=40)
-    away, flying = frozenset(job.clients[:20]), frozenset(job.clients[20:23])
-    first, second = (chosen(job, 3, attempt=attempt, away=away, flying=flying) for attempt in (1, 2))
+    away, in_flight = frozenset(job.clients[:20]), frozenset(job.clients[20:23])
+    first, second = (chosen(job, 3, attempt=attempt, away=away, in_flight=in_flight) for attempt in (1, 2))
 
     assert len(first) == len(second) == 5
-    assert not (first | second) & (away | flying)
+    assert not (first | second) & (away | in_flight)
     assert first != second

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from services.trainer.parent.dispatch import on_notice
-from services.trainer.signals import Board
+from services.trainer.signals import Signals
 from services.trainer.train_task import orders, task_id
 from shared.events import BlobRef, RoundEnd, RoundStart, StateRef
 from tests.by_hand import digits
@@ -65,9 +65,9 @@ def test_the_same_work_has_the_same_id() -> None:
 def test_a_rounds_end_is_that_of_earlier_ones_where_rounds_do_not_wait(tmp_path: Path) -> None:
     """The last few are still wanted; at the beginning, all are."""
     end = RoundEnd(job=JOB, round=1, outcome="committed", accepted=0, rejected=0, lag=2)
-    with Board.create(tmp_path, "t") as board:
-        on_notice(board, end)
-        assert not board.is_over(JOB, 0, 0, 1)
-        on_notice(board, end.model_copy(update={"round": 5}))
-        assert board.is_over(JOB, 3, 9, 9)
-        assert not board.is_over(JOB, 4, 0, 1)
+    with Signals.create(tmp_path, "t") as signals:
+        on_notice(signals, end)
+        assert not signals.is_over(JOB, 0, 0, 1)
+        on_notice(signals, end.model_copy(update={"round": 5}))
+        assert signals.is_over(JOB, 3, 9, 9)
+        assert not signals.is_over(JOB, 4, 0, 1)

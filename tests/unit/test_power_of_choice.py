@@ -101,8 +101,8 @@ def test_who_was_asked_in_vain_is_not_asked_for_ever() -> None:
 def test_nobody_is_chosen_who_cannot_be_asked() -> None:
     """Neither who is away nor who is still at work, whose place is kept."""
     job = spec(clients=4, candidates=30)
-    away, flying = frozenset(job.clients[:10]), frozenset(job.clients[10:12])
-    cohort = chosen(job, 1, away=away, flying=flying)
+    away, in_flight = frozenset(job.clients[:10]), frozenset(job.clients[10:12])
+    cohort = chosen(job, 1, away=away, in_flight=in_flight)
 
     assert len(cohort) == 2
-    assert not cohort & (away | flying)
+    assert not cohort & (away | in_flight)

@@ -8,6 +8,7 @@ from services.aggregator.job_state import State
 from services.aggregator.protocol import (
     Abandon,
     Accepted,
+    AskAgain,
     AskAnother,
     Close,
     Committed,
@@ -27,7 +28,6 @@ from services.aggregator.protocol import (
     Resumed,
     Review,
     Reviewed,
-    Ring,
     Stopped,
     Ticked,
     Untested,
@@ -51,11 +51,11 @@ def spec(count: int = 2, clients: int = 4, evaluate: int = 1, **changes):
     )
 
 
-def play(state: State, *happenings, now: float = 0.0):
+def play(state: State, *inputs, now: float = 0.0):
     """The state after several happenings, and all their effects in order."""
     effects = []
-    for happening in happenings:
-        state, more = job_state.step(state, happening, now)
+    for received in inputs:
+        state, more = job_state.step(state, received, now)
         effects += more
     return state, effects
 
@@ -152,7 +152,7 @@ def test_what_is_refused_and_no_answer_shuts_nobody_out() -> None:
     (asked,) = first.cohort
     state, effects = play(first, Rejected(asked, "carries no blob", final=False))
     assert effects == []
-    assert play(state, Interrupted(), Reviewed(10.0))[1][1:] == [Ring(0, 1, (asked,))]
+    assert play(state, Interrupted(), Reviewed(10.0))[1][1:] == [AskAgain(0, 1, (asked,))]
     assert play(state, Accepted(asked))[1] == [Close(0)]
 
     end = play(state, Ticked(), now=10.0)[1][1]
@@ -232,12 +232,12 @@ def test_an_owners_first_round_looks_into_the_store_before_it_asks() -> None:
     """An earlier owner may have asked already: what has arrived counts, and only the others are asked."""
     state, _ = job_state.begin(spec(), 0)
     state, effects = play(state, ALIVE)
-    assert effects == [Open(1, 1, CLIENTS, ring=False)]
+    assert effects == [Open(1, 1, CLIENTS, ask=False)]
 
     state, effects = play(state, Opened(10.0))
     assert effects == [Review(1)]
     state, effects = play(state, Accepted("client-2"), Reviewed(9.0))
-    assert effects == [Ring(1, 1, ("client-0", "client-1", "client-3"), first=True)]
+    assert effects == [AskAgain(1, 1, ("client-0", "client-1", "client-3"), first=True)]
 
     state, _ = play(state, *map(Accepted, ("client-0", "client-1")))
     state, _ = play(state, Committed(), ALIVE)
@@ -248,7 +248,7 @@ def test_an_open_round_is_taken_over_with_what_it_has() -> None:
     """Those that have answered are not asked again; with the target reached it closes at once."""
     state, effects = job_state.reopened(spec(), 1, 1, CLIENTS, frozenset({"client-1"}), frozenset({"client-3"}))
     assert effects == (Review(1),)
-    assert play(state, Reviewed(5.0))[1] == [Ring(1, 1, ("client-0", "client-2"))]
+    assert play(state, Reviewed(5.0))[1] == [AskAgain(1, 1, ("client-0", "client-2"))]
 
     whole, _ = job_state.reopened(spec(), 1, 1, CLIENTS, frozenset(CLIENTS[:3]), frozenset())
     assert play(whole, Reviewed(5.0))[1] == [Close(1)]
@@ -258,10 +258,10 @@ def test_after_an_interruption_the_round_is_looked_at_again_but_not_for_ever() -
     """Each time the unanswered are asked again, until there is no point in it."""
     state = opened()
     rung = 0
-    for _ in range(job_state.RINGS + 5):
+    for _ in range(job_state.ASKS + 5):
         state, effects = play(state, Interrupted(), Reviewed(10.0))
-        rung += sum(isinstance(effect, Ring) for effect in effects)
-    assert rung == job_state.RINGS - 1  # one was in its opening
+        rung += sum(isinstance(effect, AskAgain) for effect in effects)
+    assert rung == job_state.ASKS - 1  # one was in its opening
 
 
 def test_a_failed_attempt_under_an_earlier_owner_is_followed_by_the_next() -> None:
@@ -307,7 +307,7 @@ def test_a_job_taken_over_after_its_last_round_is_still_evaluated() -> None:
     assert play(state, Evaluated(2))[1] == [End("finished")]
 
 
-happenings = st.one_of(
+inputs = st.one_of(
     st.just(ALIVE),
     st.just(Looked({})),
     st.just(Opened(10.0)),
@@ -324,14 +324,14 @@ happenings = st.one_of(
 )
 
 
-@given(st.lists(st.tuples(happenings, st.floats(0, 30)), max_size=80))
+@given(st.lists(st.tuples(inputs, st.floats(0, 30)), max_size=80))
 def test_rounds_only_move_forward_and_close_once(story) -> None:
     """Whatever happens in whatever order: no round is closed twice or out of turn, and nothing follows the end."""
     state, _ = job_state.begin(spec(below_minimum="retry"), -1)
     closed, ended, now = [], 0, 0.0
-    for happening, passes in story:
+    for received, passes in story:
         now += passes
-        state, effects = job_state.step(state, happening, now)
+        state, effects = job_state.step(state, received, now)
         for effect in effects:
             assert not ended
             if isinstance(effect, Close):
@@ -416,7 +416,7 @@ def test_who_is_at_work_is_rung_for_the_round_that_it_began_in() -> None:
     state, _ = play(state, Committed(), ALIVE, Opened(10.0), Reviewed(10.0), Accepted("client-1"))
     state, effects = play(state, Interrupted(), Reviewed(10.0))
 
-    assert effects == [Review(2), Ring(2, 1, ("client-0", "client-2", "client-3"), carried={"client-3": 1})]
+    assert effects == [Review(2), AskAgain(2, 1, ("client-0", "client-2", "client-3"), carried={"client-3": 1})]
 
 
 # --- silos ----------------------------------------------------------------------------------------

@@ -200,12 +200,12 @@ def test_round_robin_passes_over_who_is_not_there() -> None:
 def test_round_robin_of_an_asynchronous_job_goes_on_where_it_stopped() -> None:
     """Each round asks as many as the one before took out of the buffer."""
     job = spec(select={"name": "round_robin", "clients": 6}, strategy={"name": "fedbuff", "buffer_size": 2})
-    flying: list[str] = []
+    in_flight: list[str] = []
     asked: list[str] = []
     for number in range(1, 19):
-        fresh = select(job, {"cpu": 1}, number, 1, flying=frozenset(flying))
+        fresh = select(job, {"cpu": 1}, number, 1, in_flight=frozenset(in_flight))
         asked += [client for client in (*job.clients, *job.clients) if client in fresh][: len(fresh)]
-        flying = [*flying, *fresh][2:]  # the two that were asked first deliver
+        in_flight = [*in_flight, *fresh][2:]  # the two that were asked first deliver
 
     assert {asked.count(client) for client in job.clients} == {2}
 
@@ -217,11 +217,11 @@ def test_who_is_still_at_work_is_not_asked_again(name: str) -> None:
         select={"name": name, "clients": 5, "over_select": 1.2} | ({"tiers": 3} if name == "tifl" else {}),
         strategy={"name": "fedbuff", "buffer_size": 2},
     )
-    flying = frozenset(job.clients[::5])
-    fresh = select(job, {"cpu": 1}, 3, 1, known(job), flying=flying)
+    in_flight = frozenset(job.clients[::5])
+    fresh = select(job, {"cpu": 1}, 3, 1, known(job), in_flight=in_flight)
 
     assert len(fresh) == 2
-    assert not flying & set(fresh)
+    assert not in_flight & set(fresh)
 
 
 def test_nobody_new_is_asked_where_all_places_are_taken_and_that_is_enough() -> None:
@@ -229,9 +229,9 @@ def test_nobody_new_is_asked_where_all_places_are_taken_and_that_is_enough() -> 
     job = spec(select={"name": "random", "clients": 4}, strategy={"name": "fedbuff", "buffer_size": 2})
     busy, everybody = frozenset(job.clients[:4]), frozenset(job.clients)
 
-    assert select(job, {"cpu": 1}, 3, 1, flying=busy) == ()
-    assert enough(job, {"cpu": 1}, 3, flying=busy)
-    assert enough(job, {"cpu": 1}, 3, flying=busy, away=everybody - busy)
+    assert select(job, {"cpu": 1}, 3, 1, in_flight=busy) == ()
+    assert enough(job, {"cpu": 1}, 3, in_flight=busy)
+    assert enough(job, {"cpu": 1}, 3, in_flight=busy, away=everybody - busy)
     assert select(job, {"cpu": 1}, 3, 1, away=everybody) == ()
     assert not enough(job, {"cpu": 1}, 3, away=everybody)
     assert not enough(job, {}, 3)

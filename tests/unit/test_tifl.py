@@ -206,8 +206,8 @@ def test_another_attempt_draws_another_tier_or_cohort() -> None:
 def test_nobody_is_chosen_who_cannot_be_asked() -> None:
     """Neither while clients are measured nor later."""
     job = spec()
-    away, flying = frozenset(job.clients[:10]), frozenset(job.clients[10:11])
+    away, in_flight = frozenset(job.clients[:10]), frozenset(job.clients[10:11])
     for number, history in ((1, NOTHING), (20, measured(job))):
-        cohort = chosen(job, number, history, away=away, flying=flying)
+        cohort = chosen(job, number, history, away=away, in_flight=in_flight)
         assert len(cohort) == 2
-        assert not cohort & (away | flying)
+        assert not cohort & (away | in_flight)

@@ -51,7 +51,7 @@ def select(
     history: History = NOTHING,
     *,
     away: frozenset[str] = NOBODY,
-    flying: frozenset[str] = NOBODY,
+    in_flight: frozenset[str] = NOBODY,
 ) -> tuple[str, ...]:
     """Who is asked anew in a round, in the order of the job's clients.
 
@@ -59,15 +59,15 @@ def select(
     that nobody needs to be asked. Round 0 asks one client for the initial model. Who is `away` is never asked, unless
     the job simulates an absence that selection is not aware of.
     """
-    candidates = _candidates(spec, alive, away, flying)
-    if not _suffice(spec, number, candidates, flying):
+    candidates = _candidates(spec, alive, away, in_flight)
+    if not _suffice(spec, number, candidates, in_flight):
         return ()
     if number == 0 and spec.silos is not None:  # one after the other: data that do not fit are one silo's
         turns = lottery.drawn(spec, candidates, number, 1, len(candidates))
         return (turns[(attempt - 1) % len(turns)],)
     if number == 0:
         return tuple(lottery.drawn(spec, candidates, number, attempt, 1))
-    wanted = min(spec.cohort_size - len(flying), len(candidates))
+    wanted = min(spec.cohort_size - len(in_flight), len(candidates))
     if wanted <= 0:
         return ()
     if isinstance(spec.select, SelectAll):
@@ -81,10 +81,10 @@ def enough(
     number: int,
     *,
     away: frozenset[str] = NOBODY,
-    flying: frozenset[str] = NOBODY,
+    in_flight: frozenset[str] = NOBODY,
 ) -> bool:
     """Whether a round can be opened: those who could be asked and those at work already may make its minimum."""
-    return _suffice(spec, number, _candidates(spec, alive, away, flying), flying)
+    return _suffice(spec, number, _candidates(spec, alive, away, in_flight), in_flight)
 
 
 def lacking(spec: JobSpec, alive: Mapping[str, int], away: frozenset[str] = NOBODY) -> str:
@@ -104,16 +104,16 @@ def lacking(spec: JobSpec, alive: Mapping[str, int], away: frozenset[str] = NOBO
     return f"{there} of {len(could)} clients are there (simulate.availability) and {spec.minimum} are needed"
 
 
-def _candidates(spec: JobSpec, alive: Mapping[str, int], away: Names, flying: Names) -> Candidates:
+def _candidates(spec: JobSpec, alive: Mapping[str, int], away: Names, in_flight: Names) -> Candidates:
     """The clients that could be asked."""
     could = population(spec, alive)
     if spec.simulate is not None and not spec.simulate.aware:
         away = ()
-    return Candidates(could, frozenset(client for client in (*away, *flying) if client in could))
+    return Candidates(could, frozenset(client for client in (*away, *in_flight) if client in could))
 
 
-def _suffice(spec: JobSpec, number: int, candidates: Names, flying: Names) -> bool:
-    return len(candidates) + len(flying) >= (1 if number == 0 else spec.minimum)
+def _suffice(spec: JobSpec, number: int, candidates: Names, in_flight: Names) -> bool:
+    return len(candidates) + len(in_flight) >= (1 if number == 0 else spec.minimum)
 
 
 def _chosen(

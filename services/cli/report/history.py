@@ -10,7 +10,7 @@ from shared.errors import BadInput, Refused, Unavailable
 from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
 from shared.job.job_spec import JobSpec
 from shared.record import parts
-from shared.redis.ledger import WISHES, JobRecord, Ledger, Wanted
+from shared.redis.ledger import WANTED, JobRecord, Ledger, Wanted
 from shared.s3.json_records import figures, reading
 from shared.s3.store import Blobs, NotFound
 from shared.text import plain
@@ -212,8 +212,8 @@ def _wish(blobs: Blobs, job: str) -> Wanted:
     if found is None:
         return Wanted()
     with reading(key):
-        if found["wanted"] not in WISHES:
-            raise ValueError(f"wanted is none of {', '.join(WISHES)}")
+        if found["wanted"] not in WANTED:
+            raise ValueError(f"wanted is none of {', '.join(WANTED)}")
         return Wanted(found["wanted"], plain(str(found.get("reason", ""))))
 
 

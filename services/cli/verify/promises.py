@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from services.cli.verify.manifest import Counted, Fault, Grid
-from services.cli.verify.snapshot import Evidence, OpenRound, Redis, Round
+from services.cli.verify.snapshot import OpenRound, Redis, Round, Snapshot
 from shared import names
 from shared.job.job_spec import CLAIMS, EXTENDED
 from shared.redis.ledger import ENDED, LOG
@@ -32,9 +32,9 @@ class Promise(NamedTuple):
 
     name: str
     says: str
-    checked: Callable[[Evidence], str]  # what was looked at
-    problems: Callable[[Evidence], Problems]
-    notes: Callable[[Evidence], Iterator[str]] = lambda _evidence: iter(())
+    checked: Callable[[Snapshot], str]  # what was looked at
+    problems: Callable[[Snapshot], Problems]
+    notes: Callable[[Snapshot], Iterator[str]] = lambda _snapshot: iter(())
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class Finding:
         return {**vars(self), "holds": self.holds}
 
 
-def judge(evidence: Evidence) -> list[Finding]:
+def judge(snapshot: Snapshot) -> list[Finding]:
     """Every promise, in order."""
     return [
         Finding(
             promise.name,
             promise.says,
-            promise.checked(evidence),
-            tuple(promise.problems(evidence)),
-            tuple(promise.notes(evidence)),
+            promise.checked(snapshot),
+            tuple(promise.problems(snapshot)),
+            tuple(promise.notes(snapshot)),
         )
         for promise in _PROMISES
     ]
@@ -72,9 +72,9 @@ def judge(evidence: Evidence) -> list[Finding]:
 # --- P1 -------------------------------------------------------------------------------------
 
 
-def every_update_is_accounted_for(evidence: Evidence) -> Problems:
+def every_update_is_accounted_for(snapshot: Snapshot) -> Problems:
     """Cohort = updates ∪ rejected ∪ unanswered; each of the rejected has a reason."""
-    for past in evidence.rounds:
+    for past in snapshot.rounds:
         found = past.manifest
         counted, told = {update.client for update in found.updates}, {*found.rejected, *(found.unanswered or ())}
         cohort = set(found.cohort) if found.cohort is not None else counted | told
@@ -84,7 +84,7 @@ def every_update_is_accounted_for(evidence: Evidence) -> Problems:
             yield from _each(past, sorted(cohort - counted - told), "was asked, and nothing says what became of it")
         unexplained = sorted(client for client, reason in found.rejected.items() if not reason.strip())
         yield from _each(past, unexplained, "was rejected without a reason")
-    yield from _of_open_round(evidence.redis.open if evidence.redis else None)
+    yield from _of_open_round(snapshot.redis.open if snapshot.redis else None)
 
 
 def _of_open_round(open_round: OpenRound | None) -> Problems:
@@ -103,15 +103,15 @@ def _of_open_round(open_round: OpenRound | None) -> Problems:
         yield f"{where}: its updates are in no model, and there is no reason"
 
 
-def _p1_checked(evidence: Evidence) -> str:
-    rounds = [past.manifest for past in evidence.rounds]
+def _p1_checked(snapshot: Snapshot) -> str:
+    rounds = [past.manifest for past in snapshot.rounds]
     told = (
-        f"{_rounds(evidence)}: {sum(len(found.updates) for found in rounds)} updates in models, "
+        f"{_rounds(snapshot)}: {sum(len(found.updates) for found in rounds)} updates in models, "
         f"{sum(len(found.rejected) for found in rounds)} refused, "
         f"{sum(len(found.unanswered or ()) for found in rounds)} unanswered"
     )
-    if evidence.redis and evidence.redis.open and evidence.redis.open.record.state in ("open", "closed"):
-        record = evidence.redis.open.record
+    if snapshot.redis and snapshot.redis.open and snapshot.redis.open.record.state in ("open", "closed"):
+        record = snapshot.redis.open.record
         told += f"; round {record.number}, {record.state}: {len(record.accepted)} of {len(record.cohort)} accepted"
     return told
 
@@ -119,9 +119,9 @@ def _p1_checked(evidence: Evidence) -> str:
 # --- P2 -------------------------------------------------------------------------------------
 
 
-def a_client_counts_once(evidence: Evidence) -> Problems:
+def a_client_counts_once(snapshot: Snapshot) -> Problems:
     """Unique in its round, under a blob of its own, and the weights sum up."""
-    for past in evidence.rounds:
+    for past in snapshot.rounds:
         found = past.manifest
         often = Counter(update.client for update in found.updates)
         yield from _each(past, sorted(client for client, times in often.items() if times > 1), "is counted twice")
@@ -129,42 +129,42 @@ def a_client_counts_once(evidence: Evidence) -> Problems:
         yield from _each(past, sorted(key for key, times in blobs.items() if times > 1), "is counted twice")
         for update in found.updates:
             owner, trained = update.batch or update.client, past.number - update.staleness
-            if update.blob.key != names.update_blob(evidence.job, trained, owner, update.blob.digest):
+            if update.blob.key != names.update_blob(snapshot.job, trained, owner, update.blob.digest):
                 yield f"round {past.number}: {update.client} is counted with {update.blob.key}, which is not its own"
         weight = sum(update.examples for update in found.updates)
         if weight != found.weight:
             yield f"round {past.number}: its updates weigh {weight}, and the manifest says {found.weight}"
 
 
-def _p2_checked(evidence: Evidence) -> str:
-    examples = sum(past.manifest.weight for past in evidence.rounds if past.number)
-    return f"{_rounds(evidence)}: every client, blob and weight; {examples} examples in all"
+def _p2_checked(snapshot: Snapshot) -> str:
+    examples = sum(past.manifest.weight for past in snapshot.rounds if past.number)
+    return f"{_rounds(snapshot)}: every client, blob and weight; {examples} examples in all"
 
 
 # --- P3 -------------------------------------------------------------------------------------
 
 
-def a_round_has_one_model(evidence: Evidence) -> Problems:
+def a_round_has_one_model(snapshot: Snapshot) -> Problems:
     """The models form a chain, are there to the bit, and come out again of the updates that are kept."""
-    for number, problem in sorted(evidence.unreadable.items()):
+    for number, problem in sorted(snapshot.unreadable.items()):
         yield f"round {number}: {problem}"
-    for before, past in pairwise(evidence.rounds):
+    for before, past in pairwise(snapshot.rounds):
         base = past.manifest.base
         if past.number == before.number + 1 and (base is None or base.digest != before.manifest.model.digest):
             yield (
                 f"round {past.number}: began with the model {base.digest[:12] if base else 'none'}, "
                 f"and round {before.number} ended with {before.manifest.model.digest[:12]}"
             )
-    for past in evidence.rounds:
-        yield from _of_model(evidence, past)
-    yield from _of_result(evidence)
+    for past in snapshot.rounds:
+        yield from _of_model(snapshot, past)
+    yield from _of_result(snapshot)
 
 
-def _of_model(evidence: Evidence, past: Round) -> Problems:
+def _of_model(snapshot: Snapshot, past: Round) -> Problems:
     found, where = past.manifest, f"round {past.number}"
     if past.model:
         yield f"{where}: its model: {past.model}"
-    if found.model.key != names.model_blob(evidence.job, past.number, found.model.digest):
+    if found.model.key != names.model_blob(snapshot.job, past.number, found.model.digest):
         yield f"{where}: its model lies at {found.model.key}"
     if past.kept and past.kept < len(found.updates):
         yield f"{where}: {len(found.updates) - past.kept} of its {len(found.updates)} kept updates are gone"
@@ -176,13 +176,13 @@ def _of_model(evidence: Evidence, past: Round) -> Problems:
         yield f"{where}: its model is not the one that {found.updates[0].client} sent"
 
 
-def _of_result(evidence: Evidence) -> Problems:
-    if evidence.result is None or not (evidence.redis is None or evidence.redis.ended):
+def _of_result(snapshot: Snapshot) -> Problems:
+    if snapshot.result is None or not (snapshot.redis is None or snapshot.redis.ended):
         return
-    if evidence.final:
-        yield f"model.safetensors: {evidence.final}"
-    model = evidence.result["model"]
-    last = evidence.rounds[-1].manifest.model.digest if evidence.rounds else None
+    if snapshot.final:
+        yield f"model.safetensors: {snapshot.final}"
+    model = snapshot.result["model"]
+    last = snapshot.rounds[-1].manifest.model.digest if snapshot.rounds else None
     if (model["digest"] if model else None) != last:
         yield (
             f"result.json has the model {model['digest'][:12] if model else 'none'}, "
@@ -190,10 +190,10 @@ def _of_result(evidence: Evidence) -> Problems:
         )
 
 
-def _p3_checked(evidence: Evidence) -> str:
-    folded = sum(past.replayed is not None for past in evidence.rounds)
-    gone = sum(not past.kept for past in evidence.rounds)
-    told = f"{_many(len(evidence.rounds), 'model')} read, {_many(folded, 'round')} folded again"
+def _p3_checked(snapshot: Snapshot) -> str:
+    folded = sum(past.replayed is not None for past in snapshot.rounds)
+    gone = sum(not past.kept for past in snapshot.rounds)
+    told = f"{_many(len(snapshot.rounds), 'model')} read, {_many(folded, 'round')} folded again"
     if gone:
         told += f", {gone} not: their updates are not kept (keep_updates)"
     return told
@@ -202,63 +202,63 @@ def _p3_checked(evidence: Evidence) -> str:
 # --- P4 -------------------------------------------------------------------------------------
 
 
-def rounds_move_forward(evidence: Evidence) -> Problems:
+def rounds_move_forward(snapshot: Snapshot) -> Problems:
     """Numbers without gaps, times and fences in order, and the ledger where the bucket is."""
-    numbers = {past.number for past in evidence.rounds} | evidence.unreadable.keys()
+    numbers = {past.number for past in snapshot.rounds} | snapshot.unreadable.keys()
     for number in sorted(set(range(max(numbers, default=-1))) - numbers):
         yield f"round {number} has no manifest, and a later one has"
-    for past in evidence.rounds:
+    for past in snapshot.rounds:
         if past.manifest.round != past.number:
             yield f"round {past.number}: its manifest says round {past.manifest.round}"
         if past.manifest.committed < past.manifest.opened:
             yield f"round {past.number} was committed before it was opened"
-    for before, past in pairwise(evidence.rounds):
+    for before, past in pairwise(snapshot.rounds):
         if past.manifest.opened < before.manifest.committed - SKEW:
             yield f"round {past.number} was opened before round {before.number} was committed"
-    for (_, earlier), (number, later) in pairwise(_fences(evidence)):
+    for (_, earlier), (number, later) in pairwise(_fences(snapshot)):
         if later < earlier:
             yield f"round {number} was committed under fence {later}, after one under {earlier}"
-    if evidence.redis:
-        yield from _of_ledger(evidence, evidence.redis)
+    if snapshot.redis:
+        yield from _of_ledger(snapshot, snapshot.redis)
 
 
-def _fences(evidence: Evidence) -> list[tuple[int, int]]:
+def _fences(snapshot: Snapshot) -> list[tuple[int, int]]:
     """Rounds and the fences of their owners; older manifests do not tell."""
-    return [(past.number, past.manifest.fence) for past in evidence.rounds if past.manifest.fence is not None]
+    return [(past.number, past.manifest.fence) for past in snapshot.rounds if past.manifest.fence is not None]
 
 
-def _of_ledger(evidence: Evidence, redis: Redis) -> Problems:
-    last = max((evidence.last, *evidence.unreadable))
+def _of_ledger(snapshot: Snapshot, redis: Redis) -> Problems:
+    last = max((snapshot.last, *snapshot.unreadable))
     if redis.before.round > last:
         yield f"Redis says that round {redis.before.round} is committed; the last manifest is that of round {last}"
     behind = last - redis.after.round
     if behind > (0 if redis.ended else 1):
         yield f"Redis says that round {redis.after.round} is the last one; there is a manifest of round {last}"
-    fences = _fences(evidence)
+    fences = _fences(snapshot)
     if fences and redis.after.owner and redis.after.fence < fences[-1][1]:  # without one, Redis has just forgotten it
         yield f"Redis has fence {redis.after.fence}; a round was committed under {fences[-1][1]}"
 
 
-def _p4_checked(evidence: Evidence) -> str:
-    owners = len({fence for _, fence in _fences(evidence)})
-    told = f"{_rounds(evidence)} in order, {_many(owners, 'owner')}"
-    return told + ("" if evidence.redis is None else f"; Redis is at round {evidence.redis.after.round}")
+def _p4_checked(snapshot: Snapshot) -> str:
+    owners = len({fence for _, fence in _fences(snapshot)})
+    told = f"{_rounds(snapshot)} in order, {_many(owners, 'owner')}"
+    return told + ("" if snapshot.redis is None else f"; Redis is at round {snapshot.redis.after.round}")
 
 
 # --- P5 -------------------------------------------------------------------------------------
 
 
-def everything_ends(evidence: Evidence) -> Problems:
+def everything_ends(snapshot: Snapshot) -> Problems:
     """Rounds by their deadline and the grace; jobs with a result, or under an owner."""
-    for past in evidence.rounds:
+    for past in snapshot.rounds:
         found = past.manifest
-        if _overdue(evidence, found.opened, found.deadline, found.committed):
-            yield f"round {past.number} took {found.committed - found.opened:.0f} s; {_allowed(evidence)}"
-    if evidence.redis is None:
+        if _overdue(snapshot, found.opened, found.deadline, found.committed):
+            yield f"round {past.number} took {found.committed - found.opened:.0f} s; {_allowed(snapshot)}"
+    if snapshot.redis is None:
         return
-    redis, record = evidence.redis, evidence.redis.after
+    redis, record = snapshot.redis, snapshot.redis.after
     if redis.ended:
-        yield from _of_end(evidence, redis)
+        yield from _of_end(snapshot, redis)
     elif record.status in ("running", "waiting") and redis.now > redis.lease + GRACE:
         yield (
             f"the job is {record.status}, and nobody has owned it for {redis.now - redis.lease:.0f} s; "
@@ -266,75 +266,75 @@ def everything_ends(evidence: Evidence) -> Problems:
         )
     if redis.open is not None and record.status not in ENDED and redis.open.record.state in ("open", "closed"):
         pending = redis.open.record
-        if _overdue(evidence, pending.opened, pending.deadline, redis.now):
-            yield f"round {pending.number} is open for {redis.now - pending.opened:.0f} s; {_allowed(evidence)}"
+        if _overdue(snapshot, pending.opened, pending.deadline, redis.now):
+            yield f"round {pending.number} is open for {redis.now - pending.opened:.0f} s; {_allowed(snapshot)}"
 
 
-def _overdue(evidence: Evidence, opened: float, deadline: float | None, at: float) -> bool:
+def _overdue(snapshot: Snapshot, opened: float, deadline: float | None, at: float) -> bool:
     """Whether it is too late by the job's deadline, and by the round's own, which the job may have changed since."""
-    by_job = opened + EXTENDED * evidence.spec.rounds.deadline
+    by_job = opened + EXTENDED * snapshot.spec.rounds.deadline
     return at > max(by_job, deadline or 0.0) + GRACE
 
 
-def _allowed(evidence: Evidence) -> str:
-    return f"{EXTENDED} × rounds.deadline and {GRACE:.0f} s are {_limit(evidence):.0f} s"
+def _allowed(snapshot: Snapshot) -> str:
+    return f"{EXTENDED} × rounds.deadline and {GRACE:.0f} s are {_limit(snapshot):.0f} s"
 
 
-def _limit(evidence: Evidence) -> float:
-    return EXTENDED * evidence.spec.rounds.deadline + GRACE
+def _limit(snapshot: Snapshot) -> float:
+    return EXTENDED * snapshot.spec.rounds.deadline + GRACE
 
 
-def _of_end(evidence: Evidence, redis: Redis) -> Problems:
-    record, result = redis.after, evidence.result
+def _of_end(snapshot: Snapshot, redis: Redis) -> Problems:
+    record, result = redis.after, snapshot.result
     if result is None:
         yield f"the job is {record.status} and has no result.json"
         return
     if result["outcome"] != record.status:
         yield f"result.json says {result['outcome']}, and Redis {record.status}"
-    if result["rounds"] != max(0, evidence.last):
-        yield f"result.json says {result['rounds']} rounds, and the last manifest is that of round {evidence.last}"
+    if result["rounds"] != max(0, snapshot.last):
+        yield f"result.json says {result['rounds']} rounds, and the last manifest is that of round {snapshot.last}"
 
 
-def _p5_checked(evidence: Evidence) -> str:
-    slowest = max((past.manifest.committed - past.manifest.opened for past in evidence.rounds), default=0.0)
-    told = f"{_rounds(evidence)}, the slowest took {slowest:.1f} s of {_limit(evidence):.0f} s"
-    if evidence.redis is None:
-        return told + ("; the job has a result" if evidence.result else "")
-    return f"{told}; the job is {evidence.redis.after.status}"
+def _p5_checked(snapshot: Snapshot) -> str:
+    slowest = max((past.manifest.committed - past.manifest.opened for past in snapshot.rounds), default=0.0)
+    told = f"{_rounds(snapshot)}, the slowest took {slowest:.1f} s of {_limit(snapshot):.0f} s"
+    if snapshot.redis is None:
+        return told + ("; the job has a result" if snapshot.result else "")
+    return f"{told}; the job is {snapshot.redis.after.status}"
 
 
 # --- P6 -------------------------------------------------------------------------------------
 
 
-def nothing_retries_for_ever(evidence: Evidence) -> Problems:
+def nothing_retries_for_ever(snapshot: Snapshot) -> Problems:
     """Attempts and owners are bounded, and what was given up says why."""
-    most = evidence.spec.rounds.attempts
-    for past in evidence.rounds:
+    most = snapshot.spec.rounds.attempts
+    for past in snapshot.rounds:
         if past.manifest.attempt > most:
             yield f"round {past.number} was tried {past.manifest.attempt} times; rounds.attempts is {most}"
-    if evidence.redis is not None:
-        if evidence.redis.open is not None and evidence.redis.open.record.attempt > most:
-            record = evidence.redis.open.record
+    if snapshot.redis is not None:
+        if snapshot.redis.open is not None and snapshot.redis.open.record.attempt > most:
+            record = snapshot.redis.open.record
             yield f"round {record.number} is tried for the {record.attempt}th time; rounds.attempts is {most}"
-        claims = evidence.redis.after.claims
-        if claims > CLAIMS and evidence.redis.after.status not in ENDED:
+        claims = snapshot.redis.after.claims
+        if claims > CLAIMS and snapshot.redis.after.status not in ENDED:
             yield f"{claims} owners have had the job since its last committed round; at most {CLAIMS} may"
-    for letter in evidence.letters:
+    for letter in snapshot.letters:
         if not letter.reason.strip():
             yield f"dead-letters has {letter.what} from {letter.queue or 'an unknown queue'}, and no reason with it"
 
 
-def _p6_checked(evidence: Evidence) -> str:
-    attempts = max((past.manifest.attempt for past in evidence.rounds), default=1)
-    told = f"{attempts} of {evidence.spec.rounds.attempts} attempts at most"
-    if evidence.redis is not None:
-        told += f", {_many(evidence.redis.after.claims, 'owner')} since the last commit"
-    told += f", {_many(len(evidence.letters), 'dead letter')}"
-    return told + (f"; {evidence.unseen} more were not looked at" if evidence.unseen else "")
+def _p6_checked(snapshot: Snapshot) -> str:
+    attempts = max((past.manifest.attempt for past in snapshot.rounds), default=1)
+    told = f"{attempts} of {snapshot.spec.rounds.attempts} attempts at most"
+    if snapshot.redis is not None:
+        told += f", {_many(snapshot.redis.after.claims, 'owner')} since the last commit"
+    told += f", {_many(len(snapshot.letters), 'dead letter')}"
+    return told + (f"; {snapshot.unseen} more were not looked at" if snapshot.unseen else "")
 
 
-def _p6_notes(evidence: Evidence) -> Iterator[str]:
-    for letter in evidence.letters:
+def _p6_notes(snapshot: Snapshot) -> Iterator[str]:
+    for letter in snapshot.letters:
         if letter.reason.strip():
             yield f"dead letter: {letter.what} from {letter.queue or 'an unknown queue'}: {letter.reason}"
 
@@ -342,9 +342,9 @@ def _p6_notes(evidence: Evidence) -> Iterator[str]:
 # --- P7 -------------------------------------------------------------------------------------
 
 
-def nothing_bad_was_folded(evidence: Evidence) -> Problems:
+def nothing_bad_was_folded(snapshot: Snapshot) -> Problems:
     """Within the round's limits by the manifest, and sound where the update is kept."""
-    for past in evidence.rounds:
+    for past in snapshot.rounds:
         if past.manifest.grid is not None:
             for update in past.manifest.updates:
                 if problem := _measured(update, past.manifest.grid):
@@ -366,47 +366,47 @@ def _measured(update: Counted, grid: Grid) -> str:
     return ""
 
 
-def _p7_checked(evidence: Evidence) -> str:
-    measured = sum(len(past.manifest.updates) for past in evidence.rounds if past.number)
-    read = sum(past.kept for past in evidence.rounds)
+def _p7_checked(snapshot: Snapshot) -> str:
+    measured = sum(len(past.manifest.updates) for past in snapshot.rounds if past.number)
+    read = sum(past.kept for past in snapshot.rounds)
     return f"{_many(measured, 'measured update')} within the limits, {_many(read, 'kept update')} read again"
 
 
 # --- P8 -------------------------------------------------------------------------------------
 
 
-def every_fault_is_seen(evidence: Evidence) -> Problems:
+def every_fault_is_seen(snapshot: Snapshot) -> Problems:
     """In the manifest or the job's log, and in the counters."""
-    log = evidence.redis.log if evidence.redis else ()
+    log = snapshot.redis.log if snapshot.redis else ()
     lines = [Fault.model_validate(line) for line in log]
-    lines += [line for past in evidence.rounds for line in past.manifest.faults or ()]
-    for past in evidence.rounds:
+    lines += [line for past in snapshot.rounds for line in past.manifest.faults or ()]
+    for past in snapshot.rounds:
         told = " ".join(line.detail for line in lines if line.round == past.number)
         silent = sorted(
             client for client, reason in past.manifest.rejected.items() if not reason.strip() and client not in told
         )
         yield from _each(past, silent, "was rejected, and nothing says why")
     takeovers = {line.round for line in lines if line.fault == "takeover"}
-    for before, past in pairwise(evidence.rounds):
+    for before, past in pairwise(snapshot.rounds):
         fences = before.manifest.fence, past.manifest.fence
         faults = past.manifest.faults
         # Older manifests do not tell of faults, and from a full log the first ones are gone.
         known = faults is not None and len(faults) < LOG
         if known and None not in fences and fences[0] != fences[1] and not takeovers & {before.number, past.number}:
             yield f"round {past.number} has another owner than round {before.number}, and no takeover is recorded"
-    if evidence.redis is not None:
+    if snapshot.redis is not None:
         for fault, count in sorted(Counter(line["fault"] for line in log).items()):
-            if evidence.redis.faults.get(fault, 0) < count:
-                seen = evidence.redis.faults.get(fault, 0)
+            if snapshot.redis.faults.get(fault, 0) < count:
+                seen = snapshot.redis.faults.get(fault, 0)
                 yield f"the log has {fault} {count} times, and fedq_faults_total counts {seen}"
 
 
-def _p8_checked(evidence: Evidence) -> str:
-    refused = sum(len(past.manifest.rejected) for past in evidence.rounds)
-    fences = [past.manifest.fence for past in evidence.rounds]
+def _p8_checked(snapshot: Snapshot) -> str:
+    refused = sum(len(past.manifest.rejected) for past in snapshot.rounds)
+    fences = [past.manifest.fence for past in snapshot.rounds]
     changes = sum(None not in pair and pair[0] != pair[1] for pair in pairwise(fences))
     told = f"{_many(refused, 'refusal')} with a reason, {_many(changes, 'takeover')}"
-    return told + (f", {_many(len(evidence.redis.log), 'line')} of the log" if evidence.redis else "")
+    return told + (f", {_many(len(snapshot.redis.log), 'line')} of the log" if snapshot.redis else "")
 
 
 # --- words ----------------------------------------------------------------------------------
@@ -417,8 +417,8 @@ def _each(past: Round, clients: list[str], what: str) -> Problems:
         yield f"round {past.number}: {client} {what}"
 
 
-def _rounds(evidence: Evidence) -> str:
-    return _many(len(evidence.rounds), "committed round")
+def _rounds(snapshot: Snapshot) -> str:
+    return _many(len(snapshot.rounds), "committed round")
 
 
 def _many(count: int, thing: str) -> str:

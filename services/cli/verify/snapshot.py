@@ -18,7 +18,7 @@ from services.cli.verify import manifest, replaying
 from services.cli.verify.manifest import Counted, Manifest
 from services.cli.verify.replaying import Replay
 from shared import names
-from shared.amqp.connection import Letter
+from shared.amqp.connection import Peeked
 from shared.errors import Refused
 from shared.events import BlobRef
 from shared.job.job_spec import JobSpec
@@ -80,7 +80,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Snapshot:
     """All of it."""
 
     job: str
@@ -102,7 +102,7 @@ class Evidence:
 Tell = Callable[[str], None]  #: says what is looked at now
 
 
-def gather(servers: Servers, job: str, tell: Tell) -> Evidence:
+def gather(servers: Servers, job: str, tell: Tell) -> Snapshot:
     """Reads all there is of a job; `BadInput` where there is no such job."""
     blobs, ledger = servers.blobs, servers.ledger
     before = ledger.job(job)
@@ -125,7 +125,7 @@ def gather(servers: Servers, job: str, tell: Tell) -> Evidence:
     tell("reading dead letters")
     letters = servers.bus.peek(names.DEAD_LETTERS, LETTERS)
     depth = servers.bus.depth(names.DEAD_LETTERS) if len(letters) == LETTERS else None
-    return Evidence(
+    return Snapshot(
         job=job,
         spec=spec,
         rounds=tuple(_read_again(blobs, job, manifests, spec.keep_updates, tell)),
@@ -256,7 +256,7 @@ def final(blobs: Blobs, job: str, result: dict[str, Any] | None) -> str:
 # --- dead letters ---------------------------------------------------------------------------
 
 
-def _of_job(letters: list[Letter], job: str) -> Iterator[DeadLetter]:
+def _of_job(letters: list[Peeked], job: str) -> Iterator[DeadLetter]:
     """Those that are about the job: by their queue, their properties, or what they hold."""
     for letter in letters:
         deaths = letter.headers.get("x-death") or [{}]

@@ -10,7 +10,7 @@ from rich.text import Text
 from services.cli.servers import Servers
 from services.cli.ui import output
 from services.cli.verify import promises
-from services.cli.verify.snapshot import Evidence, Tell, gather
+from services.cli.verify.snapshot import Snapshot, Tell, gather
 
 SHOWN = 10  #: problems of one promise on a terminal; --json has all
 
@@ -18,22 +18,22 @@ SHOWN = 10  #: problems of one promise on a terminal; --json has all
 def verify(servers: Servers, job: str, as_json: bool) -> int:
     """Prints what was found and returns the exit code: 0 where every promise holds, else 1."""
     with _telling(as_json) as tell:
-        evidence = gather(servers, job, tell)
-    findings = promises.judge(evidence)
+        snapshot = gather(servers, job, tell)
+    findings = promises.judge(snapshot)
     holds = all(finding.holds for finding in findings)
     if as_json:
         output.emit({
             "job": job,
             "holds": holds,
-            "status": _status(evidence),
-            "redis": evidence.redis is not None,
+            "status": _status(snapshot),
+            "redis": snapshot.redis is not None,
             "promises": [finding.document() for finding in findings],
             "not_promised": promises.NOT_PROMISED,
         })  # fmt: skip
         return 0 if holds else 1
     terminal = output.Terminal()
-    where = "bucket, Redis and dead letters" if evidence.redis else "bucket and dead letters alone: Redis has lost it"
-    terminal.print(Text(job, "bold"), f"{_status(evidence)}; read from {where}")
+    where = "bucket, Redis and dead letters" if snapshot.redis else "bucket and dead letters alone: Redis has lost it"
+    terminal.print(Text(job, "bold"), f"{_status(snapshot)}; read from {where}")
     for finding in findings:
         mark, colour = ("✓", "green") if finding.holds else ("✗", "red")
         terminal.print(Text(mark, colour), Text(finding.promise, "bold"), f"{finding.says}: {finding.checked}")
@@ -50,10 +50,10 @@ def verify(servers: Servers, job: str, as_json: bool) -> int:
     return 0 if holds else 1
 
 
-def _status(evidence: Evidence) -> str:
-    if evidence.redis is not None:
-        return evidence.redis.after.status
-    return str(evidence.result["outcome"]) if evidence.result else "not ended"
+def _status(snapshot: Snapshot) -> str:
+    if snapshot.redis is not None:
+        return snapshot.redis.after.status
+    return str(snapshot.result["outcome"]) if snapshot.result else "not ended"
 
 
 @contextmanager

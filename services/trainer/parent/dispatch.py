@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
 from services.trainer.parent.task_message import CONTENT_ENCODING, CONTENT_TYPE, Task
-from services.trainer.signals import ROUND, Board
+from services.trainer.signals import ROUND, Signals
 from services.trainer.train_task import orders, task_id
 from shared.amqp import topology
 from shared.amqp.bus import Bus
@@ -114,22 +114,22 @@ class Dispatch:
             connection.collect(socket_timeout=1)  # type: ignore[no-untyped-call]
 
 
-def on_notice(board: Board, event: AnyEvent) -> None:
+def on_notice(signals: Signals, event: AnyEvent) -> None:
     """Handles `RoundEnd` and `TrainingEnd`: the slots see at once what nobody waits for."""
     match event:
         case RoundEnd(outcome="committed"):
             # Where rounds do not wait for each other, work of the last few is still wanted.
             if event.round >= event.lag:
-                board.end(event.job, event.round - event.lag)
-                board.tell_slots(ROUND)
+                signals.end(event.job, event.round - event.lag)
+                signals.tell_slots(ROUND)
         case RoundEnd():
-            board.end(event.job, event.round, event.fence, event.attempt)
-            board.tell_slots(ROUND)
+            signals.end(event.job, event.round, event.fence, event.attempt)
+            signals.tell_slots(ROUND)
         case TrainingEnd():
             # Not for ever: a later owner may resume the job, at the round after the last committed one, if any was.
             following = 0 if event.model is None else event.rounds + 1
-            board.end(event.job, following, event.fence)
-            board.tell_slots(f"{event.fence} {event.job}")
+            signals.end(event.job, following, event.fence)
+            signals.tell_slots(f"{event.fence} {event.job}")
         case _:
             raise Stale(f"{event.type} is no notice")
 

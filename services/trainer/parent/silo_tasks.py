@@ -50,7 +50,7 @@ class Turning(bootsteps.StartStopStep):  # type: ignore[misc]
                 state.maybe_shutdown()
 
 
-class Handover:
+class SiloTasks:
     """Takes what one silo hears and settles it by what became of its task."""
 
     def __init__(self, bus: Bus, worker: Any, client: str, slots: int) -> None:

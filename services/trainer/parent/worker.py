@@ -35,7 +35,7 @@ from kombu.common import ignore_errors
 from kombu.entity import Exchange, Queue
 
 from services.trainer.parent.task_message import CONTENT_ENCODING, fault
-from services.trainer.signals import Board
+from services.trainer.signals import Signals
 from shared import names
 from shared.amqp import topology
 from shared.errors import BadInput, FedqError, Unavailable, tls_trouble
@@ -50,7 +50,7 @@ CLOSING = 1.0  #: seconds that the broker may take for each answer while we stop
 SILENCE = 30.0  #: seconds that it may take otherwise
 
 
-def make_app(settings: Trainer, group: str, trainer: str, board: Path, *, silo: bool = False) -> Celery:
+def make_app(settings: Trainer, group: str, trainer: str, signals: Path, *, silo: bool = False) -> Celery:
     """The Celery app of one trainer: of a pool, with one quorum queue and nothing else; of a silo, without a broker."""
     app = Celery("trainer", set_as_current=False)
     app.conf.update(_without_broker() if silo else _with_queue(app, settings, group))
@@ -77,7 +77,7 @@ def make_app(settings: Trainer, group: str, trainer: str, board: Path, *, silo: 
             "parent": os.getpid(),
             "place": {
                 "trainer": trainer,
-                "board": str(board),
+                "signals": str(signals),
                 "silo": silo,
             },
         },
@@ -246,9 +246,9 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
     """A Celery worker inside our process: our signals, our logs."""
 
     def __init__(
-        self, app: Celery, board: Board, trainer: str, slots: int, on_ready: Callable[[], None], turning: Loop
+        self, app: Celery, signals: Signals, trainer: str, slots: int, on_ready: Callable[[], None], turning: Loop
     ) -> None:
-        self.board = board
+        self.signals = signals
         self.turning = turning  # Celery's event loop
         self.device = ""  # what the slots train on, known when they are warm
         self.failure: FedqError | None = None
@@ -298,7 +298,7 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
         """Lets the slots finish what they train by then, and ends `start`; callable from any thread."""
         self.stops_at = until
         state.should_stop = os.EX_OK
-        self.board.tell("stop")  # while warming up
+        self.signals.tell("stop")  # while warming up
         if self.hub is not None:
             self.hub.call_soon(lambda: None)  # wakes the loop, which then sees it
 
@@ -326,7 +326,7 @@ class WarmUp(bootsteps.StartStopStep):  # type: ignore[misc]
     requires = (Pool,)
 
     def start(self, worker: Worker) -> None:
-        with worker.board.listen() as words:
+        with worker.signals.listen() as words:
             try:
                 worker.device = self._wait(worker, words)
             except FedqError as error:
@@ -336,7 +336,7 @@ class WarmUp(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def stop(self, worker: Worker) -> None:
         """Between the consumer's stop and the pool's: what a slot puts back now does not come here again."""
-        worker.board.stop(worker.stops_at)
+        worker.signals.stop(worker.stops_at)
 
     def _wait(self, worker: Worker, words: int) -> str:
         sentinels = [process._popen.sentinel for process in worker.slots]  # readable when it dies

@@ -11,11 +11,11 @@ import structlog
 
 from services.trainer.slot import replies, update_file
 from services.trainer.slot.client import Clients
-from services.trainer.slot.context import Bench
+from services.trainer.slot.context import SlotContext
 from services.trainer.slot.replies import REASON, sentence
-from services.trainer.slot.simulated_client import Absent, Hindrance
+from services.trainer.slot.simulated_client import Absent, SimulatedClient
 from services.trainer.slot.stopwatch import Stopwatch
-from services.trainer.train_task import Order
+from services.trainer.train_task import TrainTask
 from shared.aggregation import fold, weights
 from shared.aggregation.fold import Buffers, Fold
 from shared.aggregation.strategies.choose import strategy_of
@@ -54,21 +54,21 @@ class Folded:
         return {name: sum(member.metrics[name] * member.examples for member in self.members) / total for name in shared}
 
 
-def train(bench: Bench, order: Order, base: BlobRef, watch: Stopwatch) -> Folded:
+def train(context: SlotContext, order: TrainTask, base: BlobRef, watch: Stopwatch) -> Folded:
     """Trains the clients of a batch; `Stale` where there is nothing to say of any."""
     spec = order.spec
-    clients = Clients(bench, order, base, watch)
+    clients = Clients(context, order, base, watch)
     strategy = strategy_of(spec.strategy, spec.population)
     layout, grid = clients.layout.of_updates(), fold.grid_of(spec, order.cohort_size)
     folded = Fold(layout.size, grid, Buffers.of(clients.base, layout, grid.max_abs))
     members, failures = [], {}
     for client in order.members:
-        hindrance = Hindrance(bench, order, client)
+        simulated = SimulatedClient(context, order, client)
         try:
-            hindrance.appear()
-            trained = clients.train(client, hindrance)
+            simulated.appear()
+            trained = clients.train(client, simulated)
             norm = update_file.measured(trained.delta, trained.examples, clients.base, layout, spec).norm
-            hindrance.upload(trained.file.nbytes)
+            simulated.upload(trained.file.nbytes)
         except Absent as absent:
             log.info("says nothing", job=order.job, round=order.round, client=client, reason=str(absent))
             continue

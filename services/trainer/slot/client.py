@@ -9,10 +9,10 @@ import torch
 
 from services.trainer.data import dataset
 from services.trainer.slot.client_state import State
-from services.trainer.slot.context import Bench
-from services.trainer.slot.simulated_client import Hindrance
+from services.trainer.slot.context import SlotContext
+from services.trainer.slot.simulated_client import SimulatedClient
 from services.trainer.slot.stopwatch import Stopwatch
-from services.trainer.train_task import Order
+from services.trainer.train_task import TrainTask
 from services.trainer.training import loop, step_environment, strategy_steps
 from services.trainer.training.custom_step import step
 from services.trainer.training.strategy_steps import Drift
@@ -40,32 +40,32 @@ class Trained:
 class Clients:
     """Trains the clients of one order, one after the other, each on the order's base."""
 
-    def __init__(self, bench: Bench, order: Order, base: BlobRef, watch: Stopwatch) -> None:
-        self._bench, self._order, self._watch = bench, order, watch
+    def __init__(self, context: SlotContext, order: TrainTask, base: BlobRef, watch: Stopwatch) -> None:
+        self._context, self._order, self._watch = context, order, watch
         self._data = dataset.load(order.spec, order.job)
-        self._model = bench.model(order.job, order.spec, self._data)
+        self._model = context.model(order.job, order.spec, self._data)
         self.layout = self._model.layout
-        before = bench.cache.received
-        self._base = bench.patiently(lambda: bench.base(order, base), order)
+        before = context.cache.received
+        self._base = context.patiently(lambda: context.base(order, base), order)
         self.base = self.layout.flat(self._base)
         self._drift = Drift.of(order.spec, order.round, self._server(), self._model)
-        self.downloaded = bench.cache.received - before
+        self.downloaded = context.cache.received - before
 
-    def train(self, client: str, hindrance: Hindrance) -> Trained:
+    def train(self, client: str, simulated: SimulatedClient) -> Trained:
         """What a client's training gives."""
         order, spec, watch = self._order, self._order.spec, self._watch
-        x, y = (part.to(self._bench.device) for part in dataset.of_client(self._data, spec, client))
+        x, y = (part.to(self._context.device) for part in dataset.of_client(self._data, spec, client))
         if len(y) > spec.limits.max_examples:
             raise BadInput(
                 f"{client} has {len(y)} examples, and limits.max_examples is {spec.limits.max_examples}: raise that, "
                 "or give it fewer"
             )
-        state = self._bench.state(order.job, spec, client, order.state, self.layout, order)
+        state = self._context.state(order.job, spec, client, order.state, self.layout, order)
         self._model.load(self._base, state.personal)
-        hindrance.download()
+        simulated.download()
         watch.lap("fetch")
         failpoint("trainer.fetched")
-        y = hindrance.labels(y, self._data.classes)
+        y = simulated.labels(y, self._data.classes)
         metrics = {}
         if not isinstance(spec.train, CustomTrain):
             found = loop.evaluate(self._model.model, x, y)
@@ -73,26 +73,26 @@ class Clients:
             watch.lap("evaluate")
         began = time.perf_counter()
         metrics |= self._learned(x, y, client, state)
-        hindrance.work(time.perf_counter() - began)
+        simulated.work(time.perf_counter() - began)
         watch.lap("train")
         file = self._model.update(self._base)
         delta = self.layout.of_updates().flat(file)
         edge = self.layout.parameters
         parameters, buffers = delta[:edge], delta[edge:]
         control, change = self._drift.renewed(parameters, state.control, metrics) if self._drift else (None, None)
-        hindrance.attack(parameters, buffers, self.base[edge:])
+        simulated.attack(parameters, buffers, self.base[edge:])
         strategy_steps.shape(parameters, spec, order.round, metrics)
         kept = State(control, state.residual, self._model.personal())
         return Trained(len(y), file, delta, change, metrics, kept)
 
     def renew(self) -> None:
         """For when a client failed: its code may have broken the model."""
-        self._bench.forget_model()
-        self._model = self._bench.model(self._order.job, self._order.spec, self._data)
+        self._context.forget_model()
+        self._model = self._context.model(self._order.job, self._order.spec, self._data)
 
     def _learned(self, x: torch.Tensor, y: torch.Tensor, client: str, state: State) -> dict[str, float]:
         order, how, model = self._order, self._order.spec.train, self._model.model
-        stopped = functools.partial(self._bench.stopped, order)
+        stopped = functools.partial(self._context.stopped, order)
         common: dict[str, Any] = {"seed": order.spec.seed, "client": client, "number": order.round, "stopped": stopped}
         try:
             if isinstance(how, CustomTrain):
@@ -103,11 +103,11 @@ class Clients:
             rounds = order.spec.rounds.count
             return loop.train(model, x, y, how, rounds=rounds, correction=correction, **common)
         except (Stale, Unavailable) as error:
-            if self._bench.stopped(order):
-                raise self._bench.why_stopped(order) from None
+            if self._context.stopped(order):
+                raise self._context.why_stopped(order) from None
             raise user_code.failure(error) from error
 
     def _server(self) -> File | None:
         """The server state, where the round has one for its clients."""
         server = self._order.server
-        return None if server is None else self._bench.patiently(lambda: self._bench.cache.get(server), self._order)
+        return None if server is None else self._context.patiently(lambda: self._context.cache.get(server), self._order)

@@ -17,10 +17,10 @@ from services.trainer.data.dataset import Dataset
 from services.trainer.data.inputs import refuse_others
 from services.trainer.models import catalog, start
 from services.trainer.models.flat import FlatModel
-from services.trainer.signals import Board
+from services.trainer.signals import Signals
 from services.trainer.slot.client_state import Keeper, State
 from services.trainer.slot.model_cache import Cache, Shortcut
-from services.trainer.train_task import HandedBack, Order
+from services.trainer.train_task import HandedBack, TrainTask
 from shared import names
 from shared.aggregation import weights
 from shared.aggregation.compression import difference
@@ -42,13 +42,13 @@ Result = TypeVar("Result")
 PATIENCE = 30.0  #: seconds a server may be away before the task goes back to its queue
 
 
-class Bench:
+class SlotContext:
     """Stays as it is from one task to the next, the model warm."""
 
     def __init__(
-        self, trainer: str, board: Board, blobs: Blobs, cache: Cache, keeper: Keeper, device: torch.device
+        self, trainer: str, signals: Signals, blobs: Blobs, cache: Cache, keeper: Keeper, device: torch.device
     ) -> None:
-        self.trainer, self.board, self.blobs, self.cache, self.keeper = trainer, board, blobs, cache, keeper
+        self.trainer, self.signals, self.blobs, self.cache, self.keeper = trainer, signals, blobs, cache, keeper
         self.device = device
         self._warm: tuple[str, FlatModel] | None = None
         self._manifest: tuple[str, dict[str, Any]] = ("", {})  # of round 0 of a job
@@ -90,7 +90,7 @@ class Bench:
         """For when the user's code failed: who knows what it left behind."""
         self._warm = None
 
-    def base(self, order: Order, ref: BlobRef) -> File:
+    def base(self, order: TrainTask, ref: BlobRef) -> File:
         """The model that an order begins with, from the node's cache; made of the one before where that is shorter."""
         how = order.spec.compress.model
         if order.delta is None or order.previous is None or how is None:
@@ -98,7 +98,7 @@ class Bench:
         return self.cache.get(ref, Shortcut(order.previous, order.delta, functools.partial(_rebuilt, how)))
 
     def state(
-        self, job: str, spec: JobSpec, client: str, ref: StateRef | None, model: Layout, order: Order | None = None
+        self, job: str, spec: JobSpec, client: str, ref: StateRef | None, model: Layout, order: TrainTask | None = None
     ) -> State:
         """What a client keeps of the rounds before."""
         if ref is None or not spec.is_stateful:
@@ -106,12 +106,12 @@ class Bench:
         file = self.patiently(lambda: self.keeper.load(job, client, ref), order)
         return State() if file is None else State.unpack(file, model)
 
-    def began(self, order: Order) -> float:
+    def began(self, order: TrainTask) -> float:
         """When an order's job began: its first round, in seconds since the epoch. The clocks are taken for equal."""
         with reading(names.manifest_blob(order.job, 0)):
             return float(self._first(order.job, order)["opened"])
 
-    def _first(self, job: str, order: Order | None = None) -> dict[str, Any]:
+    def _first(self, job: str, order: TrainTask | None = None) -> dict[str, Any]:
         """The manifest of a job's round 0, kept for the next task; `NotFound` where the store has none."""
         if self._manifest[0] != job:
             self._manifest = (job, self.patiently(lambda: self.blobs.get_json(names.manifest_blob(job, 0)), order))
@@ -126,16 +126,16 @@ class Bench:
                 refuse_others(data, Inputs.model_validate(inputs), self.trainer)
             self._compared = (job, ref(data))
 
-    def patiently(self, call: Callable[[], Result], order: Order | None = None) -> Result:
+    def patiently(self, call: Callable[[], Result], order: TrainTask | None = None) -> Result:
         """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""
         deadline, delay = time.monotonic() + PATIENCE, 0.2
         while True:
             try:
                 return call()
             except Unavailable as error:
-                if order is not None and self.board.is_over(*order.work):
+                if order is not None and self.signals.is_over(*order.work):
                     raise Stale("nobody waits for it any more") from error
-                if self.board.is_stopping:
+                if self.signals.is_stopping:
                     raise HandedBack(str(error)) from error
                 if time.monotonic() >= deadline:
                     raise
@@ -150,13 +150,13 @@ class Bench:
             raise Refused(f"{key} does not say its digest: start the job again, by fedq")
         return self.cache.get(BlobRef(key=key, size=size, digest=about["digest"]))
 
-    def stopped(self, order: Order) -> bool:
+    def stopped(self, order: TrainTask) -> bool:
         """Whether training shall stop between two batches. Takes 4 µs."""
-        return self.board.is_over(*order.work) or self.board.grace <= 0
+        return self.signals.is_over(*order.work) or self.signals.grace <= 0
 
-    def why_stopped(self, order: Order) -> Stale | HandedBack:
+    def why_stopped(self, order: TrainTask) -> Stale | HandedBack:
         """What to raise then."""
-        if self.board.is_over(*order.work):
+        if self.signals.is_over(*order.work):
             return Stale(f"round {order.round} is over")
         return HandedBack("this trainer stops before the client is trained")
 

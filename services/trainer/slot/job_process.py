@@ -19,10 +19,10 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer.signals import ROUND, Board
+from services.trainer.signals import ROUND, Signals
 from services.trainer.slot import job_process_main
 from services.trainer.slot.warming import Place
-from services.trainer.train_task import HandedBack, Order
+from services.trainer.train_task import HandedBack, TrainTask
 from shared.errors import Unavailable
 from shared.events import EvaluateModel
 
@@ -35,20 +35,20 @@ LEAVE = 5.0  #: seconds in which it may end by itself, once it says nothing any 
 _NAMES = {number.value: number.name for number in signal.Signals}
 
 
-class Workshop:
+class JobProcess:
     """One process at a time, for one job."""
 
     def __init__(self, place: Place) -> None:
-        self._place, self._board = place, Board(Path(place.board))
+        self._place, self._signals = place, Signals(Path(place.signals))
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        self._work: Order | EvaluateModel | None = None  # the last
-        self._late: Order | None = None  # the task that has outlasted its round, once
-        self._over: Order | EvaluateModel | None = None  # the task that was killed since nobody waited for it
+        self._work: TrainTask | EvaluateModel | None = None  # the last
+        self._late: TrainTask | None = None  # the task that has outlasted its round, once
+        self._over: TrainTask | EvaluateModel | None = None  # the task that was killed since nobody waited for it
         self._busy = threading.Lock()
         threading.Thread(target=self._listen, name="workshop", daemon=True).start()
 
-    def do(self, work: Order | EvaluateModel, tries: int) -> None:
+    def do(self, work: TrainTask | EvaluateModel, tries: int) -> None:
         """Has a task done, as `Slot.do` does it; `Unavailable` too where the process ended at it."""
         try:
             with self._busy:
@@ -58,7 +58,7 @@ class Workshop:
                 raise
             log.info("abandoned", job=work.job, round=work.round, reason="nobody waits for it any more")
 
-    def _do(self, work: Order | EvaluateModel, tries: int) -> None:
+    def _do(self, work: TrainTask | EvaluateModel, tries: int) -> None:
         if self._work is not None and self._work.job != work.job:
             self.close()
         answer = self._asked(work, tries)
@@ -75,11 +75,11 @@ class Workshop:
     def tidy(self) -> None:
         """Ends the process of a job that is over, or that has gone on without this slot."""
         with self._busy:
-            if self._work is not None and self._board.is_over(self._work.job, self._work.round + 1, 0, 0):
+            if self._work is not None and self._signals.is_over(self._work.job, self._work.round + 1, 0, 0):
                 self.close()
 
     def _listen(self) -> None:
-        for line in self._board.told():
+        for line in self._signals.told():
             if line == ROUND:
                 self._end_round()
             else:
@@ -89,9 +89,9 @@ class Workshop:
     def _end_round(self) -> None:
         """Gives what is still at work for a round that is over as long again as that round might last."""
         work = self._work
-        if not isinstance(work, Order) or work is self._late or not self._busy.locked():
+        if not isinstance(work, TrainTask) or work is self._late or not self._busy.locked():
             return
-        if self._board.is_over(*work.work):
+        if self._signals.is_over(*work.work):
             self._late = work
             timer = threading.Timer(work.spec.rounds.deadline, self._kill, (work,))
             timer.daemon = True
@@ -100,7 +100,7 @@ class Workshop:
     def _end_job(self, job: str, fence: int) -> None:
         """Ends the process of a job that is over; where it is at work, soon."""
         work = self._work
-        if work is None or work.job != job or (isinstance(work, Order) and work.fence > fence):
+        if work is None or work.job != job or (isinstance(work, TrainTask) and work.fence > fence):
             return
         if not self._busy.acquire(timeout=HEED):
             self._kill(work)
@@ -111,7 +111,7 @@ class Workshop:
         finally:
             self._busy.release()
 
-    def _kill(self, work: Order | EvaluateModel) -> None:
+    def _kill(self, work: TrainTask | EvaluateModel) -> None:
         """Kills the process if it is at this work still; whoever waits for its answer sees it end."""
         process = self._process
         if self._work is not work or process is None or not self._busy.locked():
@@ -130,7 +130,7 @@ class Workshop:
             self._channel.close()
         self._process = self._channel = self._work = None
 
-    def _asked(self, work: Order | EvaluateModel, tries: int) -> dict[str, str]:
+    def _asked(self, work: TrainTask | EvaluateModel, tries: int) -> dict[str, str]:
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._start()

@@ -12,7 +12,7 @@ import traceback
 from typing import Any
 
 from services.trainer.slot import warming
-from services.trainer.train_task import HandedBack, Order
+from services.trainer.train_task import HandedBack, TrainTask
 from shared.errors import Unavailable
 from shared.events import EvaluateModel
 from shared.job import user_modules
@@ -52,15 +52,15 @@ def main() -> None:
             user_modules.take_down()  # now, while nobody waits for it
 
 
-def line(work: Order | EvaluateModel, tries: int) -> bytes:
+def line(work: TrainTask | EvaluateModel, tries: int) -> bytes:
     """A task, as it is asked for."""
-    document = {"order": isinstance(work, Order), "work": work.model_dump(mode="json"), "tries": tries}
+    document = {"order": isinstance(work, TrainTask), "work": work.model_dump(mode="json"), "tries": tries}
     return (json.dumps(document) + "\n").encode()
 
 
-def read(document: dict[str, Any]) -> tuple[Order | EvaluateModel, int]:
+def read(document: dict[str, Any]) -> tuple[TrainTask | EvaluateModel, int]:
     """A task again."""
-    kind = Order if document["order"] else EvaluateModel
+    kind = TrainTask if document["order"] else EvaluateModel
     return kind.model_validate(document["work"]), document["tries"]
 
 

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
-from services.trainer.train_task import Order
+from services.trainer.train_task import TrainTask
 from shared.errors import BadInput
 from shared.events import EvaluateModel, Member, ModelEvaluated, ModelUpdate
 from shared.job import user_modules
@@ -14,7 +14,7 @@ SENTENCE = 1000  #: characters of any other reason
 
 
 def update(
-    order: Order,
+    order: TrainTask,
     trainer: str,
     *,
     examples: int = 0,
@@ -40,7 +40,7 @@ def update(
     )
 
 
-def failed(order: Order, trainer: str, reason: str, failures: dict[str, str] | None = None) -> ModelUpdate:
+def failed(order: TrainTask, trainer: str, reason: str, failures: dict[str, str] | None = None) -> ModelUpdate:
     """That there will be no update, of the client or of any of the batch."""
     if order.is_batch and not failures:
         failures = dict.fromkeys(order.members, reason[:REASON])
@@ -59,7 +59,7 @@ def evaluated(event: EvaluateModel, trainer: str, **found: Any) -> ModelEvaluate
     )
 
 
-def base_of(order: Order) -> str | None:
+def base_of(order: TrainTask) -> str | None:
     """The digest of the model that an order begins with."""
     return order.base.digest if order.base is not None else None
 

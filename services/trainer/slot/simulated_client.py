@@ -6,8 +6,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from services.trainer.slot.context import Bench
-from services.trainer.train_task import Order
+from services.trainer.slot.context import SlotContext
+from services.trainer.train_task import TrainTask
 from shared.aggregation.weights import Flat
 from shared.errors import Refused, Stale
 from shared.job import profiles
@@ -22,11 +22,11 @@ class Absent(Stale):
     """A client that is not there, as far as the simulation goes: it says nothing."""
 
 
-class Hindrance:
+class SimulatedClient:
     """One client's, in one task; none where its job simulates nothing."""
 
-    def __init__(self, bench: Bench, order: Order, client: str) -> None:
-        self._bench, self._order, self._client, self._spec = bench, order, client, order.spec
+    def __init__(self, context: SlotContext, order: TrainTask, client: str) -> None:
+        self._context, self._order, self._client, self._spec = context, order, client, order.spec
 
     def appear(self) -> None:
         """`Absent` where the client is away or drops out, `Refused` where it drops out and says so."""
@@ -34,7 +34,7 @@ class Hindrance:
         if simulate is None:
             return
         if simulate.availability is not None and not simulate.aware:
-            since = time.time() - self._bench.began(self._order)
+            since = time.time() - self._context.began(self._order)
             if not profiles.is_there(self._spec, self._client, since):
                 raise Absent(f"{self._client} is away (simulated)")
         dropout = simulate.dropout
@@ -85,6 +85,6 @@ class Hindrance:
         # Simulated time alone may be waited for like this: at its end nothing happens that could wake us.
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            if self._bench.stopped(self._order):
-                raise self._bench.why_stopped(self._order)
+            if self._context.stopped(self._order):
+                raise self._context.why_stopped(self._order)
             time.sleep(min(left, GLANCE))

@@ -12,11 +12,11 @@ from services.trainer.data import dataset
 from services.trainer.data.inputs import inputs_of
 from services.trainer.slot import batch, evaluation, replies, update_file
 from services.trainer.slot.client import Clients
-from services.trainer.slot.context import Bench
+from services.trainer.slot.context import SlotContext
 from services.trainer.slot.replies import sentence
-from services.trainer.slot.simulated_client import Hindrance
+from services.trainer.slot.simulated_client import SimulatedClient
 from services.trainer.slot.stopwatch import Stopwatch
-from services.trainer.train_task import Order, check_sizes
+from services.trainer.train_task import TrainTask, check_sizes
 from shared import names
 from shared.aggregation import weights
 from shared.aggregation.weights import File
@@ -36,27 +36,27 @@ ANSWERS = 16  #: updates remembered: after a lost connection the broker hands ou
 class Slot:
     """Does what a task says; keeps the data, the model and its buffers for the next one."""
 
-    def __init__(self, bench: Bench, bus: Bus) -> None:
-        self._bench, self._bus = bench, bus
-        self._answers: OrderedDict[str, tuple[Order, ModelUpdate]] = OrderedDict()  # the latest, by task
+    def __init__(self, context: SlotContext, bus: Bus) -> None:
+        self._context, self._bus = context, bus
+        self._answers: OrderedDict[str, tuple[TrainTask, ModelUpdate]] = OrderedDict()  # the latest, by task
 
-    def do(self, work: Order | EvaluateModel, tries: int) -> None:
+    def do(self, work: TrainTask | EvaluateModel, tries: int) -> None:
         """Does what a task asks for in this many deliveries, and publishes the answer; `Unavailable` to try later."""
-        if isinstance(work, Order):
+        if isinstance(work, TrainTask):
             self.train(work, tries)
         else:
             self.evaluate(work)
 
-    def give_up(self, work: Order | EvaluateModel, tries: int, reason: str) -> None:
+    def give_up(self, work: TrainTask | EvaluateModel, tries: int, reason: str) -> None:
         """Answers that there will be none; `Unavailable` where not even that can be said."""
         log.error("given up", job=work.job, round=work.round, client=getattr(work, "client", None), reason=reason)
-        if isinstance(work, Order):
-            answer = replies.failed(work, self._bench.trainer, reason)
+        if isinstance(work, TrainTask):
+            answer = replies.failed(work, self._context.trainer, reason)
             self._say(answer.model_copy(update={"tries": tries}))
         else:
-            self._say(replies.evaluated(work, self._bench.trainer, error=reason))
+            self._say(replies.evaluated(work, self._context.trainer, error=reason))
 
-    def train(self, order: Order, tries: int) -> None:
+    def train(self, order: TrainTask, tries: int) -> None:
         """Trains a client, or a batch, and publishes the update, or the error that prevented it."""
         about = log.bind(job=order.job, round=order.round, client=order.client)
         watch = Stopwatch()
@@ -72,11 +72,11 @@ class Slot:
             raise
         except Refused as refused:
             about.warning("failed", reason=str(refused))
-            update = replies.failed(order, self._bench.trainer, sentence(refused))
+            update = replies.failed(order, self._context.trainer, sentence(refused))
         except BaseException as error:  # user code may do anything
             replies.log_failure(about, error)
-            self._bench.forget_model()
-            update = replies.failed(order, self._bench.trainer, sentence(error))
+            self._context.forget_model()
+            update = replies.failed(order, self._context.trainer, sentence(error))
         if not self._say(update.model_copy(update={"attempt": order.attempt, "tries": tries})):
             self._take_back(update, order)
         failpoint("trainer.told")
@@ -85,32 +85,32 @@ class Slot:
     def evaluate(self, event: EvaluateModel) -> None:
         """Evaluates a model on held-out examples and publishes the result; `Unavailable` to try later."""
         about = log.bind(job=event.job, round=event.round)
-        bench, watch = self._bench, Stopwatch()
-        before = bench.cache.received
+        context, watch = self._context, Stopwatch()
+        before = context.cache.received
         try:
-            if bench.patiently(lambda: bench.blobs.exists(names.result_blob(event.job))):
+            if context.patiently(lambda: context.blobs.exists(names.result_blob(event.job))):
                 about.info("not evaluated", reason="the job is over")
                 return
             check_sizes(event)
             if event.clients:
-                members = evaluation.on_clients(bench, event)
+                members = evaluation.on_clients(context, event)
                 examples = sum(member.examples for member in members)
-                answer = replies.evaluated(event, bench.trainer, examples=examples, members=members)
+                answer = replies.evaluated(event, context.trainer, examples=examples, members=members)
             else:
-                examples, metrics = evaluation.on_test_set(bench, event)
-                answer = replies.evaluated(event, bench.trainer, examples=examples, metrics=metrics)
+                examples, metrics = evaluation.on_test_set(context, event)
+                answer = replies.evaluated(event, context.trainer, examples=examples, metrics=metrics)
         except Unavailable:
             raise
         except BaseException as error:
             replies.log_failure(about, error)
-            bench.forget_model()
-            answer = replies.evaluated(event, bench.trainer, error=sentence(error))
-        self._say(answer.model_copy(update={"downloaded": bench.cache.received - before}))
+            context.forget_model()
+            answer = replies.evaluated(event, context.trainer, error=sentence(error))
+        self._say(answer.model_copy(update={"downloaded": context.cache.received - before}))
         about.info("evaluated", **watch.total(), **answer.metrics)
 
     # --- an update ------------------------------------------------------------------------------
 
-    def _answered(self, order: Order, tries: int, watch: Stopwatch) -> ModelUpdate:
+    def _answered(self, order: TrainTask, tries: int, watch: Stopwatch) -> ModelUpdate:
         """The update that is asked for: the one made before, where it is asked for again."""
         asked, known = self._answers.get(order.identity, (None, None))
         if asked is not None and known is not None and _same(asked, order):
@@ -125,13 +125,13 @@ class Slot:
             self._answers.popitem(last=False)
         return update
 
-    def _stored(self, order: Order) -> ModelUpdate | None:
+    def _stored(self, order: TrainTask) -> ModelUpdate | None:
         """The client's update to the same base, where a slot that could not tell of it had it uploaded."""
-        bench = self._bench
+        context = self._context
         prefix = f"{names.updates_prefix(order.job, order.round)}{order.client}-"
-        for key in bench.patiently(lambda: bench.blobs.list(prefix), order):
+        for key in context.patiently(lambda: context.blobs.list(prefix), order):
             try:
-                found = receipts.told_again(key, *bench.patiently(functools.partial(bench.blobs.stat, key), order))
+                found = receipts.told_again(key, *context.patiently(functools.partial(context.blobs.stat, key), order))
             except (NotFound, Refused) as error:
                 log.info("not told again", key=key, reason=str(error))
                 continue
@@ -139,14 +139,14 @@ class Slot:
                 return found
         return None
 
-    def _made(self, order: Order, watch: Stopwatch) -> ModelUpdate:
+    def _made(self, order: TrainTask, watch: Stopwatch) -> ModelUpdate:
         if order.base is None:
             return self._initial(order, watch)
         if order.is_batch:
             return self._batch(order, order.base, watch)
         return self._client(order, order.base, watch)
 
-    def _code(self, order: Order) -> str | None:
+    def _code(self, order: TrainTask) -> str | None:
         """The digest of the user's files that this process ran: all trainers of a pool should have the same."""
         if order.spec.pool is None or not order.spec.has_code:
             return None
@@ -154,45 +154,45 @@ class Slot:
         # Who made the initial model has imported no local step: that would be the digest of other files.
         return user_modules.digest(modules) if sys.modules.keys() >= set(modules) else None
 
-    def _initial(self, order: Order, watch: Stopwatch) -> ModelUpdate:
+    def _initial(self, order: TrainTask, watch: Stopwatch) -> ModelUpdate:
         """The model that a job begins with, whole."""
         data = dataset.load(order.spec, order.job)
         if order.spec.pool is not None and order.spec.needs_test_set:
             dataset.of_test(data)  # each trainer has it: one that cannot be used is found before anybody trains
-        model = self._bench.fresh_model(order.job, order.spec, data)
+        model = self._context.fresh_model(order.job, order.spec, data)
         file = model.save()
         update_file.check_initial(file, model.layout, order.spec)
         watch.lap("train")
-        update = replies.update(order, self._bench.trainer, examples=1).model_copy(update={"inputs": inputs_of(data)})
+        update = replies.update(order, self._context.trainer, examples=1).model_copy(update={"inputs": inputs_of(data)})
         return self._uploaded(update, file, order, watch)
 
-    def _client(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
+    def _client(self, order: TrainTask, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
         """A client's update to the base model, its metrics and timings."""
-        bench, client = self._bench, order.client
-        hindrance = Hindrance(bench, order, client)
-        hindrance.appear()
-        clients = Clients(bench, order, base, watch)
-        trained = clients.train(client, hindrance)
+        context, client = self._context, order.client
+        simulated = SimulatedClient(context, order, client)
+        simulated.appear()
+        clients = Clients(context, order, base, watch)
+        trained = clients.train(client, simulated)
         file, state = update_file.pack(trained, clients.base, clients.layout, order.spec)
-        hindrance.upload(file.nbytes)
+        simulated.upload(file.nbytes)
         update = replies.update(
             order,
-            bench.trainer,
+            context.trainer,
             examples=trained.examples,
             metrics=trained.metrics,
             downloaded=clients.downloaded,
         )
         return self._uploaded(update, file, order, watch, state.pack())
 
-    def _batch(self, order: Order, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
+    def _batch(self, order: TrainTask, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
         """The folded updates of a batch."""
-        folded = batch.train(self._bench, order, base, watch)
+        folded = batch.train(self._context, order, base, watch)
         if folded.file is None:
             reason = next(iter(folded.failures.values()))
-            return replies.failed(order, self._bench.trainer, reason, folded.failures)
+            return replies.failed(order, self._context.trainer, reason, folded.failures)
         update = replies.update(
             order,
-            self._bench.trainer,
+            self._context.trainer,
             examples=folded.examples,
             metrics=folded.metrics,
             members=folded.members,
@@ -202,7 +202,7 @@ class Slot:
         return self._uploaded(update, folded.file, order, watch)
 
     def _uploaded(
-        self, update: ModelUpdate, file: File, order: Order, watch: Stopwatch, kept: File | None = None
+        self, update: ModelUpdate, file: File, order: TrainTask, watch: Stopwatch, kept: File | None = None
     ) -> ModelUpdate:
         """The update, its file in the store with a receipt: whoever finds it there can tell of it.
 
@@ -210,30 +210,30 @@ class Slot:
         """
         failpoint("trainer.trained")
         if kept is not None:
-            ref = self._bench.patiently(lambda: self._bench.keeper.save(order.job, order.client, kept), order)
+            ref = self._context.patiently(lambda: self._context.keeper.save(order.job, order.client, kept), order)
             update = update.model_copy(update={"state": ref})
         digest, about = weights.digest_of(file), receipts.receipt(update)
         key = names.update_blob(order.job, order.round, order.client, digest)
 
         def put() -> BlobRef:
-            return self._bench.blobs.put(
+            return self._context.blobs.put(
                 key, file, digest=digest, metadata=about, on_piece=lambda: failpoint("trainer.uploading")
             )
 
-        blob = self._bench.patiently(put, order)
+        blob = self._context.patiently(put, order)
         watch.lap("upload")
         failpoint("trainer.uploaded")
         return update.model_copy(update={"update": blob, "timings": watch.total()})
 
-    def _refuse_if_over(self, order: Order) -> None:
+    def _refuse_if_over(self, order: TrainTask) -> None:
         """Raises `Stale` where the round was over before this task began: within 20 ms, whatever was missed."""
-        bench = self._bench
-        if bench.board.is_over(*order.work):
+        context = self._context
+        if context.signals.is_over(*order.work):
             raise Stale(f"round {order.round} is over")
         # Where rounds do not wait for each other, the model that ends a round's work is one of a later round.
         manifest = names.manifest_blob(order.job, order.round + order.spec.max_staleness)
         result = names.result_blob(order.job)
-        if bench.patiently(lambda: bench.blobs.exists(manifest) or bench.blobs.exists(result), order):
+        if context.patiently(lambda: context.blobs.exists(manifest) or context.blobs.exists(result), order):
             raise Stale(f"round {order.round} is over, says the object store")
 
     # --- telling --------------------------------------------------------------------------------
@@ -250,9 +250,9 @@ class Slot:
             return False
         return True
 
-    def _take_back(self, update: ModelUpdate, order: Order) -> None:
+    def _take_back(self, update: ModelUpdate, order: TrainTask) -> None:
         """Removes what came too late for the end of its job, where the job keeps no updates."""
-        blobs = self._bench.blobs
+        blobs = self._context.blobs
         log.info("nobody listens", job=order.job, round=order.round, client=order.client)
         if update.update is None or order.spec.keep_updates:
             return
@@ -260,10 +260,10 @@ class Slot:
             if blobs.exists(names.result_blob(order.job)):
                 blobs.remove([update.update.key])
                 if update.state is not None:
-                    self._bench.keeper.drop(order.job, order.client, update.state)
+                    self._context.keeper.drop(order.job, order.client, update.state)
 
 
-def _same(asked: Order, order: Order) -> bool:
+def _same(asked: TrainTask, order: TrainTask) -> bool:
     """Whether two orders ask for the same update, of the same model with the same settings and state."""
     return all(getattr(asked, name) == getattr(order, name) for name in ("members", "spec", "state", "server")) and (
         replies.base_of(asked) == replies.base_of(order)

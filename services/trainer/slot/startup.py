@@ -7,9 +7,9 @@ import structlog
 import torch
 
 from services.trainer.models import catalog
-from services.trainer.signals import Board
+from services.trainer.signals import Signals
 from services.trainer.slot.client_state import InStore, Keeper, OnDisk
-from services.trainer.slot.context import PATIENCE, Bench
+from services.trainer.slot.context import PATIENCE, SlotContext
 from services.trainer.slot.model_cache import Cache
 from services.trainer.slot.slot import Slot
 from services.trainer.training import loop
@@ -35,7 +35,7 @@ def start(trainer: str, directory: str, index: int, *, silo: bool) -> Slot:
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     device = _device(configuration.device, index)
     torch.set_num_threads(configuration.threads)
-    board = Board(Path(directory))
+    signals = Signals(Path(directory))
     blobs = Blobs(configuration, patience=GLANCE)
     cache = Cache(configuration.cache_dir, configuration.cache_mb << 20, blobs)
     keeper: Keeper = OnDisk(configuration.state_dir.expanduser()) if silo else InStore(blobs)
@@ -45,8 +45,8 @@ def start(trainer: str, directory: str, index: int, *, silo: bool) -> Slot:
         bus.declare()  # connects
     except Unavailable as error:
         log.warning("not connected yet", reason=str(error))
-    board.tell(f"warm {device if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
-    return Slot(Bench(trainer, board, blobs, cache, keeper, device), bus)
+    signals.tell(f"warm {device if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
+    return Slot(SlotContext(trainer, signals, blobs, cache, keeper, device), bus)
 
 
 def _device(name: str, index: int) -> torch.device:

@@ -14,10 +14,10 @@ from celery.exceptions import Reject
 from pydantic import ValidationError
 
 from services.trainer.parent import worker
-from services.trainer.signals import Board
+from services.trainer.signals import Signals
 from services.trainer.slot import warming
-from services.trainer.slot.job_process import Workshop
-from services.trainer.train_task import HandedBack, Order
+from services.trainer.slot.job_process import JobProcess
+from services.trainer.train_task import HandedBack, TrainTask
 from shared.amqp.connection import COUNTS, deliveries
 from shared.errors import BadMessage, FedqError, Unavailable
 from shared.events import EvaluateModel, check_places
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-Work = TypeVar("Work", Order, EvaluateModel)
+Work = TypeVar("Work", TrainTask, EvaluateModel)
 
 TRIES = 5  #: deliveries of a task that are tried; the task queues' delivery limit lies above, for what cannot be said
 
 SILENCE = "each ended without an answer; its slot or its trainer was killed, by lack of memory perhaps"
 
 _slot: "Slot | None" = None
-_workshop: Workshop | None = None
+_job_process: JobProcess | None = None
 
 
 def train(task: Any, order: dict[str, Any]) -> None:
     """Trains a client, or a batch of them, and says so."""
-    _try(task, _read(Order, order))
+    _try(task, _read(TrainTask, order))
 
 
 def evaluate(task: Any, event: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def _read(kind: type[Work], argument: dict[str, Any]) -> Work:
     return work
 
 
-def _try(task: Any, work: Order | EvaluateModel) -> None:
+def _try(task: Any, work: TrainTask | EvaluateModel) -> None:
     """Does the work, or puts it back to be tried again; at last answers why it is given up, for the dead letters."""
     assert _slot is not None, "a task outside a slot"  # noqa: S101
     tries = deliveries({name: task.request.get(name) for name in COUNTS})
@@ -76,7 +76,7 @@ def _try(task: Any, work: Order | EvaluateModel) -> None:
     raise Reject(reason, requeue=False)
 
 
-def _failure(slot: "Slot", work: Order | EvaluateModel, tries: int) -> str | None:
+def _failure(slot: "Slot", work: TrainTask | EvaluateModel, tries: int) -> str | None:
     """Why the work is given up, or None where it is done; `Unavailable` where it may be tried again."""
     if tries > TRIES:
         return SILENCE
@@ -91,34 +91,34 @@ def _failure(slot: "Slot", work: Order | EvaluateModel, tries: int) -> str | Non
     return None
 
 
-def _do(slot: "Slot", work: Order | EvaluateModel, tries: int) -> None:
+def _do(slot: "Slot", work: TrainTask | EvaluateModel, tries: int) -> None:
     """Does the work here, or, where it takes code of the job's own, in the process of that job."""
-    assert _workshop is not None, "a task outside a slot"  # noqa: S101
+    assert _job_process is not None, "a task outside a slot"  # noqa: S101
     if work.spec.has_code:
-        _workshop.do(work, tries)
+        _job_process.do(work, tries)
     else:
-        _workshop.tidy()
+        _job_process.tidy()
         slot.do(work, tries)
 
 
 def warm_up(**_: Any) -> None:
     """Makes this process a slot, before Celery gives it tasks."""
-    global _slot, _workshop  # noqa: PLW0603 - the process is the slot
+    global _slot, _job_process  # noqa: PLW0603 - the process is the slot
     told = current_app.conf.slot
     warming.settle(told["parent"])
     place = warming.Place(index=current_process().index, **told["place"])
-    board = Board(Path(place.board))
-    _workshop = Workshop(place)
+    signals = Signals(Path(place.signals))
+    _job_process = JobProcess(place)
     try:
         from services.trainer.parent import store_check  # noqa: PLC0415 - not in the parent
 
-        if place.index == 0 and board.is_heard():
+        if place.index == 0 and signals.is_heard():
             store_check.check_store(place.trainer)  # before torch: it is the quicker
         _slot = warming.slot(place)
     except Exception as error:
         # Celery would log it and go on with a slot that can do nothing.
         reason = str(error) if isinstance(error, FedqError) else f"{type(error).__name__}: {error}"
-        board.tell(f"{'away' if isinstance(error, Unavailable) else 'failed'} {reason}")
+        signals.tell(f"{'away' if isinstance(error, Unavailable) else 'failed'} {reason}")
         os._exit(os.EX_SOFTWARE)
 
 

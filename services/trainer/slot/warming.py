@@ -19,7 +19,7 @@ class Place:
     """Facts that a trainer tells its slots, and a slot the process that it starts for code of a job's own."""
 
     trainer: str
-    board: str
+    signals: str
     index: int
     silo: bool
 
@@ -42,7 +42,7 @@ def slot(place: Place) -> "Slot":
     failpoints.arm()
     from services.trainer.slot import startup  # noqa: PLC0415 - not in the parent, and after this
 
-    found = startup.start(place.trainer, place.board, place.index, silo=place.silo)
+    found = startup.start(place.trainer, place.signals, place.index, silo=place.silo)
     gc.freeze()  # nor does a collection look through them later, for 0.15 s each time
     gc.enable()
     return found
