@@ -51,7 +51,7 @@ def read(document: Mapping[str, Any]) -> ClientHistory:
 
 
 def after(
-    memory: ClientHistory,
+    before: ClientHistory,
     spec: JobSpec,
     number: int,
     cohort: tuple[str, ...],
@@ -63,7 +63,7 @@ def after(
     `evaluated` are the clients' figures of the last evaluation on their own held-out examples.
     """
     if number == 0 or not is_kept(spec):
-        return memory
+        return before
     fresh = {
         client: StateRef.model_validate(entry["state"]) for client, entry in accepted.items() if entry.get("state")
     }
@@ -71,10 +71,10 @@ def after(
         client: Report(entry["examples"], entry["metrics"], float(entry["timings"].get("total", 0.0)))
         for client, entry in accepted.items()
     }
-    known = memory.history
+    known = before.history
     if history.is_needed(spec):
         known = history.observe(known, spec, Facts(number, cohort, reports, evaluated or {}))
-    return replace(memory, states={**memory.states, **fresh}, history=known)
+    return replace(before, states={**before.states, **fresh}, history=known)
 
 
 def superseded(before: ClientHistory, now: ClientHistory) -> list[tuple[str, StateRef]]:

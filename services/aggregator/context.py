@@ -11,7 +11,7 @@ import structlog
 from services.aggregator.accumulator import Accumulator
 from services.aggregator.client_history import ClientHistory
 from services.aggregator.evaluation import Evaluation
-from services.aggregator.soundness import Unsound
+from services.aggregator.outcome import Unsound
 from services.aggregator.turnout import Turnout
 from shared.amqp.bus import Bus
 from shared.amqp.connection import Subscription
@@ -79,7 +79,9 @@ class JobContext:
     announced: bool = False  # whoever watches has been told that the job runs
     alive: dict[str, int] = field(default_factory=dict)  # slots of each group, when last looked
     clearing: Future[None] | None = None
-    memory: ClientHistory = field(default_factory=ClientHistory)  # of the clients, up to the last committed round
+    client_history: ClientHistory = field(
+        default_factory=ClientHistory
+    )  # of the clients, up to the last committed round
     history_blob: BlobRef | None = None  # where that lies
     previous: BlobRef | None = None  # the model before the current one
     delta: BlobRef | None = None  # what makes the current one of it, compressed

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from services.aggregator import effects, evaluating, job_state, protocol, receiving, recovery
+from services.aggregator import committing, ending, evaluating, job_state, opening, protocol, receiving, recovery
 from services.aggregator.context import Edges, Faults, JobContext
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.takeover import take_over
@@ -179,7 +179,7 @@ class Coordinator:
                     self._news.append(protocol.Joined())
                 return
             at_work = busy(alive)
-            asked = effects.by_group(context.spec, state.unanswered)
+            asked = opening.by_group(context.spec, state.unanswered)
             silent = [group for group in asked if at_work.get(group) == 0 and not self._queued(group)]
         except Unavailable as error:
             self._log.debug("not looked", reason=str(error))
@@ -259,7 +259,7 @@ class Coordinator:
                 except BadInput as error:  # the message is not to blame: no further try of it would end better
                     self._mistake = error
             case ModelEvaluated():
-                self._inputs.append(receiving.on_model_evaluated(self._required_context, event))
+                self._inputs.append(evaluating.on_model_evaluated(self._required_context, event))
             case StopTraining():
                 self._edges.ledger.want(self.job, Wanted("stopped", event.reason))  # for whoever owns the job next
                 self.want(Wanted("stopped", event.reason))
@@ -321,32 +321,32 @@ class Coordinator:
         context = self._required_context
         match effect:
             case protocol.Look():
-                self._inputs.append(effects.look(context))
+                self._inputs.append(opening.look(context))
             case protocol.Wait(detail):
-                effects.say(context, "waiting", detail)
+                opening.say(context, "waiting", detail)
             case protocol.Open():
-                self._inputs.append(effects.open_round(context, effect))
+                self._inputs.append(opening.open_round(context, effect))
             case protocol.Review():
                 self._review(effect)
             case protocol.AskAgain():
-                effects.ask_again(context, effect)
+                opening.ask_again(context, effect)
             case protocol.Close(number):
-                self._inputs.append(effects.close(context, number))
+                self._inputs.append(committing.commit_round(context, number))
             case protocol.Abandon():
-                effects.abandon(context, effect)
+                ending.abandon(context, effect)
             case protocol.Evaluate(number):
                 self._complete(evaluating.evaluate(context, number))
             case protocol.AskAnother(number):
                 self._complete(evaluating.ask_another(context, number))
             case protocol.Pause(reason):
-                effects.pause(context, reason)
+                ending.pause(context, reason)
             case protocol.End(outcome, reason):
-                effects.end(context, outcome, reason)
+                ending.end(context, outcome, reason)
 
     def _complete(self, evaluation: Evaluation | None) -> None:
         """Goes on where there is nobody to be waited for."""
         if evaluation is not None:
-            self._inputs.append(receiving.complete(self._required_context, evaluation))
+            self._inputs.append(evaluating.complete(self._required_context, evaluation))
 
     def _review(self, effect: protocol.Review) -> None:
         """Takes in what the store holds of the open round: an event may be lost, its blob is not."""
@@ -378,7 +378,7 @@ class Coordinator:
         reason = f"the aggregator gave up: {error or type(error).__name__}"
         try:
             if self._context is not None and self._state is not None:
-                effects.end(self._context, "failed", reason)
+                ending.end(self._context, "failed", reason)
             else:  # its record cannot be gone on from: to write the end into it might fail for the same reason
                 self._edges.ledger.end(self.job, self.fence, "failed", str(error))
         except Exception:

@@ -3,17 +3,12 @@
 import time
 from collections.abc import Mapping
 
-from services.aggregator import job_state, protocol, soundness, stopping
+from services.aggregator import job_state, protocol
 from services.aggregator.accepted_updates import COULD_NOT, UNFIT
 from services.aggregator.context import JobContext
-from services.aggregator.evaluation import Evaluation, nobody_has_tests, whose_tests
-from services.aggregator.soundness import Unsound
-from shared import names
 from shared.errors import LedgerLost, Refused, Stale, Unfit
-from shared.events import ModelEvaluated, ModelUpdate
+from shared.events import ModelUpdate
 from shared.process.failpoints import failpoint
-from shared.record import parts
-from shared.s3.json_records import reading
 
 DIFFERENT = 16  #: digests of the user's code that are told apart in one job: a trainer says what it likes
 
@@ -157,70 +152,3 @@ def _on_duplicate(context: JobContext, state: job_state.State, update: ModelUpda
         return _judged(context, state, update, "ok")
     context.faults.note("duplicate", f"{update.client} has been counted", number)
     raise Stale(f"{update.client} has been counted in round {number}")
-
-
-def on_model_evaluated(context: JobContext, event: ModelEvaluated) -> protocol.Input:
-    """Keeps the figures of a round's model; the job goes on once all who were asked have answered."""
-    group = whose_tests(context.spec, event.part)
-    is_wanted = context.spec.evaluate.where == "server" and group is not None and event.examples > 0
-    if event.round not in context.evaluations and not is_wanted:
-        raise Stale(f"the evaluation of round {event.round} was asked for by another owner, or is complete")
-    _check_model(context, event)
-    pending = context.evaluations.setdefault(event.round, Evaluation(event.round, {event.part}))
-    if event.error is not None:
-        context.log.warning("not evaluated", round=event.round, reason=event.error)
-        context.faults.note("not-evaluated", event.error, event.round)
-    if group is not None and event.part in pending.parts:
-        if not event.examples:
-            pending.tried[group] = event.error or ""
-            if event.error is None and group not in context.untested:
-                context.untested.add(group)
-                if nobody_has_tests(context.spec, context.untested):  # said once, not in each round
-                    context.faults.note("not-evaluated", pending.untested(context.spec), event.round)
-            return protocol.Untested(event.round)
-        context.tester = group
-    if not pending.take(event):
-        raise Stale(f"round {event.round} is waiting for other evaluations")
-    return complete(context, pending)
-
-
-def _check_model(context: JobContext, event: ModelEvaluated) -> None:
-    """`Stale` where what was evaluated is not the model of a committed round, or is known to be evaluated."""
-    pending, blobs, model = context.evaluations.get(event.round), context.edges.blobs, None
-    if pending is not None and pending.model is not None:
-        model = pending.model.digest
-    elif event.round <= context.committed and not blobs.exists(names.evaluation_blob(context.job, event.round)):
-        key = names.manifest_blob(context.job, event.round)  # an earlier owner asked
-        with reading(key):
-            model = blobs.get_json(key)["model"]["digest"]
-    if event.model != model:
-        raise Stale(f"{event.trainer} evaluated {event.model[:12]}…, which round {event.round} does not wait for")
-
-
-def complete(context: JobContext, pending: Evaluation) -> protocol.Evaluated:
-    """Records what those have answered who were asked how good a model is, and what that says of the job."""
-    if pending.examples:
-        event = next(iter(pending.answered.values()))
-        metrics, clients = pending.metrics, pending.clients
-        late = pending.round < context.judged  # a later model's figures have come before
-        unsound = soundness.after(Unsound() if late else context.unsound, pending.round, metrics, clients)
-        if not late:
-            context.judged, context.unsound = pending.round, unsound
-            context.measured(metrics)
-            context.evaluated = {**context.evaluated, **clients}
-        # The ledger first: it knows whether the job is still ours to write about.
-        context.edges.ledger.set_metrics(context.job, context.fence, context.metrics)
-        record = {"job": context.job, "model": event.model, **pending.document(), **unsound.document()}
-        key = names.evaluation_blob(context.job, pending.round)
-        context.edges.blobs.put_json(key, parts.split(context.edges.blobs, key, record, ("clients",)))
-        context.log.info("evaluated", round=pending.round, trainer=event.trainer, metrics=metrics)
-    stop, enough = context.spec.evaluate.stop, ""
-    if stop is not None and stop.metric in pending.metrics:
-        context.progress[pending.round] = pending.metrics[stop.metric]
-        enough = stopping.verdict(stop, [context.progress[number] for number in sorted(context.progress)])
-    elif stop is not None:
-        context.faults.note(
-            "not-evaluated", f"nobody measured {stop.metric}, which evaluate.stop goes by", pending.round
-        )
-    del context.evaluations[pending.round]  # last: where a server was away, the answer comes again
-    return protocol.Evaluated(pending.round, enough, pending.unmeasured(context.spec))

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from services.aggregator import client_history, job_state, manifests, protocol, recovery, soundness, stopping
+from services.aggregator import client_history, job_state, manifests, outcome, protocol, recovery
 from services.aggregator.accepted_updates import by_blob, gave_up, was_refused
+from services.aggregator.committing import clear_away, tell_round_end
 from services.aggregator.context import JobContext
-from services.aggregator.effects import clear_away, conclude, tell_round_end
+from services.aggregator.ending import conclude
 from shared import names
 from shared.errors import Refused
 from shared.events import BlobRef, fitting
@@ -54,7 +55,7 @@ def _catch_up(context: JobContext, record: JobRecord) -> int:
         with reading(left["memory"].key):
             head = context.edges.blobs.get_json(left["memory"].key)
             histories = names.histories(context.job, committed)
-            context.memory = client_history.read(parts.joined(context.edges.blobs, histories, head))
+            context.client_history = client_history.read(parts.joined(context.edges.blobs, histories, head))
         context.history_blob = left["memory"]
     if context.spec.evaluate.where != "server":  # what the next round's end tells selection
         with _evaluation(context, committed) as head:
@@ -109,7 +110,7 @@ def _recall_soundness(context: JobContext, committed: int) -> None:
     for number in itertools.islice(evaluated, LATE):
         with _evaluation(context, number) as found:
             if found:
-                context.judged, context.unsound = number, soundness.read(found)
+                context.judged, context.unsound = number, outcome.read(found)
                 return
 
 
@@ -123,7 +124,7 @@ def _recall_progress(context: JobContext, committed: int) -> str:
             measured = figures(found.get("metrics", {}))
         if stop.metric in measured:
             context.progress[number] = measured[stop.metric]
-    return stopping.verdict(stop, [context.progress[number] for number in sorted(context.progress)])
+    return outcome.early_stop(stop, [context.progress[number] for number in sorted(context.progress)])
 
 
 def _in_flight(context: JobContext) -> dict[str, int]:

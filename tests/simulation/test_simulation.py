@@ -16,7 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from services.aggregator import (
     accepted_updates,
-    effects,
+    client_history,
+    committing,
+    ending,
     evaluating,
     job_state,
     manifests,
@@ -26,7 +28,6 @@ from services.aggregator import (
     takeover,
 )
 from services.aggregator import accumulator as accumulator_module
-from services.aggregator import client_history as memories
 from services.aggregator.accumulator import Accumulator
 from services.aggregator.client_history import ClientHistory
 from services.aggregator.context import JobContext
@@ -397,7 +398,7 @@ def _accept_alone(context: JobContext, number: int, update: Any) -> str:
 
 def told_too_soon(patch: pytest.MonkeyPatch) -> None:
     """The round's end is published before the manifest is in the store."""
-    real, make, contexts = effects.close, manifests.manifest, []
+    real, make, contexts = committing.commit_round, manifests.manifest, []
 
     def close(context: JobContext, number: int) -> Any:
         contexts.append(context)
@@ -405,10 +406,10 @@ def told_too_soon(patch: pytest.MonkeyPatch) -> None:
 
     def manifest(**about: Any) -> dict[str, Any]:
         made = make(**about)
-        effects.tell_round_end(contexts[-1], made)
+        committing.tell_round_end(contexts[-1], made)
         return made
 
-    patch.setattr(effects, "close", close)
+    patch.setattr(committing, "commit_round", close)
     patch.setattr(manifests, "manifest", manifest)
 
 
@@ -501,7 +502,7 @@ def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
             try:
                 real(runner, (effect,))
             except Fenced:
-                effects.end(runner._required_context, "failed", "fenced")
+                ending.end(runner._required_context, "failed", "fenced")
 
     patch.setattr(Coordinator, "_do", do)
     patch.setattr(Ledger, "check_owned", lambda *_: None)
@@ -530,7 +531,9 @@ def restless_states(patch: pytest.MonkeyPatch) -> None:
 
     def take_in(context: JobContext, number: int, update: Any) -> str:
         if update.state is not None:
-            context.memory = replace(context.memory, states={**context.memory.states, update.client: update.state})
+            context.client_history = replace(
+                context.client_history, states={**context.client_history.states, update.client: update.state}
+            )
         return real(context, number, update)
 
     patch.setattr(receiving, "_take_in", take_in)
@@ -538,8 +541,8 @@ def restless_states(patch: pytest.MonkeyPatch) -> None:
 
 def hasty_broom(patch: pytest.MonkeyPatch) -> None:
     """The states that have just become the clients' are cleared away, and not those that they replace."""
-    real = memories.superseded
-    patch.setattr(memories, "superseded", lambda before, now: real(now, before))
+    real = client_history.superseded
+    patch.setattr(client_history, "superseded", lambda before, now: real(now, before))
 
 
 def old_news(patch: pytest.MonkeyPatch) -> None:
@@ -628,8 +631,8 @@ def heard_once(patch: pytest.MonkeyPatch) -> None:
             context.evaluations.pop(event.round, None)
             raise
 
-    real = receiving.on_model_evaluated
-    patch.setattr(receiving, "on_model_evaluated", on_model_evaluated)
+    real = evaluating.on_model_evaluated
+    patch.setattr(evaluating, "on_model_evaluated", on_model_evaluated)
 
 
 def no_progress(patch: pytest.MonkeyPatch) -> None:

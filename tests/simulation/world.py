@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import structlog
-from tests.simulation.observer import Observer
 
 from services.aggregator import leases as owner_module
 from services.aggregator.coordinator import Coordinator, Edges
@@ -37,6 +36,7 @@ from tests.simulation.fakes import Broker, Delivery, FakeBlobs, FakeBus, FakeRos
 from tests.simulation.invariants import JOB, Violation
 from tests.simulation.model import ModelLedger
 from tests.simulation.nemesis import Nemesis
+from tests.simulation.observer import Observer
 from tests.simulation.trainers import Trainers
 
 LEASE = 15.0

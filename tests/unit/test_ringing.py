@@ -1,6 +1,6 @@
 """Who is asked again, and with whom."""
 
-from services.aggregator.effects import batches_again
+from services.aggregator.opening import batches_again
 from services.trainer.train_task import orders
 from shared.events import BlobRef, RoundStart
 from shared.job import job_spec

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.aggregator.stopping import verdict
+from services.aggregator.outcome import early_stop
 from shared.job.catalog.rounds import StopSpec
 
 NAN = math.nan
@@ -41,7 +41,7 @@ NAN = math.nan
 )
 def test_a_job_ends_at_its_target_or_on_a_plateau(stop, values: list[float], ends: bool) -> None:
     """And the reason names the setting that ended it."""
-    reason = verdict(StopSpec.model_validate(stop), values)
+    reason = early_stop(StopSpec.model_validate(stop), values)
 
     assert bool(reason) is ends
     assert not ends or "evaluate.stop." in reason
@@ -50,8 +50,8 @@ def test_a_job_ends_at_its_target_or_on_a_plateau(stop, values: list[float], end
 def test_the_reason_says_what_was_never_reached() -> None:
     """The best number, or that there was none."""
     stop = StopSpec(metric="loss", mode="min", patience=2)
-    assert "loss has not been better than 0.5 for 2 evaluations" in verdict(stop, [1.0, 0.5, NAN, 0.7])
-    assert "loss has not been a finite number for 2 evaluations" in verdict(stop, [NAN, -math.inf])
+    assert "loss has not been better than 0.5 for 2 evaluations" in early_stop(stop, [1.0, 0.5, NAN, 0.7])
+    assert "loss has not been a finite number for 2 evaluations" in early_stop(stop, [NAN, -math.inf])
 
 
 @settings(deadline=None)
@@ -68,4 +68,4 @@ def test_patience_is_over_when_the_last_evaluations_improved_on_none_before(valu
     improved = bool(last) and (not before or max(last) > max(before))
     over = len(values) >= patience and not improved
 
-    assert bool(verdict(StopSpec(metric="loss", mode=mode, patience=patience), values)) is over
+    assert bool(early_stop(StopSpec(metric="loss", mode=mode, patience=patience), values)) is over

@@ -1,4 +1,4 @@
-"""Figures that are not finite: since which evaluation, at whom, and what they make of a job's end.
+"""Outcome of a job by its evaluations: it stops early, finishes, or fails because its figures are not finite.
 
 Pure.
 """
@@ -8,7 +8,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from shared.job.catalog.rounds import StopSpec
+
 NAMED = 4  #: figures or clients in a sentence
+
+
+def early_stop(stop: StopSpec, values: Sequence[float]) -> str:
+    """Reason why a job whose evaluations gave `values`, the oldest first, needs no further round; empty if it does.
+
+    A value that is not finite reaches no target and is no improvement; any finite one improves on it.
+    """
+    if not values:
+        return ""
+    sign = 1.0 if stop.mode == "max" else -1.0
+    if stop.target is not None and math.isfinite(values[-1]) and sign * values[-1] >= sign * stop.target:
+        return f"{stop.metric} is {values[-1]:.4g}: evaluate.stop.target, {stop.target:g}, is reached"
+    if stop.patience is None:
+        return ""
+    best, since = -math.inf, 0
+    for value in values:
+        if math.isfinite(value) and (best == -math.inf or sign * value > best + stop.min_delta):
+            best, since = sign * value, 0
+        else:
+            since += 1
+    if since < stop.patience:
+        return ""
+    told = f"better than {sign * best:.4g}" if math.isfinite(best) else "a finite number"
+    return f"{stop.metric} has not been {told} for {since} evaluations (evaluate.stop.patience)"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+"""Ending an attempt, a pause and the end of a job: what is written and said when no model follows.
+
+Each function may run twice without harm, under this owner or the next.
+"""
+
+from typing import Any
+
+from services.aggregator import manifests, protocol, recovery
+from services.aggregator import outcome as outcomes
+from services.aggregator.committing import written_manifest
+from services.aggregator.context import JobContext
+from services.aggregator.opening import record_of
+from shared import names
+from shared.events import JobStatus, RoundEnd
+from shared.process.failpoints import failpoint
+from shared.record import parts
+
+
+def abandon(context: JobContext, effect: protocol.Abandon) -> None:
+    """Ends an attempt at a round without a model; who had delivered stands in the record, with the reason."""
+    record = record_of(context, effect.round)
+    seconds = context.edges.ledger.now() - record.opened
+    came_to = manifests.came_to_nothing(effect.outcome, seconds, len(record.accepted), len(record.rejected))
+    context.edges.ledger.fail_round(context.job, context.fence, effect.round, effect.reason, came_to)
+    about = {
+        "job": context.job,
+        "round": effect.round,
+        "attempt": effect.attempt,
+        "outcome": effect.outcome,
+        "reason": effect.reason,
+        "cohort": list(record.cohort),
+        "accepted": sorted(record.accepted),
+        "rejected": record.rejected,
+    }
+    key = names.abandoned_blob(context.job, effect.round, effect.attempt)
+    context.edges.blobs.put_json(key, parts.split(context.edges.blobs, key, about, ("cohort", "accepted", "rejected")))
+    end = RoundEnd(
+        job=context.job,
+        round=effect.round,
+        attempt=effect.attempt,
+        outcome=effect.outcome,
+        reason=effect.reason,
+        accepted=len(record.accepted),
+        rejected=len(record.rejected),
+        fence=context.fence,
+    )
+    context.edges.bus.publish(end, required=False)
+    context.log.warning("abandoned", round=effect.round, attempt=effect.attempt, reason=effect.reason)
+    if effect.outcome == "failed":
+        context.faults.note("round-failed", effect.reason, effect.round)
+
+
+def pause(context: JobContext, reason: str) -> None:
+    """Lays the job down: nobody owns it until an operator resumes it."""
+    context.settle_clearing()
+    if context.edges.ledger.release(context.job, context.fence, "paused", reason) != "paused":
+        return  # resumed in this moment: it is claimed again
+    context.edges.bus.publish(JobStatus(job=context.job, status="paused", detail=reason), required=False)
+    context.log.info("paused", reason=reason, committed=context.committed)
+
+
+def end(context: JobContext, outcome: protocol.Outcome, reason: str) -> None:
+    """Writes the result, then says so; a job whose last figures are no numbers does not just finish."""
+    ledger, blobs, accumulator = context.edges.ledger, context.edges.blobs, context.accumulator
+    if outcome == "finished":
+        outcome, said = outcomes.ending(context.unsound, context.metrics)
+        stop = context.spec.evaluate.stop
+        unmeasured = f"evaluate.stop: nobody measured {stop.metric}" if stop and not context.progress else ""
+        reason = "; ".join(part for part in (reason, said, unmeasured) if part)
+    context.settle_clearing()
+    written = written_manifest(context, context.committed + 1)
+    ledger.check_owned(context.job, context.fence)
+    if written is None:
+        _abandon_rest(context, reason)
+    model = None
+    if accumulator.model is not None:
+        final = accumulator.model.blob.model_copy(update={"key": names.final_model_blob(context.job)})
+        model = blobs.put(final.key, accumulator.file, digest=final.digest, metadata={"job": context.job})
+    recovery.recall(context.edges.blobs, context.job, context.committed, context.turnout)
+    now = ledger.now()
+    result = {
+        "job": context.job,
+        "outcome": outcome,
+        "reason": reason,
+        "rounds": max(0, context.committed),
+        "metrics": context.metrics,
+        "model": model.model_dump() if model else None,
+        "missing": context.turnout.missing().model_dump(mode="json"),
+        "seconds": round(now - context.first_opened, 3) if context.first_opened else 0.0,
+        "started": context.first_opened,
+        "ended": now,
+    }
+    ledger.check_owned(context.job, context.fence)
+    blobs.put_json(names.result_blob(context.job), result)
+    failpoint("aggregator.result")
+    conclude(context, result)
+
+
+def _abandon_rest(context: JobContext, reason: str) -> None:
+    """Ends the round that an error has ended with its job: everybody is told, and it is counted."""
+    record = context.edges.ledger.round(context.job, context.committed + 1)
+    if record is not None and record.state in ("open", "closed"):
+        abandon(context, protocol.Abandon(context.committed + 1, record.attempt, "failed", reason))
+
+
+def _clear_late(context: JobContext) -> None:
+    """Removes what came too late to be counted; from now on a trainer that nobody hears does so itself."""
+    blobs = context.edges.blobs
+    blobs.delete(names.rounds_prefix(context.job), holding="/updates/")
+    if context.spec.is_stateful and context.client_history.states:
+        current = {
+            names.state_blob(context.job, client, ref.digest) for client, ref in context.client_history.states.items()
+        }
+        blobs.remove([key for key in blobs.list(names.states_prefix(context.job)) if key not in current])
+
+
+def conclude(context: JobContext, result: dict[str, Any]) -> None:
+    """What follows from a job's result, by the owner that wrote it or by the next one."""
+    ended = recovery.ending(context.job, result).model_copy(update={"fence": context.fence})
+    context.edges.ledger.set_metrics(context.job, context.fence, ended.metrics)
+    if context.subscription is not None:
+        context.edges.bus.cancel(context.subscription)
+    # Before the ledger says that it is over, or the queue of an owner that dies here would stay.
+    context.edges.bus.delete(names.updates_queue(context.job))
+    if not context.spec.keep_updates:
+        _clear_late(context)
+    context.edges.ledger.end(context.job, context.fence, ended.outcome, ended.reason)
+    failpoint("aggregator.ended")
+    context.edges.bus.publish(ended, required=False)
+    context.log.info(
+        "ended",
+        outcome=ended.outcome,
+        reason=ended.reason,
+        rounds=ended.rounds,
+        seconds=ended.seconds,
+        metrics=ended.metrics,
+    )
