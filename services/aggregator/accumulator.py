@@ -1,13 +1,25 @@
-"""What a job has in memory: its current model, and the fold of the updates to it that the open round has counted."""
+"""Accumulator of a job: its current model in memory, and the sum of the updates that the open round has counted.
+
+An update is received and checked first (`receive`), and counted (`count`) once the ledger has accepted it. Round 0 has
+nothing to sum: its one answer is the initial model.
+"""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from services.aggregator.accepted_updates import all_counted, blob_of, by_blob, counted, entries, is_partial
+from services.aggregator.accepted_updates import (
+    Entry,
+    all_counted,
+    blob_of,
+    by_blob,
+    counted,
+    entries,
+    is_partial,
+)
 from services.aggregator.manifests import Model
 from services.aggregator.validation import Validator, located, receive_initial
 from shared import names
@@ -24,157 +36,235 @@ from shared.s3.store import Blobs
 
 
 @dataclass(frozen=True)
-class InHand:
-    """An update that was received, and is not counted yet."""
+class Pending:
+    """An update that was received and checked; it counts once the ledger has accepted its entries."""
 
+    entries: Mapping[str, dict[str, Any]]  # for the ledger, by client
+    blob: BlobRef
     file: File
-    updates: tuple[Counted, ...]
-    digest: str
     partial: bool
+    began: float  # when receiving it began, in seconds of the accumulator's clock
+
+    @property
+    def updates(self) -> tuple[Counted, ...]:
+        """The update of each client, as strategies know it."""
+        return tuple(counted(client, entry) for client, entry in self.entries.items())
+
+
+@dataclass(frozen=True)
+class Current:
+    """The model that updates refer to, with the aggregation and the checks made for its layout."""
+
+    model: Model
+    aggregation: Aggregation
+    validator: Validator
+
+
+class Round(Protocol):
+    """The open round: how an answer to it is received, and what is made of those that count."""
+
+    grid: Grid | None  #: the round's fixed-point grid; None if nothing is summed
+
+    def receive(self, update: ModelUpdate, base: BlobRef | None, staleness: int, began: float) -> Pending:
+        """Fetches and checks an update; `Refused` or `Unfit` if it must not count."""
+
+    def add(self, pending: Pending) -> None:
+        """Adds a received update."""
+
+    def add_again(self, blob: BlobRef, group: Mapping[str, Entry]) -> None:
+        """Adds the file of entries that an earlier owner accepted; `NotFound` or `Refused` if it cannot be had."""
+
+    def step(self, accepted: Mapping[str, Entry]) -> Advanced:
+        """Makes the next model in place; returns what the step leaves beside it."""
+
+
+class InitialModel:
+    """Round 0: the one answer is the whole model."""
+
+    grid: Grid | None = None
+
+    def __init__(self, accumulator: "Accumulator", blobs: Blobs, spec: JobSpec) -> None:
+        self._accumulator, self._blobs, self._spec = accumulator, blobs, spec
+
+    def receive(self, update: ModelUpdate, base: BlobRef | None, staleness: int, began: float) -> Pending:  # noqa: ARG002
+        """Fetches and checks the initial model."""
+        blob = located(update)
+        file = receive_initial(self._blobs, update, self._spec.limits)
+        return Pending(entries(update, None), blob, file, partial=False, began=began)
+
+    def add(self, pending: Pending) -> None:
+        """Adopts the initial model."""
+        self._accumulator.adopt(Model(pending.file, weights.read_layout(pending.file), pending.blob))
+
+    def add_again(self, blob: BlobRef, group: Mapping[str, Entry]) -> None:  # noqa: ARG002
+        """Adopts the initial model that an earlier owner accepted."""
+        self._accumulator.load(blob)
+
+    def step(self, accepted: Mapping[str, Entry]) -> Advanced:  # noqa: ARG002
+        """Leaves the initial model as it is."""
+        return Advanced()
+
+
+class UpdateRound:
+    """Any later round: updates of the current model are summed on a fixed-point grid."""
+
+    def __init__(self, current: Current, grid: Grid, blobs: Blobs) -> None:
+        self.grid: Grid | None = grid
+        self._grid, self._current, self._blobs = grid, current, blobs
+        current.aggregation.begin(grid, current.model.flat)
+
+    def receive(self, update: ModelUpdate, base: BlobRef | None, staleness: int, began: float) -> Pending:
+        """Fetches and checks an update of `base`; its file is valid until the next call."""
+        if base is None:
+            raise Stale(f"{update.client} sent an update of a model that is not known here")
+        file, measures = self._current.validator.receive(update, base.digest, self._grid)
+        kept = entries(update, measures, staleness)
+        return Pending(kept, located(update), file, partial=bool(update.members), began=began)
+
+    def add(self, pending: Pending) -> None:
+        """Adds a received update to the sum."""
+        self._current.aggregation.add(pending.file, pending.updates, partial=pending.partial)
+
+    def add_again(self, blob: BlobRef, group: Mapping[str, Entry]) -> None:
+        """Adds the file of entries that an earlier owner accepted."""
+        updates, partial = [counted(*pair) for pair in group.items()], is_partial(group)
+        file, _ = self._current.validator.receive_again(blob, updates, self._grid, partial=partial)
+        self._current.aggregation.add(file, updates, partial=partial)
+
+    def step(self, accepted: Mapping[str, Entry]) -> Advanced:
+        """Takes the strategy's server step; robust strategies read the updates again, a slice at a time."""
+        aggregation, model = self._current.aggregation, self._current.model
+        slices = None
+        if isinstance(aggregation.strategy, Robust):
+            refs: Sequence[BlobRef] = [BlobRef.model_validate(accepted[client]["blob"]) for client in sorted(accepted)]
+            slices = Stored(self._blobs, list(refs), aggregation.update_layout)
+        try:
+            return aggregation.advance(model.flat, all_counted(accepted), slices)
+        except BadInput:
+            model.file = self._blobs.get(model.blob)  # a step may fail half-way through the model in memory
+            raise
 
 
 class Accumulator:
-    """One job's arrays; see `shared.aggregation.aggregate` for how much memory they are."""
+    """One job's arrays; see `shared.aggregation.aggregate` for how much memory they take."""
 
     def __init__(self, blobs: Blobs, job: str, spec: JobSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self._blobs = blobs
         self._job = job
         self._spec = spec
         self.plan = Plan.of(spec)
-        self.model: Model | None = None
-        self.counted: dict[str, str] = {}  #: clients whose updates are in the fold, and the digests of these
-        self.bases: dict[int, BlobRef] = {}  #: round → the model that it began with, as far as updates to it may come
-        self.extra = Advanced()  #: what the last server step left beside the model
-        self.seconds = 0.0  #: that taking in the updates in the fold took, from the first look at each
+        self.counted: dict[str, str] = {}  #: clients whose updates are in the sum → the digests of these
+        self.bases: dict[int, BlobRef] = {}  #: round → the model it began with, for the rounds that may get updates
+        self.extra = Advanced()  #: blobs that the last server step leaves beside the model
+        self.seconds = 0.0  #: seconds spent receiving and adding the counted updates
         self._clock = clock
-        self._began = 0.0  # with the update that is in hand
-        self._aggregation: Aggregation | None = None
-        self._validator: Validator | None = None
-        self._grid: Grid | None = None
-        self._in_hand: InHand | Model | None = None
+        self._current: Current | None = None
+        self._round: Round = InitialModel(self, blobs, spec)
         self._advanced: BlobRef | None = None  # the new model's place, once the server step is taken
-        self._mistake: BadInput | None = None  # why there is none
+        self._mistake: BadInput | None = None  # the strategy's error, if it made no model
+
+    # --- the model ------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Model | None:
+        """The current model; None before round 0 has its answer."""
+        return self._current.model if self._current is not None else None
+
+    @property
+    def file(self) -> File:
+        """The current model's whole file, shape (bytes,)."""
+        return self._current.model.file if self._current is not None else np.empty(0, np.uint8)
 
     def adopt(self, model: Model, server: File | None = None) -> None:
-        """Takes a committed model, or the initial one, as what updates refer to."""
-        self.model = model
-        self._aggregation = Aggregation(self.plan, model.layout, server)
-        self._validator = Validator(self._blobs, self._aggregation, self._spec.limits)
+        """Makes a committed model, or the initial one, the model that updates refer to."""
+        aggregation = Aggregation(self.plan, model.layout, server)
+        self._current = Current(model, aggregation, Validator(self._blobs, aggregation, self._spec.limits))
 
     def load(self, blob: BlobRef, server: BlobRef | None = None) -> None:
-        """Adopts a model from the store, with what the strategy kept."""
+        """Adopts a model from the store, with the strategy's state."""
         file = self._blobs.get(blob)
         self.adopt(
             Model(file, weights.read_layout(file), blob), self._blobs.get(server) if server is not None else None
         )
 
+    # --- a round --------------------------------------------------------------------------------
+
     def begin(self, cohort: int, number: int) -> None:
-        """Empties the fold for a round of `cohort` clients."""
+        """Starts round `number` with an empty sum, for `cohort` clients; `Stale` if it has no base model."""
         self.counted.clear()
         self.seconds = 0.0
         self._advanced = None
-        if number == 0:  # an attempt before this one may have adopted a model as it was given up
-            self.model = self._aggregation = self._validator = self._grid = None
+        if number == 0:  # an attempt before this one may have adopted a model and been given up
+            self._current = None
+            self._round = InitialModel(self, self._blobs, self._spec)
             self.bases.clear()
-        if self.model is None or self._aggregation is None:
             return
-        self.bases[number] = self.model.blob
+        if self._current is None:
+            raise Stale(f"round {number} of {self._job} has no base model")
+        self.bases[number] = self._current.model.blob
         for old in [known for known in self.bases if known < number - self._spec.max_staleness]:
             del self.bases[old]
-        self._grid = grid_of(self._spec, cohort)
-        self._aggregation.begin(self._grid, self.model.flat)
+        self._round = UpdateRound(self._current, grid_of(self._spec, cohort), self._blobs)
 
-    def receive(self, update: ModelUpdate, number: int) -> dict[str, dict[str, Any]]:
-        """Checks an update to round `number` and holds it for `count`; what the ledger is to keep of it, by client."""
-        self._began = self._clock()
-        if self.model is None or self._validator is None or self._grid is None:
-            blob = located(update)
-            file = receive_initial(self._blobs, update, self._spec.limits)
-            self._in_hand = Model(file, weights.read_layout(file), blob)
-            return entries(update, None)
-        file, measures = self._validator.receive(update, self.bases[update.round].digest, self._grid)
-        kept = entries(update, measures, number - update.round)
-        partial = bool(update.members)
-        updates = tuple(counted(client, entry) for client, entry in kept.items())
-        self._in_hand = InHand(file, updates, located(update).digest, partial)
-        return kept
+    def receive(self, update: ModelUpdate, number: int) -> Pending:
+        """Fetches and checks an update while round `number` is open; `Refused` or `Unfit` if it must not count."""
+        return self._round.receive(update, self.bases.get(update.round), number - update.round, self._clock())
 
-    def count(self, update: ModelUpdate) -> None:
-        """Folds what was received last: the ledger has accepted it."""
-        if isinstance(self._in_hand, Model):
-            self.adopt(self._in_hand)
-            self.counted[update.client] = self._in_hand.blob.digest
-        elif self._in_hand is not None and self._aggregation is not None:
-            self._aggregation.add(self._in_hand.file, self._in_hand.updates, partial=self._in_hand.partial)
-            self.counted |= {one.client: self._in_hand.digest for one in self._in_hand.updates}
-        self._in_hand = None
-        self.seconds += self._clock() - self._began
+    def count(self, pending: Pending) -> None:
+        """Adds an update that the ledger has accepted."""
+        self._round.add(pending)
+        self.counted |= dict.fromkeys(pending.entries, pending.blob.digest)
+        self.seconds += self._clock() - pending.began
 
     def count_again(self, group: Mapping[str, Any]) -> None:
-        """Folds what the ledger accepted under an earlier owner; `NotFound` or `Refused` where it cannot be had."""
+        """Adds one file that an earlier owner counted; `NotFound` or `Refused` if it cannot be had."""
         blob, began = blob_of(group), self._clock()
-        if self.model is None or self._validator is None or self._aggregation is None or self._grid is None:
-            self.load(blob)
-        else:
-            updates, partial = [counted(*pair) for pair in group.items()], is_partial(group)
-            file, _ = self._validator.receive_again(blob, updates, self._grid, partial=partial)
-            self._aggregation.add(file, updates, partial=partial)
+        self._round.add_again(blob, group)
         self.counted |= dict.fromkeys(group, blob.digest)
         self.seconds += self._clock() - began
 
     def advance(self, number: int, cohort: int, accepted: Mapping[str, Any]) -> BlobRef:
-        """Takes the server step with the frozen updates; once, however often it is asked. Returns the model's place.
+        """Takes the server step with the frozen updates; once, however often it is called. Returns the model's place.
 
-        `BadInput` where the strategy makes no model of them; the one in memory is then the round's base again.
+        `BadInput` if the strategy makes no model of them; the model in memory is then the round's base again.
         """
         if self._advanced is not None:
             return self._advanced
         if self.counted != {client: entry["blob"]["digest"] for client, entry in accepted.items()}:
-            if number == 0:
-                self.model = None
             self.begin(cohort, number)
             for group in by_blob(accepted):
                 self.count_again(group)
-        if self.model is None or self._aggregation is None:
-            raise Stale(f"round {number} of {self._job} has no base model")
-        if self._mistake is None and number > 0:
-            try:
-                self.extra = self._stepped(self._aggregation, self.model, accepted)
-            except BadInput as error:
-                self._mistake = BadInput(f"round {number}: {error}")
+        if self._current is None:
+            raise Stale(f"round {number} of {self._job} has no model")
         if self._mistake is not None:
-            self.model.file = self._blobs.get(self.model.blob)  # a step may fail half-way through it
             raise self._mistake
-        digest = weights.digest_of(self.model.file) if number > 0 else self.model.blob.digest
+        try:
+            self.extra = self._round.step(accepted)
+        except BadInput as error:
+            self._mistake = BadInput(f"round {number}: {error}")
+            raise self._mistake from error
+        model = self._current.model
+        digest = weights.digest_of(model.file) if number > 0 else model.blob.digest
         key = names.model_blob(self._job, number, digest)
-        self._advanced = BlobRef(key=key, size=self.model.file.nbytes, digest=digest)
+        self._advanced = BlobRef(key=key, size=model.file.nbytes, digest=digest)
         return self._advanced
 
-    def _stepped(self, aggregation: Aggregation, model: Model, accepted: Mapping[str, Any]) -> Advanced:
-        slices = None
-        if isinstance(aggregation.strategy, Robust):
-            refs = [BlobRef.model_validate(accepted[client]["blob"]) for client in sorted(accepted)]
-            slices = Stored(self._blobs, refs, aggregation.update_layout)
-        return aggregation.advance(model.flat, all_counted(accepted), slices)
+    # --- figures of the round ---------------------------------------------------------------------
 
     @property
     def grid(self) -> Grid | None:
-        """The open round's fixed-point grid; None while there is no base model."""
-        return self._grid
+        """The open round's fixed-point grid; None in round 0."""
+        return self._round.grid
 
     @property
     def broadcasts(self) -> bool:
-        """Whether clients need what the strategy keeps."""
-        return self._aggregation is not None and self._aggregation.strategy.broadcast
+        """True if clients need the strategy's state."""
+        return self._current is not None and self._current.aggregation.strategy.broadcast
 
     @property
     def plain_size(self) -> int:
-        """Bytes of an update as float32; of the initial model itself while there is no other."""
-        if self.model is None:
+        """Bytes of an update as float32; of the initial model itself in round 0."""
+        if self._current is None:
             return 0
-        return self.model.layout.of_updates().file_size if self._grid else self.model.file.nbytes
-
-    @property
-    def file(self) -> Any:
-        """The model's whole file, shape (bytes,)."""
-        return self.model.file if self.model else np.empty(0, np.uint8)
+        model = self._current.model
+        return model.layout.of_updates().file_size if self.grid else model.file.nbytes

@@ -141,7 +141,7 @@ def by_group(spec: JobSpec, cohort: tuple[str, ...]) -> dict[str, tuple[str, ...
 
 
 def record_of(context: JobContext, number: int) -> RoundRecord:
-    """The ledger's record of a round, or `RecordLost`."""
+    """The ledger's record of a round, or `LedgerLost`."""
     record = context.edges.ledger.round(context.job, number)
     if record is None:
         raise LedgerLost(f"Redis has lost the record of round {number} of {context.job}")

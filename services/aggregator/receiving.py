@@ -77,18 +77,18 @@ def _take_in(context: JobContext, number: int, update: ModelUpdate) -> str:
     """Accepts a checked update and folds it; answers what the ledger said."""
     began = time.monotonic()
     _check_members(context, update)
-    kept = context.accumulator.receive(update, number)
+    pending = context.accumulator.receive(update, number)
     failpoint("aggregator.received")
-    answer = context.edges.ledger.accept_all(context.job, context.fence, number, kept)
+    answer = context.edges.ledger.accept_all(context.job, context.fence, number, pending.entries)
     if answer == "ok":
         failpoint("aggregator.accepted")
-        context.accumulator.count(update)
+        context.accumulator.count(pending)
         _compare_code(context, number, update)
         context.log.info(
             "accepted",
             round=number,
             client=update.client,
-            clients=len(kept),
+            clients=len(pending.entries),
             trainer=update.trainer,
             examples=update.examples,
             seconds=round(time.monotonic() - began, 4),

@@ -367,7 +367,7 @@ class Ledger:
     def close_round(self, job: str, fence: int, number: int, counted: int = 0) -> RoundRecord:
         """Freezes the set of accepted updates and returns the round; closing again returns the same.
 
-        `RecordLost` where Redis holds fewer than the caller has `counted`.
+        `LedgerLost` where Redis holds fewer than the caller has `counted`.
         """
         self._step(steps.CLOSE, job, [names.job_key(job), *_round_keys(job, number)], [fence, counted])
         record = self.round(job, number)
