@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from services.cli.verify import promises
-from services.cli.verify.manifest import Counted, Fault, Grid, Manifest
 from services.cli.verify.snapshot import DeadLetter, OpenRound, Redis, Round, Snapshot
 from shared import names
 from shared.events import BlobRef
 from shared.job import job_spec
 from shared.job.catalog.strategies import FedAvg
+from shared.record.manifest import Counted, Fault, Grid, Manifest
 from shared.redis.ledger import LOG, JobRecord, RoundRecord
 
 JOB = "digits-aaaaaa"

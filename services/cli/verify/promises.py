@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from services.cli.verify.manifest import Counted, Fault, Grid
 from services.cli.verify.snapshot import OpenRound, Redis, Round, Snapshot
 from shared import names
 from shared.job.job_spec import CLAIMS, EXTENDED
+from shared.record.manifest import Counted, Fault, Grid
 from shared.redis.ledger import ENDED, LOG
 
 GRACE = 60.0  #: seconds more, for closing a round and for another aggregator to take a job over

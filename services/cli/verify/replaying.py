@@ -8,7 +8,6 @@ import numpy as np
 
 from services.cli.report import history
 from services.cli.servers import Servers
-from services.cli.verify.manifest import Counted, Manifest, read
 from shared.aggregation import weights
 from shared.aggregation.aggregate import Aggregation
 from shared.aggregation.stored_updates import Stored
@@ -16,6 +15,7 @@ from shared.aggregation.strategies.strategy import Robust
 from shared.aggregation.weights import File
 from shared.errors import BadInput, Refused
 from shared.events import BlobRef
+from shared.record.manifest import Counted, Manifest, read
 from shared.s3.store import Blobs, NotFound
 
 

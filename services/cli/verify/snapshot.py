@@ -14,14 +14,15 @@ import numpy.typing as npt
 from services.cli.jobs import jobfile
 from services.cli.report import history
 from services.cli.servers import Servers
-from services.cli.verify import manifest, replaying
-from services.cli.verify.manifest import Counted, Manifest
+from services.cli.verify import replaying
 from services.cli.verify.replaying import Replay
 from shared import names
 from shared.amqp.connection import Peeked
 from shared.errors import Refused
 from shared.events import BlobRef
 from shared.job.job_spec import JobSpec
+from shared.record import manifest
+from shared.record.manifest import Counted, Manifest
 from shared.redis.ledger import ENDED, JobRecord, RoundRecord
 from shared.s3.json_records import reading
 from shared.s3.store import Blobs, NotFound

@@ -1,4 +1,4 @@
-"""The commit record of a round as a value: what `docs/guide/records.md` says of it, as far as it is judged here."""
+"""The commit record of a round as a value; `docs/guide/records.md` describes each field."""
 
 from typing import Any
 
