@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.aggregator import client_history, manifests, protocol, recovery
+from services.aggregator import client_history, manifests, protocol
 from services.aggregator.accepted_updates import gave_up, traffic
 from services.aggregator.client_history import ClientHistory
 from services.aggregator.context import JobContext
@@ -18,7 +18,7 @@ from shared.aggregation import weights
 from shared.errors import LedgerLost, Unavailable
 from shared.events import BlobRef, RoundEnd
 from shared.process.failpoints import failpoint
-from shared.record import parts
+from shared.record import archive, parts
 from shared.redis.ledger import RoundRecord, Totals
 from shared.s3 import json_records
 
@@ -153,7 +153,7 @@ def written_manifest(context: JobContext, number: int) -> dict[str, Any] | None:
 
     `LedgerLost` if another owner has: Redis went back to an earlier state, and this one only seems to own the job.
     """
-    written = recovery.optional(context.edges.blobs, names.manifest_blob(context.job, number))
+    written = archive.optional(context.edges.blobs, names.manifest_blob(context.job, number))
     if written is not None and written.get("fence") != context.fence:
         raise LedgerLost(f"round {number} of {context.job} is committed in the store, and Redis has lost it")
     return written

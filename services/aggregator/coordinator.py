@@ -21,6 +21,7 @@ from shared.errors import BadInput, BadMessage, Fenced, LedgerLost, Stale, Unava
 from shared.events import AnyEvent, Event, ModelEvaluated, ModelUpdate, PauseTraining, StopTraining, TrainerJoined
 from shared.job.job_spec import EXTENDED
 from shared.process.failpoints import failpoint
+from shared.record import archive
 from shared.redis.ledger import ENDED, JobRecord, Wanted
 from shared.redis.roster import busy, groups
 
@@ -304,12 +305,12 @@ class Coordinator:
 
     def _start(self) -> job_state.Step:
         record = self._record()
-        spec = recovery.spec(self._edges.blobs, self.job)
+        spec = archive.spec(self._edges.blobs, self.job)
         if spec is None:
             raise BadInput(f"job {self.job} was never announced: it has no job.json; start it again")
         self._context = JobContext(self._edges, self.job, self.fence, spec, self._faults, self._subscription)
         step = take_over(self._context, record)
-        wish = recovery.wanted(self._edges.blobs, self.job) or record.wanted
+        wish = archive.wanted(self._edges.blobs, self.job) or record.wanted
         if wish != record.wanted and record.wanted.status != "stopped":
             self._edges.ledger.want(self.job, wish)  # Redis may have come back from before it
             self.want(wish)

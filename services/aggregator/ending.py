@@ -3,17 +3,16 @@
 Each function may run twice without harm, under this owner or the next.
 """
 
-from typing import Any
-
 from services.aggregator import manifests, protocol, recovery
 from services.aggregator import outcome as outcomes
 from services.aggregator.committing import written_manifest
 from services.aggregator.context import JobContext
 from services.aggregator.opening import record_of
 from shared import names
-from shared.events import JobStatus, RoundEnd
+from shared.events import JobStatus, RoundEnd, TrainingEnd
 from shared.process.failpoints import failpoint
 from shared.record import parts
+from shared.record.job import Result
 
 
 def abandon(context: JobContext, effect: protocol.Abandon) -> None:
@@ -91,9 +90,10 @@ def end(context: JobContext, outcome: protocol.Outcome, reason: str) -> None:
         "ended": now,
     }
     ledger.check_owned(context.job, context.fence)
-    blobs.put_json(names.result_blob(context.job), result)
+    key = names.result_blob(context.job)
+    blobs.put_json(key, result)
     failpoint("aggregator.result")
-    conclude(context, result)
+    conclude(context, Result.read(key, result).end)
 
 
 def _abandon_rest(context: JobContext, reason: str) -> None:
@@ -114,9 +114,9 @@ def _clear_late(context: JobContext) -> None:
         blobs.remove([key for key in blobs.list(names.states_prefix(context.job)) if key not in current])
 
 
-def conclude(context: JobContext, result: dict[str, Any]) -> None:
-    """What follows from a job's result, by the owner that wrote it or by the next one."""
-    ended = recovery.ending(context.job, result).model_copy(update={"fence": context.fence})
+def conclude(context: JobContext, ended: TrainingEnd) -> None:
+    """Does all that follows from a job's result, by the owner that wrote it or by the next one."""
+    ended = ended.model_copy(update={"fence": context.fence})
     context.edges.ledger.set_metrics(context.job, context.fence, ended.metrics)
     if context.subscription is not None:
         context.edges.bus.cancel(context.subscription)

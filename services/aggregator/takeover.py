@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from services.aggregator import client_history, job_state, manifests, outcome, protocol, recovery
+from services.aggregator import client_history, job_state, manifests, outcome, protocol
 from services.aggregator.accepted_updates import by_blob, gave_up, was_refused
 from services.aggregator.committing import clear_away, tell_round_end
 from services.aggregator.context import JobContext
@@ -14,7 +14,7 @@ from shared import names
 from shared.errors import Refused
 from shared.events import BlobRef, fitting
 from shared.job.job_spec import CLAIMS
-from shared.record import parts
+from shared.record import archive, parts
 from shared.redis.ledger import JobRecord, RoundRecord
 from shared.s3.json_records import figures, reading
 from shared.s3.store import NotFound
@@ -24,9 +24,9 @@ LATE = 3  #: evaluations that may be on their way or have failed, before the las
 
 def take_over(context: JobContext, record: JobRecord) -> job_state.Step:
     """Brings the ledger up to the store, the model into memory, and says what is to be done first."""
-    result = recovery.optional(context.edges.blobs, names.result_blob(context.job))
+    result = archive.result(context.edges.blobs, context.job)
     if result is not None:  # its owner died before it said so
-        conclude(context, result)
+        conclude(context, result.end)
         return job_state.State(context.spec, "ended"), ()
     context.metrics = record.metrics
     context.committed = _catch_up(context, record)
@@ -39,7 +39,7 @@ def take_over(context: JobContext, record: JobRecord) -> job_state.Step:
 
 def _catch_up(context: JobContext, record: JobRecord) -> int:
     """The last committed round, its model loaded; the ledger knows of it when this returns."""
-    committed = recovery.committed(context.edges.blobs, context.job, record.round)
+    committed = archive.committed_since(context.edges.blobs, context.job, record.round)
     for number in range(record.round + 1, committed + 1):
         with _manifest(context, number) as missed:
             came = manifests.came_to(missed, _pieces(context, number, missed))
@@ -90,7 +90,7 @@ def _evaluation(context: JobContext, number: int) -> Iterator[dict[str, Any]]:
     """The record of a round's evaluation, or its head where it is long; empty where there was none."""
     key = names.evaluation_blob(context.job, number)
     with reading(key):
-        yield recovery.optional(context.edges.blobs, key) or {}
+        yield archive.optional(context.edges.blobs, key) or {}
 
 
 def _ref(found: Any) -> BlobRef | None:

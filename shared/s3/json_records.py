@@ -67,7 +67,8 @@ def reading(key: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
-        raise Refused(f"{key} is no such record: {plain(where)[:100]}: {plain(first['msg'])[:200]}") from error
+        wrong = " is missing" if first["type"] == "missing" else f": {plain(first['msg'])[:200]}"
+        raise Refused(f"{key} is no such record: {plain(where)[:100]}{wrong}") from error
     except KeyError as error:
         raise Refused(f"{key} is no such record: {plain(str(error.args[0]))[:100]} is missing") from error
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:

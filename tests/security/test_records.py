@@ -16,6 +16,7 @@ from services.cli.verify import snapshot
 from shared import names
 from shared.errors import Refused
 from shared.job import job_spec
+from shared.record import archive
 from shared.s3 import json_records
 from shared.s3.store import Blobs, NotFound
 
@@ -84,7 +85,7 @@ def read_all(found: dict[str, dict[str, Any]]) -> None:
         assert all(isinstance(value, float) for own in past.evaluated.values() for value in own.values())
     history.end(blobs, JOB)
     history.record(blobs, JOB)
-    snapshot.final(blobs, JOB, history.optional(blobs, names.result_blob(JOB)))
+    snapshot.final(blobs, archive.result(blobs, JOB))
 
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

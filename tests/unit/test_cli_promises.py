@@ -14,6 +14,7 @@ from shared import names
 from shared.events import BlobRef
 from shared.job import job_spec
 from shared.job.catalog.strategies import FedAvg
+from shared.record.job import Result
 from shared.record.manifest import Counted, Fault, Grid, Manifest
 from shared.redis.ledger import LOG, JobRecord, RoundRecord
 
@@ -94,7 +95,7 @@ ENDED = Snapshot(
     spec=SPEC,
     rounds=tuple(past(number) for number in range(3)),
     unreadable={},
-    result={"outcome": "finished", "rounds": 2, "model": model(2).model_dump()},
+    result=Result(job=JOB, outcome="finished", rounds=2, model=model(2), started=0.0, ended=300.0),
     final="",
     redis=redis(),
     letters=(DeadLetter("model-update", names.updates_queue(JOB), "is not msgpack"),),
@@ -127,7 +128,7 @@ def pending(*, gone: tuple[str, ...] = (), **changes: Any) -> Snapshot:
 
 def resulting(**changes: Any) -> Snapshot:
     """The ended job, with its result changed."""
-    return replace(ENDED, result={**(ENDED.result or {}), **changes})
+    return replace(ENDED, result=ENDED.result and ENDED.result.model_copy(update=changes))
 
 
 NAN = math.nan
@@ -184,7 +185,7 @@ ILL: list[tuple[str, str, Snapshot]] = [
     ("P3", "is not the one that a sent", changed(0, updates=(update(1, "a", blob=BlobRef(
         key=names.update_blob(JOB, 0, "a", "e" * 64), size=1, digest="e" * 64)),))),
     ("P3", "its manifest cannot be read", replace(ENDED, unreadable={3: "its manifest cannot be read"}, redis=None)),
-    ("P3", "result.json has the model 2222", resulting(model=model(1).model_dump())),
+    ("P3", "result.json has the model 2222", resulting(model=model(1))),
     ("P3", "model.safetensors: its digest", replace(ENDED, final="its digest is another")),
     ("P4", "round 1 has no manifest", replace(ENDED, rounds=(past(0), past(2)))),
     ("P4", "its manifest says round 5", changed(1, round=5)),

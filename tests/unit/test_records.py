@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.aggregator import recovery
 from shared import names
 from shared.errors import Refused
+from shared.record import archive
 from shared.s3 import json_records
 from shared.s3.json_records import reading
 from shared.s3.store import NotFound
@@ -96,9 +96,9 @@ class Held:
 def test_readers_of_a_job_refuse_what_is_no_such_record(found: dict[str, Any]) -> None:
     """Missing parts, parts of another kind, values nobody knows: the key is named, and nothing else is raised."""
     for key, read in (
-        (names.wanted_blob(JOB), lambda store: recovery.wanted(store, JOB)),
-        (names.job_blob(JOB), lambda store: recovery.spec(store, JOB)),
-        (names.result_blob(JOB), lambda store: recovery.ending(JOB, store.get_json(names.result_blob(JOB)))),
+        (names.wanted_blob(JOB), lambda store: archive.wanted(store, JOB)),
+        (names.job_blob(JOB), lambda store: archive.spec(store, JOB)),
+        (names.result_blob(JOB), lambda store: archive.result(store, JOB)),
     ):
         _, refusal = tried(lambda key=key, read=read: read(Held(**{key: found})))
         assert refusal is None or refusal.startswith(f"{key} is no such record: ")

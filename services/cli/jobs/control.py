@@ -18,6 +18,7 @@ from shared.amqp.connection import Delivery
 from shared.errors import BadInput, BadMessage, Unavailable
 from shared.events import AnyEvent, JobStatus, PauseTraining, StartTraining, StopTraining, TrainingEnd
 from shared.job.job_spec import JobSpec
+from shared.record import archive
 from shared.redis.ledger import ENDED, JobRecord, Wanted
 
 STOPPING = 30.0  #: seconds that a job is waited for to end, or to be laid down once its round is over
@@ -119,7 +120,7 @@ def _live(servers: Servers, job: str, ended: str = "") -> JobRecord:
 
 
 def _want(servers: Servers, job: str, wanted: Wanted) -> None:
-    before = history.optional(servers.blobs, names.wanted_blob(job))
+    before = archive.optional(servers.blobs, names.wanted_blob(job))
     _write(servers, job, wanted)
     answer = servers.ledger.want(job, wanted)
     if answer in ENDED:

@@ -19,6 +19,7 @@ from shared.errors import BadInput, BadMessage, FedqError, Unavailable
 from shared.events import StartTraining, encode
 from shared.job.job_spec import JobSpec
 from shared.names import JOB_ID
+from shared.record import archive
 from shared.redis.ledger import ENDED, JobRecord, Wanted
 
 FROZEN = ("name", "seed", "model", "data", "silos")  #: what the committed rounds of a job were made with
@@ -102,7 +103,7 @@ def plan(servers: Servers, job: str, given: JobSpec | None, assignments: Sequenc
             f"job {job} cannot be resumed with another {', '.join(changed)}: its committed rounds were made with what "
             "it has; start a new job for that"
         )
-    committed = max(record.round, history.committed(servers.blobs, job))
+    committed = max(record.round, archive.committed(servers.blobs, job))
     if committed >= spec.rounds.count:
         raise BadInput(
             f"job {job} has {committed} committed rounds and rounds.count is {spec.rounds.count}; "
@@ -116,7 +117,7 @@ def resume(servers: Servers, going_on: Continuation, watch: Watch | None = None)
     job, spec, ledger, blobs, bus = going_on.job, going_on.spec, servers.ledger, servers.blobs, servers.bus
     event = _announcement(job, spec)
     bus.declare(topology.commands(), topology.dead_letters())  # a broker that is away changes nothing
-    kept = {key: history.optional(blobs, key) for key in (names.wanted_blob(job), names.result_blob(job))}
+    kept = {key: archive.optional(blobs, key) for key in (names.wanted_blob(job), names.result_blob(job))}
     try:
         blobs.put_json(names.job_blob(job), _document(job, spec))
         for key in kept:

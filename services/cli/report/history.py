@@ -8,11 +8,10 @@ from typing import Any
 from shared import names
 from shared.errors import BadInput, Refused, Unavailable
 from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
-from shared.job.job_spec import JobSpec
-from shared.record import parts
-from shared.redis.ledger import WANTED, JobRecord, Ledger, Wanted
+from shared.record import archive, parts
+from shared.redis.ledger import JobRecord, Ledger
 from shared.s3.json_records import figures, reading
-from shared.s3.store import Blobs, NotFound
+from shared.s3.store import Blobs
 from shared.text import plain
 
 NUMBER = (int, float)
@@ -115,14 +114,9 @@ def rounds(blobs: Blobs, job: str, first: int = 0, last: int | None = None) -> l
 
 
 def spec(blobs: Blobs, job: str) -> dict[str, Any] | None:
-    """The job spec with all defaults, or None where there is no such job; `Refused` where what is there is none."""
-    key = names.job_blob(job)
-    record = optional(blobs, key)
-    if record is None:
-        return None
-    found: dict[str, Any] = checked(key, record, spec=dict)["spec"]
-    with reading(key):
-        return JobSpec.model_validate(found).model_dump(mode="json")
+    """The job spec with all defaults, or None if there is no such job; `Refused` if what is there is none."""
+    found = archive.spec(blobs, job)
+    return None if found is None else found.model_dump(mode="json")
 
 
 def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
@@ -137,13 +131,9 @@ def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
 
 
 def end(blobs: Blobs, job: str) -> TrainingEnd | None:
-    """How a job ended, or None while it has not."""
-    key = names.result_blob(job)
-    result = optional(blobs, key)
-    if result is None:
-        return None
-    with reading(key):
-        return TrainingEnd.model_validate({name: result[name] for name in TrainingEnd.model_fields if name in result})
+    """The end of a job, or None while it has not ended."""
+    result = archive.result(blobs, job)
+    return None if result is None else result.end
 
 
 def end_of(blobs: Blobs, record: JobRecord) -> TrainingEnd:
@@ -160,73 +150,15 @@ def end_of(blobs: Blobs, record: JobRecord) -> TrainingEnd:
     )
 
 
-def folders(blobs: Blobs, job: str) -> list[int]:
-    """The rounds that the store has anything of, committed or not, in order."""
-    return sorted(int(name) for name in blobs.folders(names.rounds_prefix(job)) if name.isdecimal())
-
-
-def committed(blobs: Blobs, job: str) -> int:
-    """The last committed round; -1 where there is none."""
-    found = reversed(folders(blobs, job))
-    return next((number for number in found if blobs.exists(names.manifest_blob(job, number))), -1)
-
-
 def record(blobs: Blobs, job: str) -> JobRecord | None:
-    """What the ledger would say of a job that Redis has lost; None where the store does not know it either."""
-    found = spec(blobs, job)
-    if found is None:
-        return None
-    key = names.result_blob(job)
-    result = optional(blobs, key)
-    started, ended, metrics = 0.0, 0.0, dict[str, float]()
-    if result is not None:
-        checked(key, result, outcome=str, reason=str, started=NUMBER, ended=NUMBER, metrics=dict)
-        with reading(key):
-            started, ended, metrics = float(result["started"]), float(result["ended"]), figures(result["metrics"])
-    wanted = _wish(blobs, job)
-    status, detail = "queued", "read from the object store; waiting for an aggregator"
-    if result is not None:
-        status, detail = result["outcome"], plain(result["reason"])
-    elif wanted.status == "paused":
-        status, detail = "paused", wanted.reason
-    return JobRecord(
-        id=job,
-        status=status,
-        detail=detail,
-        round=committed(blobs, job),
-        rounds=found["rounds"]["count"],
-        owner="",
-        fence=0,
-        created=started,
-        started=started,
-        ended=ended,
-        metrics=metrics,
-        wanted=wanted,
-    )
-
-
-def _wish(blobs: Blobs, job: str) -> Wanted:
-    """An operator's wish for a job, as the store has it; without one, the job is to run."""
-    key = names.wanted_blob(job)
-    found = optional(blobs, key)
-    if found is None:
-        return Wanted()
-    with reading(key):
-        if found["wanted"] not in WANTED:
-            raise ValueError(f"wanted is none of {', '.join(WANTED)}")
-        return Wanted(found["wanted"], plain(str(found.get("reason", ""))))
-
-
-def manifest(blobs: Blobs, job: str, number: int) -> dict[str, Any] | None:
-    """The whole commit record of a round, or None where it is not committed."""
-    key = names.manifest_blob(job, number)
-    found = optional(blobs, key)
-    return None if found is None else parts.joined(blobs, key, found)
+    """The ledger's record of a job that Redis has lost; None if the bucket does not know the job either."""
+    found = archive.spec(blobs, job)
+    return None if found is None else archive.job_record(blobs, job, found.rounds.count)
 
 
 def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
     key = names.manifest_blob(job, number)
-    found = optional(blobs, key)
+    found = archive.optional(blobs, key)
     if found is None:
         return None
     checked(key, found, job=str, attempt=int, metrics=dict, seconds=NUMBER, model=dict)
@@ -238,7 +170,7 @@ def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
     else:
         _checked_clients(key, found)
     key = names.evaluation_blob(job, number)
-    evaluation = optional(blobs, key)
+    evaluation = archive.optional(blobs, key)
     if evaluation is not None:
         checked(key, evaluation, examples=int, metrics=dict, model=str)
         _check_numbers(key, evaluation)
@@ -272,11 +204,3 @@ def checked(key: str, record: Any, **fields: type | tuple[type, ...]) -> Any:
             if not isinstance(record[name], kind):
                 raise TypeError(f"{name} is {type(record[name]).__name__}")
     return record
-
-
-def optional(blobs: Blobs, key: str) -> dict[str, Any] | None:
-    """A record of the store, or None where there is none."""
-    try:
-        return blobs.get_json(key)
-    except NotFound:
-        return None

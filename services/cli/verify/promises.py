@@ -181,11 +181,11 @@ def _of_result(snapshot: Snapshot) -> Problems:
         return
     if snapshot.final:
         yield f"model.safetensors: {snapshot.final}"
-    model = snapshot.result["model"]
+    model = snapshot.result.model
     last = snapshot.rounds[-1].manifest.model.digest if snapshot.rounds else None
-    if (model["digest"] if model else None) != last:
+    if (model.digest if model else None) != last:
         yield (
-            f"result.json has the model {model['digest'][:12] if model else 'none'}, "
+            f"result.json has the model {model.digest[:12] if model else 'none'}, "
             f"and the last round's is {last[:12] if last else 'none'}"
         )
 
@@ -289,10 +289,10 @@ def _of_end(snapshot: Snapshot, redis: Redis) -> Problems:
     if result is None:
         yield f"the job is {record.status} and has no result.json"
         return
-    if result["outcome"] != record.status:
-        yield f"result.json says {result['outcome']}, and Redis {record.status}"
-    if result["rounds"] != max(0, snapshot.last):
-        yield f"result.json says {result['rounds']} rounds, and the last manifest is that of round {snapshot.last}"
+    if result.outcome != record.status:
+        yield f"result.json says {result.outcome}, and Redis {record.status}"
+    if result.rounds != max(0, snapshot.last):
+        yield f"result.json says {result.rounds} rounds, and the last manifest is that of round {snapshot.last}"
 
 
 def _p5_checked(snapshot: Snapshot) -> str:

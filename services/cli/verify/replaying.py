@@ -15,6 +15,7 @@ from shared.aggregation.strategies.strategy import Robust
 from shared.aggregation.weights import File
 from shared.errors import BadInput, Refused
 from shared.events import BlobRef
+from shared.record import archive
 from shared.record.manifest import Counted, Manifest, read
 from shared.s3.store import Blobs, NotFound
 
@@ -91,7 +92,7 @@ class Replay:
 
 def replay(servers: Servers, job: str, number: int) -> Verdict:
     """Takes a round from its record: the base, the kept updates one after the other, the server step."""
-    document = history.manifest(servers.blobs, job, number)
+    document = archive.manifest(servers.blobs, job, number)
     if document is None:
         history.known_spec(servers.blobs, servers.ledger, job)
         raise BadInput(f"round {number} of job {job} is not committed; `fedq show {job}` lists those that are")
@@ -101,7 +102,7 @@ def replay(servers: Servers, job: str, number: int) -> Verdict:
         if manifest.base is None:
             digest = initial(servers.blobs, manifest)
         else:
-            before = history.manifest(servers.blobs, job, number - 1)
+            before = archive.manifest(servers.blobs, job, number - 1)
             digest = _folded(servers.blobs, manifest, read(before).server if before else None)
     except NotFound as error:
         if "/updates/" not in str(error):

@@ -21,10 +21,10 @@ from shared.amqp.connection import Peeked
 from shared.errors import Refused
 from shared.events import BlobRef
 from shared.job.job_spec import JobSpec
-from shared.record import manifest
+from shared.record import archive, manifest
+from shared.record.job import Result
 from shared.record.manifest import Counted, Manifest
 from shared.redis.ledger import ENDED, JobRecord, RoundRecord
-from shared.s3.json_records import reading
 from shared.s3.store import Blobs, NotFound
 
 File = npt.NDArray[np.uint8]
@@ -88,7 +88,7 @@ class Snapshot:
     spec: JobSpec
     rounds: tuple[Round, ...]  # by number
     unreadable: dict[int, str]  # manifests that are none
-    result: dict[str, Any] | None
+    result: Result | None
     final: str  # what is wrong with model.safetensors; empty where nothing is, or where none is due
     redis: Redis | None  # None where it does not know the job
     letters: tuple[DeadLetter, ...]
@@ -111,7 +111,7 @@ def gather(servers: Servers, job: str, tell: Tell) -> Snapshot:
     tell("reading manifests")
     manifests, unreadable = _manifests(blobs, job)
     after = ledger.job(job)
-    result = history.optional(blobs, names.result_blob(job))
+    result = archive.result(blobs, job)
     redis = None
     if before is not None and after is not None:
         redis = Redis(
@@ -132,7 +132,7 @@ def gather(servers: Servers, job: str, tell: Tell) -> Snapshot:
         rounds=tuple(_read_again(blobs, job, manifests, spec.keep_updates, tell)),
         unreadable=unreadable,
         result=result,
-        final=final(blobs, job, result) if redis is None or redis.ended else "",
+        final=final(blobs, result) if redis is None or redis.ended else "",
         redis=redis,
         letters=tuple(_of_job(letters, job)),
         unseen=max(0, depth[0] - LETTERS) if depth else 0,
@@ -145,12 +145,12 @@ def _manifests(blobs: Blobs, job: str) -> tuple[dict[int, Manifest], dict[int, s
 
     def one(number: int) -> Manifest | str | None:
         try:
-            document = history.manifest(blobs, job, number)
+            document = archive.manifest(blobs, job, number)
             return None if document is None else manifest.read(document)
         except Refused as refused:
             return str(refused)
 
-    numbers = history.folders(blobs, job)
+    numbers = archive.folders(blobs, job)
     with ThreadPoolExecutor(history.AT_ONCE) as pool:
         for number, read in zip(numbers, pool.map(one, numbers), strict=True):
             if isinstance(read, Manifest):
@@ -246,12 +246,9 @@ def _check_base(blobs: Blobs, update: Counted, found: Manifest) -> None:
         raise Refused(f"was trained on the model {base[:12]}, not on {found.base.digest[:12]}")
 
 
-def final(blobs: Blobs, job: str, result: dict[str, Any] | None) -> str:
-    if result is None:
-        return ""
-    with reading(names.result_blob(job)):
-        ref = None if result["model"] is None else BlobRef.model_validate(result["model"])
-    return "" if ref is None else _model(blobs, ref)[0]
+def final(blobs: Blobs, result: Result | None) -> str:
+    """The fault of the job's final model; empty if it is well, or if there is none."""
+    return "" if result is None or result.model is None else _model(blobs, result.model)[0]
 
 
 # --- dead letters ---------------------------------------------------------------------------

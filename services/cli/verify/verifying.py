@@ -53,7 +53,7 @@ def verify(servers: Servers, job: str, as_json: bool) -> int:
 def _status(snapshot: Snapshot) -> str:
     if snapshot.redis is not None:
         return snapshot.redis.after.status
-    return str(snapshot.result["outcome"]) if snapshot.result else "not ended"
+    return snapshot.result.outcome if snapshot.result else "not ended"
 
 
 @contextmanager
