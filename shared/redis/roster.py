@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from shared import names
 from shared.events import Heartbeat
-from shared.redis.client import Redis, Script
+from shared.redis.client import Redis
+from shared.redis.scripts import load
 
 
 @dataclass(frozen=True)
@@ -98,57 +99,8 @@ def _member(row: list[str]) -> Member:
     )
 
 
-_NOW = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
-
-_ADMIT = Script(
-    _NOW
-    + """
-local joined = redis.call('ZSCORE', KEYS[1], ARGV[1]) == false
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-redis.call('HSET', KEYS[2], 'seen_at', now / 1000, unpack(ARGV, 3))
-return joined and 1 or 0
-"""
-)
-
-_REMOVE = Script(
-    """
-redis.call('DEL', KEYS[2])
-return redis.call('ZREM', KEYS[1], ARGV[1])
-"""
-)
-
-_SWEEP = Script(
-    _NOW
-    + """
-local lost = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
-for _, trainer in ipairs(lost) do
-  redis.call('ZREM', KEYS[1], trainer)
-  redis.call('DEL', ARGV[1] .. trainer)
-end
-return lost
-"""
-)
-
-_NEXT_EXPIRY = Script(
-    _NOW
-    + """
-local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-if #first == 0 then return nil end
-return math.floor(first[2] - now)
-"""
-)
-
-_ALIVE = Script(
-    _NOW
-    + """
-local rows = {}
-local alive = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf', 'WITHSCORES')
-for i = 1, #alive, 2 do
-  local fields = redis.call('HGETALL', ARGV[1] .. alive[i])
-  if #fields > 0 then
-    rows[#rows + 1] = {alive[i], tostring(math.floor(alive[i + 1] - now)), unpack(fields)}
-  end
-end
-return rows
-"""
-)
+_ADMIT = load("roster", "admit")
+_REMOVE = load("roster", "remove")
+_SWEEP = load("roster", "sweep")
+_NEXT_EXPIRY = load("roster", "next_expiry")
+_ALIVE = load("roster", "alive")

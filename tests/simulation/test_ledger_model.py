@@ -25,7 +25,7 @@ from tests.simulation.model import RULES, Data, ModelLedger, Rule
 
 START = 1_700_000_000_000  #: ms since the epoch
 CLOCK = "test:clock"
-READ_TIME = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
+READ_TIME = "local t = redis.call('TIME')\n  return t[1] * 1000 + math.floor(t[2] / 1000)\n"
 
 JOBS = ("a-abc234", "b-abc234")
 COHORT = ("a", "b")
@@ -188,7 +188,7 @@ class TimedRedis:
 
     def _timed(self, script: Script) -> Script:
         if script not in self._scripts:
-            text = script._text.replace(READ_TIME, f"local now = tonumber(redis.call('GET', '{CLOCK}'))\n")
+            text = script._text.replace(READ_TIME, f"return tonumber(redis.call('GET', '{CLOCK}'))\n")
             assert "'TIME'" not in text
             self._scripts[script] = Script(text)
         return self._scripts[script]
