@@ -187,6 +187,11 @@ class Accumulator:
             Model(file, weights.read_layout(file), blob), self._blobs.get(server) if server is not None else None
         )
 
+    def committed(self, blob: BlobRef) -> None:
+        """Notes where the current model lies in the store, now that its round is committed."""
+        if self._current is not None:
+            self._current.model.blob = blob
+
     # --- a round --------------------------------------------------------------------------------
 
     def begin(self, cohort: int, number: int) -> None:

@@ -13,6 +13,7 @@ from services.aggregator import client_history, manifests, protocol
 from services.aggregator.accepted_updates import gave_up, traffic
 from services.aggregator.client_history import ClientHistory
 from services.aggregator.context import JobContext
+from services.aggregator.job_state import State
 from shared import names
 from shared.aggregation import weights
 from shared.errors import LedgerLost, Unavailable
@@ -34,7 +35,7 @@ class Made:
     left: dict[str, BlobRef | None]
 
 
-def commit_round(context: JobContext, number: int) -> protocol.Committed:
+def commit_round(context: JobContext, state: State, number: int) -> protocol.Committed:
     """Freezes the accepted updates, makes the next model of them, and commits it."""
     clock = context.edges.clock
     began = clock()
@@ -46,8 +47,9 @@ def commit_round(context: JobContext, number: int) -> protocol.Committed:
     # 2. Step: the strategy makes the model of the frozen updates, and the client history takes them in.
     model = context.accumulator.advance(number, len(record.cohort), record.accepted)
     fresh = tuple(client for client in record.cohort if client not in record.carried)
+    before = state.artifacts
     history = client_history.after(
-        context.client_history, context.spec, number, fresh, record.accepted, context.evaluated
+        before.client_history, context.spec, number, fresh, record.accepted, state.evaluations.clients
     )
     failpoint("aggregator.stepped")
 
@@ -70,12 +72,8 @@ def commit_round(context: JobContext, number: int) -> protocol.Committed:
     failpoint("aggregator.told")
 
     # 7. Move on. Last, because the steps before may be done again, and then on the same base.
-    replaced = [
-        names.state_blob(context.job, client, ref.digest)
-        for client, ref in client_history.superseded(context.client_history, history)
-    ]
-    outdated = context.history_blob.key.rpartition("-")[0] if context.history_blob else ""
-    _move_on(context, number, made, manifest)
+    context.accumulator.committed(model)
+    context.turnout.tell(number, record.cohort, record.accepted, record.rejected)
     context.log.info(
         "committed",
         round=number,
@@ -87,8 +85,15 @@ def commit_round(context: JobContext, number: int) -> protocol.Committed:
     )
 
     # 8. Clear away what the round leaves, while the next one runs.
+    replaced = [
+        names.state_blob(context.job, client, ref.digest)
+        for client, ref in client_history.superseded(before.client_history, history)
+    ]
+    outdated = before.history_blob.key.rpartition("-")[0] if before.history_blob else ""
     clear_away(context, number, replaced, outdated)
-    return protocol.Committed(frozenset(record.accepted) | gave_up(record.rejected))
+    left = protocol.Artifacts(number, made.base, made.left["delta"], made.left["server"], history, made.left["memory"])
+    answered = frozenset(record.accepted) | gave_up(record.rejected)
+    return protocol.Committed(answered, left, manifest["metrics"])
 
 
 def _store_beside(context: JobContext, number: int, history: ClientHistory) -> dict[str, BlobRef | None]:
@@ -174,18 +179,6 @@ def tell_round_end(context: JobContext, manifest: dict[str, Any]) -> None:
     context.edges.bus.publish(end, required=False)
 
 
-def _move_on(context: JobContext, number: int, made: Made, manifest: dict[str, Any]) -> None:
-    """Makes the committed round's model, blobs and figures those that the next round begins with."""
-    if context.accumulator.model is not None:
-        context.previous = made.base
-        context.accumulator.model.blob = made.model
-    context.server, context.delta = made.left["server"], made.left["delta"]
-    context.client_history, context.history_blob = made.history, made.left["memory"]
-    context.committed, context.evaluated = number, {}
-    context.turnout.tell(number, made.record.cohort, made.record.accepted, made.record.rejected)
-    context.measured(manifest["metrics"])
-
-
 def clear_away(context: JobContext, number: int, replaced: Sequence[str] = (), outdated: str = "") -> None:
     """Removes a committed round's updates and ledger entry on another thread, while the next round runs.
 
@@ -206,4 +199,4 @@ def clear_away(context: JobContext, number: int, replaced: Sequence[str] = (), o
         except Unavailable as error:
             context.log.warning("not cleared away", round=number, reason=str(error))
 
-    context.clearing = context.edges.later.submit(clear)
+    context.clearing.start(clear)

@@ -1,22 +1,18 @@
-"""What the owner of a job has at hand: the servers, its fence, the job's arrays, and where the job stands."""
+"""Context of a job under its owner: the servers, the fence, the job's arrays, and the way of its faults to the log."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from services.aggregator.accumulator import Accumulator
-from services.aggregator.client_history import ClientHistory
-from services.aggregator.evaluation import Evaluation
-from services.aggregator.outcome import Unsound
 from services.aggregator.turnout import Turnout
 from shared.amqp.bus import Bus
 from shared.amqp.connection import Subscription
 from shared.errors import Unavailable
-from shared.events import BlobRef, fitting
 from shared.job.catalog.selection import SelectAll
 from shared.job.job_spec import JobSpec
 from shared.redis.ledger import Ledger
@@ -61,9 +57,26 @@ class Faults:
             del self._unsaid[:-UNSAID]
 
 
-@dataclass
+class Clearing:
+    """Removal of a committed round's leftovers, on another thread."""
+
+    def __init__(self, later: Executor) -> None:
+        self._later = later
+        self._running: Future[None] | None = None
+
+    def start(self, clear: Callable[[], None]) -> None:
+        """Runs `clear` while the next round runs."""
+        self._running = self._later.submit(clear)
+
+    def wait(self) -> None:
+        """Waits until the last round's leftovers are gone."""
+        if self._running is not None:
+            self._running.result()
+
+
+@dataclass(frozen=True)
 class JobContext:
-    """One owner's place at one job."""
+    """Everything one owner works on a job with: servers, fence, spec, arrays. Where the job stands is `job_state`'s."""
 
     edges: Edges
     job: str
@@ -71,43 +84,26 @@ class JobContext:
     spec: JobSpec
     faults: Faults
     subscription: Subscription | None
-    accumulator: Accumulator = field(init=False)
-    log: Any = field(init=False)
-    committed: int = -1  # the last round that is
-    metrics: dict[str, float] = field(default_factory=dict)  # the latest
-    first_opened: float = 0.0  # seconds since the epoch, by Redis's clock
-    announced: bool = False  # whoever watches has been told that the job runs
-    alive: dict[str, int] = field(default_factory=dict)  # slots of each group, when last looked
-    clearing: Future[None] | None = None
-    client_history: ClientHistory = field(
-        default_factory=ClientHistory
-    )  # of the clients, up to the last committed round
-    history_blob: BlobRef | None = None  # where that lies
-    previous: BlobRef | None = None  # the model before the current one
-    delta: BlobRef | None = None  # what makes the current one of it, compressed
-    server: BlobRef | None = None  # what the strategy keeps
-    evaluations: dict[int, Evaluation] = field(default_factory=dict)  # that are asked for and not complete
-    evaluated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # clients' figures since the last commit
-    turnout: Turnout = field(init=False)  # of the rounds that this owner committed, and at the end of all
-    tester: str = ""  # the pool or silo that had a test set last
-    untested: set[str] = field(default_factory=set)  # those that said they have none
-    code: dict[str, str] = field(default_factory=dict)  # digest of the user's files → the trainer that ran them first
-    judged: int = -1  # the last round whose evaluation this owner has heard
-    unsound: Unsound = field(default_factory=Unsound)  # what is not finite in the last evaluation
-    progress: dict[int, float] = field(default_factory=dict)  # round → the figure that may end the job
+    accumulator: Accumulator
+    turnout: Turnout  # of the rounds that this owner committed, and at the end of all
+    clearing: Clearing
+    log: Any
 
-    def __post_init__(self) -> None:
-        self.accumulator = Accumulator(self.edges.blobs, self.job, self.spec, self.edges.clock)
-        everybody = self.spec.silos is not None and isinstance(self.spec.select, SelectAll)
-        self.turnout = Turnout(self.spec.clients, everybody=everybody)
-        self.log = structlog.get_logger().bind(job=self.job)
-
-    def measured(self, metrics: Mapping[str, float]) -> None:
-        """Takes in what was measured last; of all that ever was, no more is kept than the job's end can tell."""
-        earlier = {name: value for name, value in self.metrics.items() if name not in metrics}
-        self.metrics = fitting({**metrics, **earlier})
-
-    def settle_clearing(self) -> None:
-        """Waits until the last round's leftovers are gone."""
-        if self.clearing is not None:
-            self.clearing.result()
+    @classmethod
+    def of(
+        cls, edges: Edges, job: str, fence: int, spec: JobSpec, faults: Faults, subscription: Subscription | None
+    ) -> "JobContext":
+        """The context of a job that was just claimed."""
+        everybody = spec.silos is not None and isinstance(spec.select, SelectAll)
+        return cls(
+            edges,
+            job,
+            fence,
+            spec,
+            faults,
+            subscription,
+            Accumulator(edges.blobs, job, spec, edges.clock),
+            Turnout(spec.clients, everybody=everybody),
+            Clearing(edges.later),
+            structlog.get_logger().bind(job=job),
+        )

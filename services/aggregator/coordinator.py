@@ -4,14 +4,13 @@ import queue
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import structlog
 
 from services.aggregator import committing, ending, evaluating, job_state, opening, protocol, receiving, recovery
 from services.aggregator.context import Edges, Faults, JobContext
-from services.aggregator.evaluation import Evaluation
 from services.aggregator.takeover import take_over
 from shared import names
 from shared.amqp import topology
@@ -176,7 +175,7 @@ class Coordinator:
         try:
             alive = self._edges.roster.alive()
             if state.phase == "waiting":
-                if groups(alive) != context.alive or context.spec.simulate is not None:
+                if groups(alive) != state.alive or context.spec.simulate is not None:
                     self._news.append(protocol.Joined())
                 return
             at_work = busy(alive)
@@ -223,7 +222,17 @@ class Coordinator:
 
     def _do(self, wanted: tuple[protocol.Effect, ...]) -> None:
         for effect in wanted:
-            self._persistently(lambda effect=effect: self._apply(effect))  # type: ignore[misc]
+            self._persistently(lambda effect=effect: self._take_all(self._apply(effect)))  # type: ignore[misc]
+
+    def _take(self, received: protocol.Input) -> None:
+        """Learns at once what an input tells, and queues the step that follows from it."""
+        if self._state is not None:
+            self._state = job_state.learn(self._state, received)
+        self._inputs.append(received)
+
+    def _take_all(self, inputs: Iterable[protocol.Input]) -> None:
+        for received in inputs:
+            self._take(received)
 
     def _persistently(self, action: Callable[[], Result]) -> Result:
         """Does `action`, again with back-off while a server is away; each one may be done twice without harm."""
@@ -260,14 +269,14 @@ class Coordinator:
                 except BadInput as error:  # the message is not to blame: no further try of it would end better
                     self._mistake = error
             case ModelEvaluated():
-                self._inputs.append(evaluating.on_model_evaluated(self._required_context, event))
+                self._take(evaluating.on_model_evaluated(*self._at_work, event))
             case StopTraining():
                 self._edges.ledger.want(self.job, Wanted("stopped", event.reason))  # for whoever owns the job next
                 self.want(Wanted("stopped", event.reason))
             case PauseTraining():
                 self.want(self._record().wanted)  # it may have been resumed since
             case TrainerJoined():
-                self._inputs.append(protocol.Joined())
+                self._take(protocol.Joined())
             case _:
                 raise BadMessage(f"{event.type} is not for an aggregator")
 
@@ -288,14 +297,16 @@ class Coordinator:
             # Its client stays at work while no round is open. Nothing is lost if we are: the blob tells of it again.
             self._early[update.client] = update
             return
-        self._inputs.extend(receiving.on_model_update(self._required_context, self._state, update))
+        self._take_all(receiving.on_model_update(*self._at_work, update))
 
     # --- what is done ---------------------------------------------------------------------------
 
     @property
-    def _required_context(self) -> JobContext:
+    def _at_work(self) -> tuple[JobContext, job_state.State]:
+        """The job's context, and where it stands."""
         assert self._context is not None  # noqa: S101 - `begin` comes first
-        return self._context
+        assert self._state is not None  # noqa: S101 - `begin` comes first
+        return self._context, self._state
 
     def _record(self) -> JobRecord:
         record = self._edges.ledger.job(self.job)
@@ -308,7 +319,7 @@ class Coordinator:
         spec = archive.spec(self._edges.blobs, self.job)
         if spec is None:
             raise BadInput(f"job {self.job} was never announced: it has no job.json; start it again")
-        self._context = JobContext(self._edges, self.job, self.fence, spec, self._faults, self._subscription)
+        self._context = JobContext.of(self._edges, self.job, self.fence, spec, self._faults, self._subscription)
         step = take_over(self._context, record)
         wish = archive.wanted(self._edges.blobs, self.job) or record.wanted
         if wish != record.wanted and record.wanted.status != "stopped":
@@ -318,43 +329,40 @@ class Coordinator:
             self.want(record.wanted)
         return step
 
-    def _apply(self, effect: protocol.Effect) -> None:  # noqa: C901 - one line per case
-        context = self._required_context
+    def _apply(self, effect: protocol.Effect) -> Iterable[protocol.Input]:  # noqa: C901, PLR0911 - one line per case
+        """Does an effect on the servers; the inputs it answers with are taken in as they come."""
+        context, state = self._at_work
         match effect:
             case protocol.Look():
-                self._inputs.append(opening.look(context))
+                return (opening.look(context, state),)
             case protocol.Wait(detail):
-                opening.say(context, "waiting", detail)
+                return (opening.say(context, "waiting", detail),)
             case protocol.Open():
-                self._inputs.append(opening.open_round(context, effect))
+                return opening.open_round(context, state, effect)
             case protocol.Review():
-                self._review(effect)
+                return self._review(effect)
             case protocol.AskAgain():
-                opening.ask_again(context, effect)
+                opening.ask_again(context, state, effect)
             case protocol.Close(number):
-                self._inputs.append(committing.commit_round(context, number))
+                return (committing.commit_round(context, state, number),)
             case protocol.Abandon():
                 ending.abandon(context, effect)
             case protocol.Evaluate(number):
-                self._complete(evaluating.evaluate(context, number))
+                return evaluating.evaluate(context, state, number)
             case protocol.AskAnother(number):
-                self._complete(evaluating.ask_another(context, number))
+                return evaluating.ask_another(context, state, number)
             case protocol.Pause(reason):
-                ending.pause(context, reason)
+                ending.pause(context, state, reason)
             case protocol.End(outcome, reason):
-                ending.end(context, outcome, reason)
+                ending.end(context, state, outcome, reason)
+        return ()
 
-    def _complete(self, evaluation: Evaluation | None) -> None:
-        """Goes on where there is nobody to be waited for."""
-        if evaluation is not None:
-            self._inputs.append(evaluating.complete(self._required_context, evaluation))
-
-    def _review(self, effect: protocol.Review) -> None:
+    def _review(self, effect: protocol.Review) -> Iterator[protocol.Input]:
         """Takes in what the store holds of the open round: an event may be lost, its blob is not."""
-        assert self._state is not None  # noqa: S101 - effects follow from a state
-        seconds = self._required_context.spec.rounds.deadline
+        context, state = self._at_work
+        seconds = context.spec.rounds.deadline
         left = self._edges.ledger.extend(self.job, self.fence, effect.round, seconds, EXTENDED * seconds)
-        asked = {client: self._state.asked(client) for client in self._state.unanswered}
+        asked = {client: state.asked(client) for client in state.unanswered}
         for update in recovery.updates(self._edges.blobs, self.job, asked):
             try:
                 self._take_in(update)
@@ -362,15 +370,12 @@ class Coordinator:
                 raise
             except Stale as stale:
                 self._log.debug("stale", reason=str(stale))
-        self._inputs.append(protocol.Reviewed(left))
+        yield protocol.Reviewed(left)
 
     def _queued(self, group: str) -> bool:
         """Whether work waits in a group's queues; a silo has none of tasks."""
-        queues = (
-            (names.rounds_queue, names.tasks_queue)
-            if self._required_context.spec.silos is None
-            else (names.rounds_queue,)
-        )
+        context, _ = self._at_work
+        queues = (names.rounds_queue, names.tasks_queue) if context.spec.silos is None else (names.rounds_queue,)
         depths = (self._edges.bus.depth(name(group)) for name in queues)
         return any(depth is not None and depth[0] > 0 for depth in depths)
 
@@ -379,7 +384,7 @@ class Coordinator:
         reason = f"the aggregator gave up: {error or type(error).__name__}"
         try:
             if self._context is not None and self._state is not None:
-                ending.end(self._context, "failed", reason)
+                ending.end(self._context, self._state, "failed", reason)
             else:  # its record cannot be gone on from: to write the end into it might fail for the same reason
                 self._edges.ledger.end(self.job, self.fence, "failed", str(error))
         except Exception:

@@ -5,8 +5,10 @@ Each function may run twice without harm, under this owner or the next.
 
 from services.aggregator import manifests, protocol, recovery
 from services.aggregator import outcome as outcomes
+from services.aggregator.client_history import ClientHistory
 from services.aggregator.committing import written_manifest
 from services.aggregator.context import JobContext
+from services.aggregator.job_state import State
 from services.aggregator.opening import record_of
 from shared import names
 from shared.events import JobStatus, RoundEnd, TrainingEnd
@@ -49,72 +51,71 @@ def abandon(context: JobContext, effect: protocol.Abandon) -> None:
         context.faults.note("round-failed", effect.reason, effect.round)
 
 
-def pause(context: JobContext, reason: str) -> None:
-    """Lays the job down: nobody owns it until an operator resumes it."""
-    context.settle_clearing()
+def pause(context: JobContext, state: State, reason: str) -> None:
+    """Releases the job as paused: it has no owner until an operator resumes it."""
+    context.clearing.wait()
     if context.edges.ledger.release(context.job, context.fence, "paused", reason) != "paused":
         return  # resumed in this moment: it is claimed again
     context.edges.bus.publish(JobStatus(job=context.job, status="paused", detail=reason), required=False)
-    context.log.info("paused", reason=reason, committed=context.committed)
+    context.log.info("paused", reason=reason, committed=state.artifacts.round)
 
 
-def end(context: JobContext, outcome: protocol.Outcome, reason: str) -> None:
+def end(context: JobContext, state: State, outcome: protocol.Outcome, reason: str) -> None:
     """Writes the result, then says so; a job whose last figures are no numbers does not just finish."""
     ledger, blobs, accumulator = context.edges.ledger, context.edges.blobs, context.accumulator
+    committed = state.artifacts.round
     if outcome == "finished":
-        outcome, said = outcomes.ending(context.unsound, context.metrics)
+        outcome, said = outcomes.ending(state.evaluations.unsound, state.metrics)
         stop = context.spec.evaluate.stop
-        unmeasured = f"evaluate.stop: nobody measured {stop.metric}" if stop and not context.progress else ""
+        unmeasured = f"evaluate.stop: nobody measured {stop.metric}" if stop and not state.evaluations.progress else ""
         reason = "; ".join(part for part in (reason, said, unmeasured) if part)
-    context.settle_clearing()
-    written = written_manifest(context, context.committed + 1)
+    context.clearing.wait()
+    written = written_manifest(context, committed + 1)
     ledger.check_owned(context.job, context.fence)
     if written is None:
-        _abandon_rest(context, reason)
+        _abandon_rest(context, committed, reason)
     model = None
     if accumulator.model is not None:
         final = accumulator.model.blob.model_copy(update={"key": names.final_model_blob(context.job)})
         model = blobs.put(final.key, accumulator.file, digest=final.digest, metadata={"job": context.job})
-    recovery.recall(context.edges.blobs, context.job, context.committed, context.turnout)
+    recovery.recall(context.edges.blobs, context.job, committed, context.turnout)
     now = ledger.now()
     result = {
         "job": context.job,
         "outcome": outcome,
         "reason": reason,
-        "rounds": max(0, context.committed),
-        "metrics": context.metrics,
+        "rounds": max(0, committed),
+        "metrics": dict(state.metrics),
         "model": model.model_dump() if model else None,
         "missing": context.turnout.missing().model_dump(mode="json"),
-        "seconds": round(now - context.first_opened, 3) if context.first_opened else 0.0,
-        "started": context.first_opened,
+        "seconds": round(now - state.first_opened, 3) if state.first_opened else 0.0,
+        "started": state.first_opened,
         "ended": now,
     }
     ledger.check_owned(context.job, context.fence)
     key = names.result_blob(context.job)
     blobs.put_json(key, result)
     failpoint("aggregator.result")
-    conclude(context, Result.read(key, result).end)
+    conclude(context, Result.read(key, result).end, state.artifacts.client_history)
 
 
-def _abandon_rest(context: JobContext, reason: str) -> None:
+def _abandon_rest(context: JobContext, committed: int, reason: str) -> None:
     """Ends the round that an error has ended with its job: everybody is told, and it is counted."""
-    record = context.edges.ledger.round(context.job, context.committed + 1)
+    record = context.edges.ledger.round(context.job, committed + 1)
     if record is not None and record.state in ("open", "closed"):
-        abandon(context, protocol.Abandon(context.committed + 1, record.attempt, "failed", reason))
+        abandon(context, protocol.Abandon(committed + 1, record.attempt, "failed", reason))
 
 
-def _clear_late(context: JobContext) -> None:
+def _clear_late(context: JobContext, history: ClientHistory) -> None:
     """Removes what came too late to be counted; from now on a trainer that nobody hears does so itself."""
     blobs = context.edges.blobs
     blobs.delete(names.rounds_prefix(context.job), holding="/updates/")
-    if context.spec.is_stateful and context.client_history.states:
-        current = {
-            names.state_blob(context.job, client, ref.digest) for client, ref in context.client_history.states.items()
-        }
+    if context.spec.is_stateful and history.states:
+        current = {names.state_blob(context.job, client, ref.digest) for client, ref in history.states.items()}
         blobs.remove([key for key in blobs.list(names.states_prefix(context.job)) if key not in current])
 
 
-def conclude(context: JobContext, ended: TrainingEnd) -> None:
+def conclude(context: JobContext, ended: TrainingEnd, history: ClientHistory) -> None:
     """Does all that follows from a job's result, by the owner that wrote it or by the next one."""
     ended = ended.model_copy(update={"fence": context.fence})
     context.edges.ledger.set_metrics(context.job, context.fence, ended.metrics)
@@ -123,7 +124,7 @@ def conclude(context: JobContext, ended: TrainingEnd) -> None:
     # Before the ledger says that it is over, or the queue of an owner that dies here would stay.
     context.edges.bus.delete(names.updates_queue(context.job))
     if not context.spec.keep_updates:
-        _clear_late(context)
+        _clear_late(context, history)
     context.edges.ledger.end(context.job, context.fence, ended.outcome, ended.reason)
     failpoint("aggregator.ended")
     context.edges.bus.publish(ended, required=False)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from services.aggregator import outcome, protocol
 from services.aggregator.context import JobContext
@@ -14,6 +15,7 @@ from services.aggregator.evaluation import (
     part_of_tests,
     whose_tests,
 )
+from services.aggregator.job_state import State, merge_metrics
 from services.aggregator.opening import by_group
 from services.aggregator.outcome import Unsound
 from shared import names
@@ -25,47 +27,55 @@ from shared.redis.roster import groups
 from shared.s3.json_records import reading
 
 
-def evaluate(context: JobContext, number: int) -> Evaluation | None:
+def evaluate(context: JobContext, state: State, number: int) -> Iterator[protocol.Input]:
     """Asks how good the model is: a pool or a silo that is alive, on the test set; clients, on their own examples.
 
-    The evaluation, where it is complete by that: nobody has anything to measure the model on.
+    The evaluation is complete at once if nothing was asked and all have said that they have no test set.
     """
-    model, spec = context.accumulator.model, context.spec
+    model, spec, known = context.accumulator.model, context.spec, state.evaluations
     if model is None:
-        return None
+        return
     alive = groups(context.edges.roster.alive())  # an owner that took over an open round has not looked yet
-    pending = context.evaluations[number] = Evaluation(number, set(), model=model.blob)
-    tester = next_tester(spec, alive, context.untested, context.tester) if spec.evaluate.where != "clients" else None
+    tester = next_tester(spec, alive, known.untested, known.tester) if spec.evaluate.where != "clients" else None
     on_clients = list(_on_clients(context, alive, number))
-    pending.parts |= {part_of(clients) for _, clients in on_clients}
+    parts_asked = {part_of(clients) for _, clients in on_clients}
     if tester is not None:
-        pending.parts.add(part_of_tests(spec, tester))
-        _ask_how_good(context, pending, model.blob, tester)
+        parts_asked.add(part_of_tests(spec, tester))
+    pending = Evaluation(number, frozenset(parts_asked), model=model.blob)
+    if tester is not None:
+        _ask_how_good(context, state, pending, model.blob, tester)
     for group, clients in on_clients:
-        _ask_how_good(context, pending, model.blob, group, clients)
-    return pending if not pending.parts and nobody_has_tests(spec, context.untested) else None
+        _ask_how_good(context, state, pending, model.blob, group, clients)
+    yield protocol.EvaluationChanged(pending)
+    if not parts_asked and nobody_has_tests(spec, known.untested):
+        yield complete(context, state, pending)
 
 
-def ask_another(context: JobContext, number: int) -> Evaluation | None:
-    """Asks another silo for the test set of a round's evaluation; the evaluation, where it is complete by that."""
-    pending, spec = context.evaluations.get(number), context.spec
-    if pending is None or pending.model is None:
-        return None
+def ask_another(context: JobContext, state: State, number: int) -> Iterator[protocol.Input]:
+    """Asks another silo for the test set of a round's evaluation; without another, it may be complete by that."""
+    found, spec, known = state.evaluations.pending.get(number), context.spec, state.evaluations
+    if found is None or found.model is None:
+        return
     alive = groups(context.edges.roster.alive())
-    pending.parts -= {part_of_tests(spec, group) for group in pending.tried}
-    tester = next_tester(spec, alive, {*context.untested, *pending.tried}, context.tester)
+    others = frozenset(found.parts) - {part_of_tests(spec, group) for group in found.tried}
+    tester = next_tester(spec, alive, {*known.untested, *found.tried}, known.tester)
     if tester is not None:
-        pending.parts.add(part_of_tests(spec, tester))
-        _ask_how_good(context, pending, pending.model, tester)
-        return None
+        pending = replace(found, parts=others | {part_of_tests(spec, tester)})
+        _ask_how_good(context, state, pending, found.model, tester)
+        yield protocol.EvaluationChanged(pending)
+        return
     context.log.warning("nobody has a test set", round=number)
-    return pending if pending.answered.keys() == pending.parts else None
+    pending = replace(found, parts=others)
+    yield protocol.EvaluationChanged(pending)
+    if pending.complete:
+        yield complete(context, state, pending)
 
 
 def _ask_how_good(
-    context: JobContext, pending: Evaluation, model: BlobRef, group: str, clients: tuple[str, ...] = ()
+    context: JobContext, state: State, pending: Evaluation, model: BlobRef, group: str, clients: tuple[str, ...] = ()
 ) -> None:
-    states = tuple(map(context.client_history.states.get, clients)) if context.client_history.states else ()
+    history = state.artifacts.client_history
+    states = tuple(map(history.states.get, clients)) if history.states else ()
     context.edges.bus.declare_once(topology.rounds(group))
     context.edges.bus.publish(
         EvaluateModel(
@@ -93,37 +103,45 @@ def _on_clients(context: JobContext, alive: Mapping[str, int], number: int) -> I
             yield group, part
 
 
-def on_model_evaluated(context: JobContext, event: ModelEvaluated) -> protocol.Input:
+def on_model_evaluated(context: JobContext, state: State, event: ModelEvaluated) -> protocol.Input:
     """Keeps the figures of a round's model; the job goes on once all who were asked have answered."""
-    group = whose_tests(context.spec, event.part)
+    known, group = state.evaluations, whose_tests(context.spec, event.part)
     is_wanted = context.spec.evaluate.where == "server" and group is not None and event.examples > 0
-    if event.round not in context.evaluations and not is_wanted:
+    if event.round not in known.pending and not is_wanted:
         raise Stale(f"the evaluation of round {event.round} was asked for by another owner, or is complete")
-    _check_model(context, event)
-    pending = context.evaluations.setdefault(event.round, Evaluation(event.round, {event.part}))
+    _check_model(context, state, event)
+    pending = known.pending.get(event.round) or Evaluation(event.round, frozenset({event.part}))
     if event.error is not None:
         context.log.warning("not evaluated", round=event.round, reason=event.error)
         context.faults.note("not-evaluated", event.error, event.round)
-    if group is not None and event.part in pending.parts:
-        if not event.examples:
-            pending.tried[group] = event.error or ""
-            if event.error is None and group not in context.untested:
-                context.untested.add(group)
-                if nobody_has_tests(context.spec, context.untested):  # said once, not in each round
-                    context.faults.note("not-evaluated", pending.untested(context.spec), event.round)
-            return protocol.Untested(event.round)
-        context.tester = group
-    if not pending.take(event):
+    if group is not None and event.part in pending.parts and not event.examples:
+        return _without_tests(context, state, pending, group, event.error)
+    answered = pending.answered_by(event)
+    tester = group if group is not None and event.part in pending.parts else ""
+    if answered.complete:
+        return complete(context, state, answered, tester)
+    if answered is pending:
         raise Stale(f"round {event.round} is waiting for other evaluations")
-    return complete(context, pending)
+    return protocol.EvaluationChanged(answered, tester)
 
 
-def _check_model(context: JobContext, event: ModelEvaluated) -> None:
-    """`Stale` where what was evaluated is not the model of a committed round, or is known to be evaluated."""
-    pending, blobs, model = context.evaluations.get(event.round), context.edges.blobs, None
+def _without_tests(
+    context: JobContext, state: State, pending: Evaluation, group: str, error: str | None
+) -> protocol.Untested:
+    """Notes that a pool or silo could not measure a model on a test set, because of `error` or for lack of one."""
+    tried = replace(pending, tried={**pending.tried, group: error or ""})
+    is_new = error is None and group not in state.evaluations.untested
+    if is_new and nobody_has_tests(context.spec, state.evaluations.untested | {group}):  # said once, not in each round
+        context.faults.note("not-evaluated", tried.untested(context.spec), pending.round)
+    return protocol.Untested(pending.round, tried, group if is_new else "")
+
+
+def _check_model(context: JobContext, state: State, event: ModelEvaluated) -> None:
+    """Raises `Stale` unless the evaluated model is that of a committed round which waits for its evaluation."""
+    pending, blobs, model = state.evaluations.pending.get(event.round), context.edges.blobs, None
     if pending is not None and pending.model is not None:
         model = pending.model.digest
-    elif event.round <= context.committed and not blobs.exists(names.evaluation_blob(context.job, event.round)):
+    elif event.round <= state.artifacts.round and not blobs.exists(names.evaluation_blob(context.job, event.round)):
         key = names.manifest_blob(context.job, event.round)  # an earlier owner asked
         with reading(key):
             model = blobs.get_json(key)["model"]["digest"]
@@ -131,30 +149,40 @@ def _check_model(context: JobContext, event: ModelEvaluated) -> None:
         raise Stale(f"{event.trainer} evaluated {event.model[:12]}…, which round {event.round} does not wait for")
 
 
-def complete(context: JobContext, pending: Evaluation) -> protocol.Evaluated:
-    """Records what those have answered who were asked how good a model is, and what that says of the job."""
+def complete(context: JobContext, state: State, pending: Evaluation, tester: str = "") -> protocol.Evaluated:
+    """Records the answers of a complete evaluation, and returns what they say of the job.
+
+    If a server is away nothing has changed here, and the last answer comes again.
+    """
+    known, figures, metrics = state.evaluations, pending.metrics, state.metrics
+    unsound, late = None, pending.round < known.latest  # late: a later model's figures have come before
     if pending.examples:
         event = next(iter(pending.answered.values()))
-        metrics, clients = pending.metrics, pending.clients
-        late = pending.round < context.judged  # a later model's figures have come before
-        unsound = outcome.after(Unsound() if late else context.unsound, pending.round, metrics, clients)
+        record = {"job": context.job, "model": event.model, **pending.document()}
+        found = outcome.after(Unsound() if late else known.unsound, pending.round, figures, pending.clients)
         if not late:
-            context.judged, context.unsound = pending.round, unsound
-            context.measured(metrics)
-            context.evaluated = {**context.evaluated, **clients}
+            unsound, metrics = found, merge_metrics(state.metrics, figures)
         # The ledger first: it knows whether the job is still ours to write about.
-        context.edges.ledger.set_metrics(context.job, context.fence, context.metrics)
-        record = {"job": context.job, "model": event.model, **pending.document(), **unsound.document()}
+        context.edges.ledger.set_metrics(context.job, context.fence, dict(metrics))
         key = names.evaluation_blob(context.job, pending.round)
-        context.edges.blobs.put_json(key, parts.split(context.edges.blobs, key, record, ("clients",)))
-        context.log.info("evaluated", round=pending.round, trainer=event.trainer, metrics=metrics)
-    stop, enough = context.spec.evaluate.stop, ""
-    if stop is not None and stop.metric in pending.metrics:
-        context.progress[pending.round] = pending.metrics[stop.metric]
-        enough = outcome.early_stop(stop, [context.progress[number] for number in sorted(context.progress)])
+        head = parts.split(context.edges.blobs, key, record | found.document(), ("clients",))
+        context.edges.blobs.put_json(key, head)
+        context.log.info("evaluated", round=pending.round, trainer=event.trainer, metrics=figures)
+    stop, enough, progress = context.spec.evaluate.stop, "", {}
+    if stop is not None and stop.metric in figures:
+        progress = {pending.round: figures[stop.metric]}
+        values = {**known.progress, **progress}
+        enough = outcome.early_stop(stop, [values[number] for number in sorted(values)])
     elif stop is not None:
-        context.faults.note(
-            "not-evaluated", f"nobody measured {stop.metric}, which evaluate.stop goes by", pending.round
-        )
-    del context.evaluations[pending.round]  # last: where a server was away, the answer comes again
-    return protocol.Evaluated(pending.round, enough, pending.unmeasured(context.spec))
+        detail = f"nobody measured {stop.metric}, which evaluate.stop goes by"
+        context.faults.note("not-evaluated", detail, pending.round)
+    return protocol.Evaluated(
+        pending.round,
+        enough,
+        pending.unmeasured(context.spec),
+        metrics=metrics,
+        clients=pending.clients,
+        unsound=unsound,
+        progress=progress,
+        tester=tester,
+    )

@@ -8,10 +8,11 @@ import hashlib
 import heapq
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from services.aggregator.outcome import Unsound
 from services.aggregator.selection import lottery, population
 from shared.events import BlobRef, ModelEvaluated, fitting
 from shared.job.job_spec import JobSpec
@@ -54,22 +55,26 @@ def _testers(spec: JobSpec) -> tuple[str, ...]:
     return spec.silos if spec.silos is not None else (spec.pool or "",)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
-    """One round's, while answers come in."""
+    """Evaluation of one round's model, while answers come in."""
 
     round: int
-    parts: set[int] = field(default_factory=lambda: {SERVER})  # that were asked for
-    answered: dict[int, ModelEvaluated] = field(default_factory=dict)
-    model: BlobRef | None = None  # that is evaluated, where this owner asked for it
-    tried: dict[str, str] = field(default_factory=dict)  # who was asked for a test set in vain; the error, if any
+    parts: Collection[int] = frozenset({SERVER})  # numbers of the parts that were asked for
+    answered: Mapping[int, ModelEvaluated] = field(default_factory=dict)  # part → its answer
+    model: BlobRef | None = None  # the evaluated model, if this owner asked for it
+    tried: Mapping[str, str] = field(default_factory=dict)  # group asked for a test set in vain → its error, if any
 
-    def take(self, event: ModelEvaluated) -> bool:
-        """Keeps an answer that was asked for, once; whether it was the last one."""
-        if event.part not in self.parts:
-            return False
-        self.answered.setdefault(event.part, event)
-        return self.answered.keys() == self.parts
+    @property
+    def complete(self) -> bool:
+        """True once each part that was asked for is answered."""
+        return self.answered.keys() == set(self.parts)
+
+    def answered_by(self, event: ModelEvaluated) -> "Evaluation":
+        """The evaluation with an answer; the first answer to a part stands, and one to another part is left out."""
+        if event.part not in self.parts or event.part in self.answered:
+            return self
+        return replace(self, answered={**self.answered, event.part: event})
 
     def unmeasured(self, spec: JobSpec) -> str:
         """Reasons why a figure that the job wants was not measured; empty where all of them were."""
@@ -113,6 +118,24 @@ class Evaluation:
         found: dict[str, Any] = {"round": self.round, "examples": self.examples, "metrics": self.metrics}
         found["traffic"] = {"down": sum(event.downloaded for event in self.answered.values())}
         return found | ({"clients": self.clients} if self.clients else {})
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Evaluations of a job: those under way, and the figures of those that are complete."""
+
+    pending: Mapping[int, Evaluation] = field(default_factory=dict)  # round → its evaluation
+    tester: str = ""  # the pool or silo that had a test set last
+    untested: frozenset[str] = frozenset()  # pools and silos that said they have none
+    latest: int = -1  # the last round whose evaluation this owner knows
+    unsound: Unsound = field(default_factory=Unsound)  # figures that are not finite in that evaluation
+    progress: Mapping[int, float] = field(default_factory=dict)  # round → the figure that may end the job
+    clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # clients' figures since the last commit
+
+    def asked(self, evaluation: Evaluation, tester: str = "") -> "Evaluations":
+        """The evaluations with one that was asked for or answered; `tester` had its test set."""
+        pending = {**self.pending, evaluation.round: evaluation}
+        return replace(self, pending=pending, tester=tester or self.tester)
 
 
 def evaluators(spec: JobSpec, alive: Mapping[str, int], number: int) -> tuple[str, ...]:

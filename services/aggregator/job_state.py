@@ -7,18 +7,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from services.aggregator.evaluation import Evaluation, Evaluations
 from services.aggregator.grown import Grown
 from services.aggregator.protocol import (
     Abandon,
     Accepted,
+    Announced,
+    Artifacts,
     AskAgain,
     AskAnother,
     Close,
+    CodeSeen,
     Committed,
     Effect,
     End,
     Evaluate,
     Evaluated,
+    EvaluationChanged,
     Failed,
     Input,
     Interrupted,
@@ -39,6 +44,7 @@ from services.aggregator.protocol import (
     Wait,
 )
 from services.aggregator.selection import enough, lacking, population, select
+from shared.events import fitting
 from shared.job.clients import Listed
 from shared.job.job_spec import JobSpec
 
@@ -69,6 +75,17 @@ class State:
     pausing: str | None = None  # why no further round is opened
     #: Clients that are at work since an earlier round, and which; empty where rounds are synchronous.
     in_flight: Mapping[str, int] = field(default_factory=dict)
+
+    # Facts that effects and messages bring, whatever the phase; see `learn`.
+    artifacts: Artifacts = field(default_factory=Artifacts)  # of the last committed round
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the latest figures
+    first_opened: float = 0.0  # when the job's first round was opened: seconds since the epoch, by Redis's clock
+    announced: bool = False  # watchers were told that the job runs
+    alive: Mapping[str, int] = field(default_factory=dict)  # slots of each group, when last looked
+    code: Mapping[str, str] = field(
+        default_factory=dict
+    )  # digest of the user's files → the trainer that ran them first
 
     @property
     def target(self) -> int:
@@ -165,6 +182,52 @@ def abandoned(spec: JobSpec, number: int, attempt: int, reason: str) -> Step:
     return _again(State(spec, round=number, attempt=attempt), reason)
 
 
+# --- facts ------------------------------------------------------------------------------------
+
+
+def learn(state: State, received: Input) -> State:  # noqa: PLR0911 - one line per case
+    """The state with the facts that an input brings. They hold in every phase, and move the job to no other."""
+    match received:
+        case Looked(alive):
+            return replace(state, alive=alive)
+        case Announced(status):
+            return replace(state, announced=status == "running")
+        case Opened(_, at):
+            return replace(state, first_opened=state.first_opened or at)
+        case CodeSeen(digest, trainer):
+            return replace(state, code={**state.code, digest: trainer})
+        case Committed(_, Artifacts() as artifacts, metrics):
+            evaluations = replace(state.evaluations, clients={})
+            merged = merge_metrics(state.metrics, metrics)
+            return replace(state, artifacts=artifacts, metrics=merged, evaluations=evaluations)
+        case EvaluationChanged(evaluation, tester):
+            return replace(state, evaluations=state.evaluations.asked(evaluation, tester))
+        case Untested(_, Evaluation() as evaluation, group):
+            known = state.evaluations.asked(evaluation)
+            untested = known.untested | {group} if group else known.untested
+            return replace(state, evaluations=replace(known, untested=untested))
+        case Evaluated():
+            return _learn_evaluated(state, received)
+    return state
+
+
+def _learn_evaluated(state: State, found: Evaluated) -> State:
+    before = state.evaluations
+    pending = {number: one for number, one in before.pending.items() if number != found.round}
+    progress, tester = {**before.progress, **found.progress}, found.tester or before.tester
+    evaluations = replace(before, pending=pending, progress=progress, tester=tester)
+    if found.unsound is None:
+        return replace(state, evaluations=evaluations)
+    clients = {**before.clients, **found.clients}
+    evaluations = replace(evaluations, latest=found.round, unsound=found.unsound, clients=clients)
+    return replace(state, metrics=found.metrics, evaluations=evaluations)
+
+
+def merge_metrics(known: Mapping[str, float], latest: Mapping[str, float]) -> dict[str, float]:
+    """The latest figures first, then earlier ones under other names; no more than the end of a job can tell."""
+    return fitting({**latest, **{name: value for name, value in known.items() if name not in latest}})
+
+
 # --- the engine -----------------------------------------------------------------------------
 
 
@@ -224,7 +287,13 @@ def _looked(state: State, found: Looked, now: float) -> Step:
     there = population(spec, alive)
     in_flight = {client: number for client, number in state.in_flight.items() if client in there}
     fresh = select(
-        spec, alive, state.round, state.attempt, found.history, away=found.away, in_flight=frozenset(in_flight)
+        spec,
+        alive,
+        state.round,
+        state.attempt,
+        state.artifacts.client_history.history,
+        away=found.away,
+        in_flight=frozenset(in_flight),
     )
     if not enough(spec, alive, state.round, away=found.away, in_flight=frozenset(in_flight)):
         detail = lacking(spec, alive, found.away)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from services.aggregator import job_state, protocol
 from services.aggregator.context import JobContext
+from services.aggregator.job_state import State
 from shared.amqp import topology
 from shared.errors import LedgerLost
 from shared.events import JobStatus, RoundStart, slices
@@ -18,35 +19,34 @@ from shared.redis.ledger import RoundRecord
 from shared.redis.roster import groups
 
 
-def look(context: JobContext) -> protocol.Looked:
+def look(context: JobContext, state: State) -> protocol.Looked:
     """Reads the roster, and who is away."""
-    context.alive = groups(context.edges.roster.alive())
-    return protocol.Looked(context.alive, _away(context), context.client_history.history)
+    return protocol.Looked(groups(context.edges.roster.alive()), _away(context, state))
 
 
-def _away(context: JobContext) -> frozenset[str]:
+def _away(context: JobContext, state: State) -> frozenset[str]:
     """Clients that the job's simulation has away now."""
     simulate = context.spec.simulate
     if simulate is None or simulate.availability is None or not simulate.aware:
         return frozenset()
     now = context.edges.ledger.now()
-    since = now - (context.first_opened or now)
+    since = now - (state.first_opened or now)
     return frozenset(client for client in context.spec.clients if not profiles.is_there(context.spec, client, since))
 
 
-def say(context: JobContext, status: Literal["running", "waiting"], detail: str) -> None:
-    """Tells whoever watches what the job does or waits for."""
-    context.announced = status == "running"
+def say(context: JobContext, status: Literal["running", "waiting"], detail: str) -> protocol.Announced:
+    """Tells watchers what the job does or waits for."""
     context.edges.ledger.describe(context.job, context.fence, status, detail)
     context.edges.bus.publish(JobStatus(job=context.job, status=status, detail=detail), required=False)
     context.log.info(status, detail=detail)
+    return protocol.Announced(status)
 
 
-def open_round(context: JobContext, effect: protocol.Open) -> protocol.Opened:
-    """Records the round and, if asked to, rings its cohort."""
+def open_round(context: JobContext, state: State, effect: protocol.Open) -> Iterator[protocol.Input]:
+    """Records the round and, if the effect says so, asks its cohort."""
     spec, number, cohort = context.spec, effect.round, effect.cohort
-    if not context.announced:
-        say(context, "running", f"round {number} of {spec.rounds.count}")
+    if not state.announced:
+        yield say(context, "running", f"round {number} of {spec.rounds.count}")
     seconds = spec.rounds.deadline
     deadline = context.edges.ledger.open_round(
         context.job,
@@ -58,23 +58,22 @@ def open_round(context: JobContext, effect: protocol.Open) -> protocol.Opened:
         effect.carried,
         target=job_state.target_of(spec, number, len(cohort)),
     )
-    context.first_opened = context.first_opened or deadline - seconds
     context.accumulator.begin(len(cohort), number)
     failpoint("aggregator.opened")
     if effect.ask:
         fresh = tuple(client for client in cohort if client not in effect.carried)
-        _ask(context, number, effect.attempt, fresh, deadline, whole=cohort)
+        _ask(context, state, number, effect.attempt, fresh, deadline, whole=cohort)
         failpoint("aggregator.announced")
     context.log.info("opened", round=number, attempt=effect.attempt, cohort=len(cohort))
-    return protocol.Opened(seconds)
+    yield protocol.Opened(seconds, at=deadline - seconds)
 
 
-def ask_again(context: JobContext, effect: protocol.AskAgain) -> None:
+def ask_again(context: JobContext, state: State, effect: protocol.AskAgain) -> None:
     """Asks those who have not answered."""
     record = record_of(context, effect.round)
     for number in sorted({effect.round, *effect.carried.values()}):
         asked = tuple(client for client in effect.cohort if effect.carried.get(client, effect.round) == number)
-        _ask(context, number, effect.attempt, asked, record.deadline, again=True, whole=record.cohort)
+        _ask(context, state, number, effect.attempt, asked, record.deadline, again=True, whole=record.cohort)
     failpoint("aggregator.announced")
     context.log.info("rang", round=effect.round, attempt=effect.attempt, cohort=len(effect.cohort))
     if not effect.first:
@@ -83,6 +82,7 @@ def ask_again(context: JobContext, effect: protocol.AskAgain) -> None:
 
 def _ask(
     context: JobContext,
+    state: State,
     number: int,
     attempt: int,
     cohort: tuple[str, ...],
@@ -92,7 +92,8 @@ def _ask(
     again: bool = False,
 ) -> None:
     """Publishes round-start to those of the whole cohort who are in `cohort`, one for each group and slice of them."""
-    spec, states = context.spec, context.client_history.states
+    spec, left = context.spec, state.artifacts
+    states = left.client_history.states
     base = context.accumulator.bases.get(number)
     newest = base is not None and context.accumulator.model is not None and base == context.accumulator.model.blob
     for group, members in by_group(spec, cohort).items():
@@ -114,9 +115,9 @@ def _ask(
                     again=again,
                     cohort_size=len(whole),
                     states=tuple(map(states.get, part)) if states else (),
-                    server=context.server if context.accumulator.broadcasts else None,
-                    previous=context.previous.digest if newest and context.previous else None,
-                    delta=context.delta if newest else None,
+                    server=left.server if context.accumulator.broadcasts else None,
+                    previous=left.previous.digest if newest and left.previous else None,
+                    delta=left.delta if newest else None,
                 )
             )
 

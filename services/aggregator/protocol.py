@@ -1,15 +1,30 @@
-"""Happenings of a job, and effects that its engine wants: the words between `rounds` and those who serve it.
+"""Inputs of a job's state, and the effects it asks for: the words between `job_state` and `coordinator`.
 
-Pure.
+Pure. An input tells what happened; an effect is work on the servers, which answers with inputs.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.aggregator.selection.history import NOTHING, History
+from services.aggregator.client_history import ClientHistory
+from services.aggregator.evaluation import Evaluation
+from services.aggregator.outcome import Unsound
+from shared.events import BlobRef
 
 Outcome = Literal["finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Blobs that the last committed round left for the next one."""
+
+    round: int = -1  # -1 before round 0 is committed
+    previous: BlobRef | None = None  # the model before the current one
+    delta: BlobRef | None = None  # the compressed difference from `previous` to the current model
+    server: BlobRef | None = None  # the strategy's state
+    client_history: ClientHistory = field(default_factory=ClientHistory)
+    history_blob: BlobRef | None = None  # the stored `client_history`
 
 
 # --- what happens ---------------------------------------------------------------------------
@@ -17,11 +32,10 @@ Outcome = Literal["finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Looked:
-    """The roster was read: slots alive in each pool and silo, clients that are away, and what selection may know."""
+    """The roster was read: slots alive in each pool and silo, and clients that are away."""
 
     alive: Mapping[str, int]
     away: frozenset[str] = frozenset()
-    history: History = NOTHING
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,22 @@ class Opened:
     """The round was recorded, and announced unless it is reviewed first; it has so many seconds."""
 
     seconds: float
+    at: float = 0.0  # seconds since the epoch, by Redis's clock
+
+
+@dataclass(frozen=True)
+class Announced:
+    """Watchers were told that the job runs (`status` running), or what it waits for."""
+
+    status: Literal["running", "waiting"]
+
+
+@dataclass(frozen=True)
+class CodeSeen:
+    """A trainer runs files of the user's code with this digest, which no trainer ran before it."""
+
+    digest: str
+    trainer: str
 
 
 @dataclass(frozen=True)
@@ -78,6 +108,16 @@ class Committed:
     """
 
     answered: frozenset[str] | None = None
+    artifacts: Artifacts | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationChanged:
+    """An evaluation was asked for, or a part of it answered; `tester` had the test set."""
+
+    evaluation: Evaluation
+    tester: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +130,11 @@ class Evaluated:
     round: int
     done: str = ""
     lacking: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)  # all that the job's record shows by now
+    clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # each client's figures
+    unsound: Unsound | None = None  # None if a later model's figures are known already
+    progress: Mapping[int, float] = field(default_factory=dict)  # round → the figure that may end the job
+    tester: str = ""  # the pool or silo that had the test set
 
 
 @dataclass(frozen=True)
@@ -97,6 +142,8 @@ class Untested:
     """The pool or silo that was asked for the test set of a round's evaluation has none, or failed."""
 
     round: int
+    evaluation: Evaluation | None = None
+    without_tests: str = ""  # the group, if it said that it has none
 
 
 @dataclass(frozen=True)
@@ -131,12 +178,15 @@ class Resumed:
 Input = (
     Looked
     | Opened
+    | Announced
+    | CodeSeen
     | Accepted
     | Failed
     | Rejected
     | Reviewed
     | Interrupted
     | Committed
+    | EvaluationChanged
     | Evaluated
     | Untested
     | Joined

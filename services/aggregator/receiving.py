@@ -17,7 +17,7 @@ Inputs = tuple[protocol.Input, ...]
 
 def on_model_update(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
     """Takes an update in, or records why not; `Stale` where nobody waits for it."""
-    number, ledger = state.round, context.edges.ledger
+    number = state.round
     if state.phase != "open":
         raise Stale(f"{update.client} sent an update for round {update.round}; none is open")
     if (
@@ -36,15 +36,22 @@ def on_model_update(context: JobContext, state: job_state.State, update: ModelUp
             raise Refused(f"{stranger} is not in the round's cohort")  # before anything of it is counted
         if update.error is not None:
             return _on_failure(context, state, failures)
-        first = clients_of(update)[0]
-        admission = ledger.admission(context.job, number, first)
-        if admission == "ok" and first in context.accumulator.counted:
-            raise LedgerLost(f"Redis has lost that {first} was counted in round {number}")
-        if admission == "ok":
-            admission = _take_in(context, number, update)
-        return _judged(context, state, update, admission)
+        return _admit(context, state, update)
     except Refused as refused:
         return _refuse(context, state, update, refused)
+
+
+def _admit(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
+    """Has the ledger decide whether an update counts, and counts it."""
+    first, number = clients_of(update)[0], state.round
+    admission = context.edges.ledger.admission(context.job, number, first)
+    if admission == "ok" and first in context.accumulator.counted:
+        raise LedgerLost(f"Redis has lost that {first} was counted in round {number}")
+    if admission == "ok":
+        admission = _take_in(context, number, update)
+        if admission == "ok":
+            return (*_compare_code(context, state, update), *_judged(context, state, update, admission))
+    return _judged(context, state, update, admission)
 
 
 def _refuse(context: JobContext, state: job_state.State, update: ModelUpdate, refused: Refused) -> Inputs:
@@ -83,7 +90,6 @@ def _take_in(context: JobContext, number: int, update: ModelUpdate) -> str:
     if answer == "ok":
         failpoint("aggregator.accepted")
         context.accumulator.count(pending)
-        _compare_code(context, number, update)
         context.log.info(
             "accepted",
             round=number,
@@ -96,19 +102,19 @@ def _take_in(context: JobContext, number: int, update: ModelUpdate) -> str:
     return answer
 
 
-def _compare_code(context: JobContext, number: int, update: ModelUpdate) -> None:
-    """Says once which trainer runs other files of the user's than those before it. The update counts all the same.
+def _compare_code(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
+    """Notes once which trainer runs other files of the user's than those before it. The update counts all the same.
 
-    It may be the user who has edited them, and the trainers follow one after the other.
+    The user may have edited the files, and the trainers follow one after the other.
     """
-    if update.code is None or update.code in context.code or len(context.code) >= DIFFERENT:
-        return
-    if context.code:
-        others = next(iter(context.code.values()))
+    if update.code is None or update.code in state.code or len(state.code) >= DIFFERENT:
+        return ()
+    if state.code:
+        others = next(iter(state.code.values()))
         detail = f"trainer {update.trainer} runs other files of your code than trainer {others}; give both the same"
-        context.log.warning("other code", round=number, trainer=update.trainer, reason=detail)
-        context.faults.note("other-code", detail, number)
-    context.code[update.code] = update.trainer
+        context.log.warning("other code", round=state.round, trainer=update.trainer, reason=detail)
+        context.faults.note("other-code", detail, state.round)
+    return (protocol.CodeSeen(update.code, update.trainer),)
 
 
 def clients_of(update: ModelUpdate) -> tuple[str, ...]:

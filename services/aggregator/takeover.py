@@ -1,15 +1,24 @@
-"""Taking a seat: from the record in the store and in the ledger to where the engine begins."""
+"""Takeover of a job: from its record in the store and in the ledger to the state its next owner begins with.
+
+A new job is taken over as well: its record is empty.
+"""
 
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from services.aggregator import client_history, job_state, manifests, outcome, protocol
 from services.aggregator.accepted_updates import by_blob, gave_up, was_refused
+from services.aggregator.client_history import ClientHistory
 from services.aggregator.committing import clear_away, tell_round_end
 from services.aggregator.context import JobContext
 from services.aggregator.ending import conclude
+from services.aggregator.evaluation import Evaluations
+from services.aggregator.job_state import State
+from services.aggregator.outcome import Unsound
+from services.aggregator.protocol import Artifacts
 from shared import names
 from shared.errors import Refused
 from shared.events import BlobRef, fitting
@@ -23,53 +32,61 @@ LATE = 3  #: evaluations that may be on their way or have failed, before the las
 
 
 def take_over(context: JobContext, record: JobRecord) -> job_state.Step:
-    """Brings the ledger up to the store, the model into memory, and says what is to be done first."""
+    """Brings the ledger up to the store and the model into memory; returns the state, and what is to be done first."""
     result = archive.result(context.edges.blobs, context.job)
     if result is not None:  # its owner died before it said so
-        conclude(context, result.end)
-        return job_state.State(context.spec, "ended"), ()
-    context.metrics = record.metrics
-    context.committed = _catch_up(context, record)
-    state, effects = _begin(context, record)
-    if record.claims > 1 or context.committed >= 0:
+        conclude(context, result.end, ClientHistory())
+        return State(context.spec, "ended"), ()
+    known = _catch_up(context, record)
+    if record.claims <= CLAIMS:
+        progress = _recall_progress(context, known.artifacts.round)
+        known = replace(known, evaluations=replace(known.evaluations, progress=progress))
+    state, effects = _begin(context, known, record)
+    if record.claims > 1 or known.artifacts.round >= 0:
         context.log.info("took over", round=state.round, phase=state.phase, claims=record.claims)
         context.faults.note("takeover", f"fence {context.fence}, round {state.round}, {state.phase}", state.round)
-    return state, effects
+    facts = {name: getattr(known, name) for name in ("artifacts", "evaluations", "metrics", "first_opened")}
+    # An open round was announced by the owner that opened it.
+    return replace(state, announced=state.phase == "open", **facts), effects
 
 
-def _catch_up(context: JobContext, record: JobRecord) -> int:
-    """The last committed round, its model loaded; the ledger knows of it when this returns."""
+def _catch_up(context: JobContext, record: JobRecord) -> State:
+    """Facts of the last committed round, its model loaded; the ledger knows of the round when this returns."""
     committed = archive.committed_since(context.edges.blobs, context.job, record.round)
     for number in range(record.round + 1, committed + 1):
         with _manifest(context, number) as missed:
-            came = manifests.came_to(missed, _pieces(context, number, missed))
-        context.edges.ledger.advance(context.job, context.fence, number, came)
+            totals = manifests.came_to(missed, _pieces(context, number, missed))
+        context.edges.ledger.advance(context.job, context.fence, number, totals)
     if committed < 0:
-        return committed
+        return State(context.spec, metrics=record.metrics)
     with _manifest(context, committed) as manifest:
         left = {name: _ref(manifest.get(name)) for name in ("base", "server", "delta", "memory")}
         model, metrics = BlobRef.model_validate(manifest["model"]), figures(manifest["metrics"])
     context.accumulator.load(model, left["server"])
-    context.previous, context.server, context.delta = left["base"], left["server"], left["delta"]
+    history = ClientHistory()
     if left["memory"] is not None:
         with reading(left["memory"].key):
             head = context.edges.blobs.get_json(left["memory"].key)
             histories = names.histories(context.job, committed)
-            context.client_history = client_history.read(parts.joined(context.edges.blobs, histories, head))
-        context.history_blob = left["memory"]
+            history = client_history.read(parts.joined(context.edges.blobs, histories, head))
+    clients: dict[str, dict[str, float]] = {}
     if context.spec.evaluate.where != "server":  # what the next round's end tells selection
         with _evaluation(context, committed) as head:
             found = parts.joined(context.edges.blobs, names.evaluation_blob(context.job, committed), head)
-            context.evaluated = {client: figures(own) for client, own in found.get("clients", {}).items()}
+            clients = {client: figures(own) for client, own in found.get("clients", {}).items()}
     _recall_bases(context, committed)
-    _recall_soundness(context, committed)
-    context.first_opened = record.started
-    context.metrics = fitting({**context.metrics, **metrics} | context.metrics)
-    # Its owner may have died before it said so, or before it tidied up.
+    latest, unsound = _recall_unsound(context, committed)
+    # The earlier owner may have died before it said so, or before it tidied up.
     with reading(names.manifest_blob(context.job, committed)):
         tell_round_end(context, manifest)
     clear_away(context, committed)
-    return committed
+    return State(
+        context.spec,
+        artifacts=Artifacts(committed, left["base"], left["delta"], left["server"], history, left["memory"]),
+        evaluations=Evaluations(latest=latest, unsound=unsound, clients=clients),
+        metrics=fitting({**record.metrics, **metrics} | record.metrics),
+        first_opened=record.started,
+    )
 
 
 @contextmanager
@@ -104,63 +121,60 @@ def _recall_bases(context: JobContext, committed: int) -> None:
             context.accumulator.bases[number] = BlobRef.model_validate(before["model"])
 
 
-def _recall_soundness(context: JobContext, committed: int) -> None:
-    """Recalls which figures of the last evaluation, one of the last rounds', were not finite."""
+def _recall_unsound(context: JobContext, committed: int) -> tuple[int, Unsound]:
+    """The round of the last evaluation, among the last rounds, and its figures that were not finite; -1 without one."""
     evaluated = (number for number in range(committed, -1, -1) if job_state.is_evaluated(context.spec, number))
     for number in itertools.islice(evaluated, LATE):
         with _evaluation(context, number) as found:
             if found:
-                context.judged, context.unsound = number, outcome.read(found)
-                return
+                return number, outcome.read(found)
+    return -1, Unsound()
 
 
-def _recall_progress(context: JobContext, committed: int) -> str:
-    """The figures that may end the job, and why they do; empty where they do not."""
-    stop = context.spec.evaluate.stop
-    if stop is None:
-        return ""
-    for number in range(committed + 1):
+def _recall_progress(context: JobContext, committed: int) -> dict[int, float]:
+    """The figures that may end the job, by round; empty if none may."""
+    stop, progress = context.spec.evaluate.stop, {}
+    for number in range(committed + 1) if stop is not None else ():
         with _evaluation(context, number) as found:
             measured = figures(found.get("metrics", {}))
-        if stop.metric in measured:
-            context.progress[number] = measured[stop.metric]
-    return outcome.early_stop(stop, [context.progress[number] for number in sorted(context.progress)])
+        if stop is not None and stop.metric in measured:
+            progress[number] = measured[stop.metric]
+    return progress
 
 
-def _in_flight(context: JobContext) -> dict[str, int]:
-    """Who is at work since an earlier round."""
-    if context.committed < 0 or not context.spec.max_staleness:
+def _in_flight(context: JobContext, committed: int) -> dict[str, int]:
+    """Clients at work since an earlier round, and which."""
+    if committed < 0 or not context.spec.max_staleness:
         return {}
-    if context.edges.blobs.exists(names.abandoned_blob(context.job, context.committed + 1, 1)):
+    if context.edges.blobs.exists(names.abandoned_blob(context.job, committed + 1, 1)):
         return {}  # they were told that it is over, and are asked anew
     in_flight: dict[str, int] = {}
-    with _manifest(context, context.committed) as manifest:
-        for piece in _pieces(context, context.committed, manifest):
+    with _manifest(context, committed) as manifest:
+        for piece in _pieces(context, committed, manifest):
             answered = {update["client"] for update in piece["updates"]} | gave_up(piece["rejected"])
             unanswered = [client for client in piece["cohort"] if client not in answered]
-            in_flight |= job_state.still_in_flight(
-                context.spec, context.committed, unanswered, piece.get("carried", {})
-            )
+            in_flight |= job_state.still_in_flight(context.spec, committed, unanswered, piece.get("carried", {}))
     return in_flight
 
 
-def _begin(context: JobContext, record: JobRecord) -> job_state.Step:
-    """With the open or closed round of an earlier owner, or with the next one."""
-    spec, ledger, committed = context.spec, context.edges.ledger, context.committed
+def _begin(context: JobContext, known: State, record: JobRecord) -> job_state.Step:
+    """Begins with the open or closed round of an earlier owner, or with the next one."""
+    spec, ledger, committed = context.spec, context.edges.ledger, known.artifacts.round
     if record.claims > CLAIMS:
         given_up = f"its aggregator died {record.claims - 1} times without committing a round"
-        return job_state.State(spec, "ended", committed + 1), (protocol.End("failed", given_up),)
-    done = _recall_progress(context, committed)
+        return State(spec, "ended", committed + 1), (protocol.End("failed", given_up),)
+    stop, progress = spec.evaluate.stop, known.evaluations.progress
+    done = outcome.early_stop(stop, [progress[number] for number in sorted(progress)]) if stop is not None else ""
     pending = ledger.round(context.job, committed + 1)
     match pending.state if pending else "none":
         case "open" if pending:
-            return _asking_again(context, _reopen(context, pending))
+            return _asking_again(context, committed, _reopen(context, pending))
         case "closed" if pending:
             answered = {*pending.accepted, *gave_up(pending.rejected)}
             step = job_state.closing(spec, pending.number, pending.attempt, pending.cohort, answered, pending.carried)
-            return _asking_again(context, step)
+            return _asking_again(context, committed, step)
         case "failed" if pending and record.wanted.status == "stopped":
-            return job_state.State(spec, "ended", pending.number), (protocol.End("stopped", record.wanted.reason),)
+            return State(spec, "ended", pending.number), (protocol.End("stopped", record.wanted.reason),)
         case "failed" if pending:
             return job_state.abandoned(spec, pending.number, pending.attempt, pending.reason)
     waited = ledger.now() - record.waiting if record.waiting else 0.0
@@ -169,27 +183,26 @@ def _begin(context: JobContext, record: JobRecord) -> job_state.Step:
         committed,
         now=context.edges.clock(),
         waited=waited,
-        evaluated=_is_evaluated(context),
+        evaluated=_is_evaluated(context, committed),
         done=done,
-        in_flight=_in_flight(context),
+        in_flight=_in_flight(context, committed),
     )
 
 
-def _asking_again(context: JobContext, step: job_state.Step) -> job_state.Step:
-    """With the evaluation of the last committed model asked for again, whose answers went to an earlier owner."""
+def _asking_again(context: JobContext, committed: int, step: job_state.Step) -> job_state.Step:
+    """The step, with the evaluation of the last committed model asked for again: its answers went to another owner."""
     state, effects = step
-    if _is_evaluated(context) or not job_state.is_evaluated(context.spec, context.committed):
+    if _is_evaluated(context, committed) or not job_state.is_evaluated(context.spec, committed):
         return step
-    return state, (protocol.Evaluate(context.committed), *effects)
+    return state, (protocol.Evaluate(committed), *effects)
 
 
-def _is_evaluated(context: JobContext) -> bool:
-    return context.committed < 0 or context.edges.blobs.exists(names.evaluation_blob(context.job, context.committed))
+def _is_evaluated(context: JobContext, committed: int) -> bool:
+    return committed < 0 or context.edges.blobs.exists(names.evaluation_blob(context.job, committed))
 
 
 def _reopen(context: JobContext, pending: RoundRecord) -> job_state.Step:
     """Folds what was accepted, from what the store keeps of it."""
-    context.announced = True
     context.accumulator.begin(len(pending.cohort), pending.number)
     for group in by_blob(pending.accepted):
         try:

@@ -399,9 +399,9 @@ def told_too_soon(patch: pytest.MonkeyPatch) -> None:
     """The round's end is published before the manifest is in the store."""
     real, make, contexts = committing.commit_round, manifests.manifest, []
 
-    def close(context: JobContext, number: int) -> Any:
+    def close(context: JobContext, state: job_state.State, number: int) -> Any:
         contexts.append(context)
-        return real(context, number)
+        return real(context, state, number)
 
     def manifest(**about: Any) -> dict[str, Any]:
         made = make(**about)
@@ -416,12 +416,12 @@ def old_model(patch: pytest.MonkeyPatch) -> None:
     """A new owner goes on from the model before the last."""
     real = takeover._catch_up
 
-    def catch_up(context: JobContext, record: Any) -> int:
-        committed = real(context, record)
-        if committed > 0:
+    def catch_up(context: JobContext, record: Any) -> job_state.State:
+        known = real(context, record)
+        if (committed := known.artifacts.round) > 0:
             found = context.edges.blobs.get_json(names.manifest_blob(context.job, committed - 1))
             context.accumulator.load(takeover.BlobRef.model_validate(found["model"]))
-        return committed
+        return known
 
     patch.setattr(takeover, "_catch_up", catch_up)
 
@@ -501,7 +501,7 @@ def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
             try:
                 real(runner, (effect,))
             except Fenced:
-                ending.end(runner._required_context, "failed", "fenced")
+                ending.end(*runner._at_work, "failed", "fenced")
 
     patch.setattr(Coordinator, "_do", do)
     patch.setattr(Ledger, "check_owned", lambda *_: None)
@@ -527,14 +527,21 @@ def forgotten_memory(patch: pytest.MonkeyPatch) -> None:
 def restless_states(patch: pytest.MonkeyPatch) -> None:
     """A client's state moves when its update comes, whether it counts or not."""
     real = receiving._take_in
+    admit = receiving._admit
+    states: list[job_state.State] = []
+
+    def remember(context: JobContext, state: job_state.State, update: Any) -> Any:
+        states[:] = [state]
+        return admit(context, state, update)
 
     def take_in(context: JobContext, number: int, update: Any) -> str:
         if update.state is not None:
-            context.client_history = replace(
-                context.client_history, states={**context.client_history.states, update.client: update.state}
-            )
+            left = states[0].artifacts
+            moved = replace(left.client_history, states={**left.client_history.states, update.client: update.state})
+            object.__setattr__(left, "client_history", moved)
         return real(context, number, update)
 
+    patch.setattr(receiving, "_admit", remember)
     patch.setattr(receiving, "_take_in", take_in)
 
 
@@ -580,7 +587,7 @@ def half_a_batch(patch: pytest.MonkeyPatch) -> None:
 
 def forgotten_flight(patch: pytest.MonkeyPatch) -> None:
     """A new owner does not know who is at work since an earlier round."""
-    patch.setattr(takeover, "_in_flight", lambda _: {})
+    patch.setattr(takeover, "_in_flight", lambda *_: {})
 
 
 def endless_flight(patch: pytest.MonkeyPatch) -> None:
@@ -611,8 +618,7 @@ def fresh_weights(patch: pytest.MonkeyPatch) -> None:
 
 def first_part(patch: pytest.MonkeyPatch) -> None:
     """An evaluation is over with the first answer."""
-    real = Evaluation.take
-    patch.setattr(Evaluation, "take", lambda own, event: real(own, event) or True)
+    patch.setattr(Evaluation, "complete", property(lambda own: bool(own.answered)))
 
 
 def mixed_parts(patch: pytest.MonkeyPatch) -> None:
@@ -623,11 +629,13 @@ def mixed_parts(patch: pytest.MonkeyPatch) -> None:
 def heard_once(patch: pytest.MonkeyPatch) -> None:
     """An evaluation whose record failed is not heard when it comes again."""
 
-    def on_model_evaluated(context: JobContext, event: Any) -> Any:
+    def on_model_evaluated(context: JobContext, state: job_state.State, event: Any) -> Any:
         try:
-            return real(context, event)
+            return real(context, state, event)
         except Unavailable:
-            context.evaluations.pop(event.round, None)
+            known = state.evaluations
+            pending = {number: one for number, one in known.pending.items() if number != event.round}
+            object.__setattr__(state, "evaluations", replace(known, pending=pending))
             raise
 
     real = evaluating.on_model_evaluated
@@ -636,17 +644,16 @@ def heard_once(patch: pytest.MonkeyPatch) -> None:
 
 def no_progress(patch: pytest.MonkeyPatch) -> None:
     """A new owner does not know how good the models were so far."""
-    patch.setattr(takeover, "_recall_progress", lambda *_: "")
+    patch.setattr(takeover, "_recall_progress", lambda *_: {})
 
 
 def forgotten_figures(patch: pytest.MonkeyPatch) -> None:
     """A new owner does not know what clients found of the last model."""
     real = takeover._catch_up
 
-    def catch_up(context: JobContext, record: Any) -> int:
-        committed = real(context, record)
-        context.evaluated = {}
-        return committed
+    def catch_up(context: JobContext, record: Any) -> job_state.State:
+        known = real(context, record)
+        return replace(known, evaluations=replace(known.evaluations, clients={}))
 
     patch.setattr(takeover, "_catch_up", catch_up)
 

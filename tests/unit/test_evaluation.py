@@ -31,10 +31,15 @@ def test_it_is_complete_when_each_part_is_answered_and_a_repeated_answer_is_none
     mine, other = part_of(("a",)), part_of(("a", "b"))
     found = Evaluation(3, {0, mine})
 
-    assert not found.take(answer(mine, {"a": (10, 0.5)}))
-    assert not found.take(answer(mine, {"a": (10, 0.9)}))
-    assert not found.take(answer(other, {"a": (10, 0.9), "b": (10, 0.9)}))
-    assert found.take(answer(0, examples=50, metrics={"accuracy": 0.75}))
+    for part, figures in (
+        (mine, {"a": (10, 0.5)}),
+        (mine, {"a": (10, 0.9)}),
+        (other, {"a": (10, 0.9), "b": (10, 0.9)}),
+    ):
+        found = found.answered_by(answer(part, figures))
+        assert not found.complete
+    found = found.answered_by(answer(0, examples=50, metrics={"accuracy": 0.75}))
+    assert found.complete
     assert found.examples == 60
     assert found.metrics["accuracy"] == 0.75
     assert found.metrics["local_accuracy"] == 0.5
@@ -133,18 +138,16 @@ def test_what_was_not_measured_is_said_with_the_reason() -> None:
     here = job_spec.parse(
         SILOS.model_dump() | {"evaluate": {"where": "clients"}, "data": {"name": "m:f", "local_test": 0.5}}
     )
-    measured = Evaluation(3, {part_of_tests(SILOS, "b")})
-    measured.take(answer(part_of_tests(SILOS, "b"), examples=5))
+    tests = part_of_tests(SILOS, "b")
+    measured = Evaluation(3, {tests}).answered_by(answer(tests, examples=5))
 
     assert silent.unmeasured(SILOS).startswith("no silo that is there has a test set, and the model was not measured")
     assert failed.unmeasured(SILOS) == "the model was not measured on a test set: KeyError"
     assert Evaluation(3, set(), tried={"cpu": ""}).unmeasured(POOL).startswith("the data have no test set")
     assert measured.unmeasured(SILOS) == ""
     part = part_of(("a",))
-    held, none, broken = (Evaluation(3, {part}) for _ in range(3))
-    held.take(answer(part, {"a": (10, 0.5)}))
-    none.take(answer(part))
-    broken.take(answer(part, error="KeyError: 'a'"))
+    answers = (answer(part, {"a": (10, 0.5)}), answer(part), answer(part, error="KeyError: 'a'"))
+    held, none, broken = (Evaluation(3, {part}).answered_by(event) for event in answers)
     assert held.unmeasured(here) == ""
     assert none.unmeasured(here).startswith("no client that was asked holds out examples")
     assert broken.unmeasured(here) == "the model was not measured on the clients: KeyError: 'a'"

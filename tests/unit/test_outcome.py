@@ -76,9 +76,10 @@ def test_what_may_end_a_job_is_what_evaluations_give(where: str) -> None:
     common = {"job": "t-aaaaaa", "round": 1, "model": "0" * 64, "trainer": "t", "examples": 2}
     member = Member(client="a", examples=2, metrics=figures)
     if where != "clients":
-        pending.take(ModelEvaluated(**common, metrics=figures))
+        pending = pending.answered_by(ModelEvaluated(**common, metrics=figures))
     if where != "server":
-        pending.take(ModelEvaluated(**common, members=(member,), part=part_of(("a",)) if where == "both" else 0))
+        part = part_of(("a",)) if where == "both" else 0
+        pending = pending.answered_by(ModelEvaluated(**common, members=(member,), part=part))
 
     assert set(pending.metrics) == set(EvaluateSpec(where=where).measured)
     assert set(OF_CLIENTS) == set(summary(pending.clients)) or where == "server"

@@ -28,9 +28,8 @@ def test_of_earlier_evaluations_the_heads_are_enough() -> None:
         "data": {"name": "digits", "clients": 3, "local_test": 0.2},
         "evaluate": {"every": 1, "where": "clients", "stop": {"metric": "local_accuracy", "target": 0.9}},
     })  # fmt: skip
-    context: Any = SimpleNamespace(job=JOB, spec=spec, progress={}, edges=SimpleNamespace(blobs=blobs))
+    context: Any = SimpleNamespace(job=JOB, spec=spec, edges=SimpleNamespace(blobs=blobs))
 
-    assert takeover._recall_progress(context, 2) == ""
-    assert context.progress == {0: 0.0, 1: 0.1, 2: 0.2}
-    takeover._recall_soundness(context, 2)
-    assert (context.judged, context.unsound.since) == (2, {"loss": 1})
+    assert takeover._recall_progress(context, 2) == {0: 0.0, 1: 0.1, 2: 0.2}
+    latest, unsound = takeover._recall_unsound(context, 2)
+    assert (latest, unsound.since) == (2, {"loss": 1})
