@@ -1,6 +1,20 @@
-"""The life of a job as a value: `step(state, happening, now) -> state, effects`.
+"""The life of a job as a value: `step(state, input, now) -> state, effects`.
 
-Pure: no clock, no server. `services.aggregator.coordinator` tells it what happened and does what it answers.
+    looking ──────▶ open ──────▶ closing ──────▶ evaluating ──────▶ ended
+     │  ▲            │              │                │
+     ▼  │            │              ▼                ▼
+    waiting          └──▶ looking ◀──────────────────┘
+
+    looking     Look reads the roster; enough trainers: Open, and the phase is open. Too few: Wait, waiting.
+    waiting     Joined: look again. After rounds.wait: End.
+    open        Accepted, Failed, Rejected are counted. At the target, at the deadline, or when each client has
+                answered: Close, closing; with too few updates: Abandon, then another attempt or End.
+    closing     Committed: Evaluate, and the next round begins at once (looking), or after the last: evaluating.
+    evaluating  Evaluated: End, or the next round if evaluate.stop had to be waited for.
+    any         Stopped: End. Paused: Pause, once no round is open. Interrupted: Review asks the store again.
+
+Pure: no clock, no server. `services.aggregator.coordinator` tells it what happened and does the effects it asks for.
+`learn` takes in facts, in any phase; `step` moves the job from phase to phase.
 """
 
 from collections.abc import Iterable, Mapping

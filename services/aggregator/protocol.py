@@ -122,7 +122,7 @@ class EvaluationChanged:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The evaluation of a round's model is known, or known to be impossible; why that ends the job, where it does.
+    """The evaluation of a round's model is known, or known to be impossible; `done` says why it ends the job.
 
     `lacking` is what was not measured, for a job that ends with this round.
     """
@@ -213,7 +213,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Open:
-    """Record the round and, if `ring`, ask its cohort but for those who were asked in an earlier round."""
+    """Record the round and, if `ask`, ask its cohort, but not those who were asked in an earlier round."""
 
     round: int
     attempt: int
@@ -273,7 +273,7 @@ class AskAnother:
 
 @dataclass(frozen=True)
 class Pause:
-    """Lay the job down until an operator resumes it."""
+    """Release the job until an operator resumes it."""
 
     reason: str
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import command_page
+from docs import command_page, walk_page
 from tests.harness import ROOT
 
 DECISIONS = ROOT / "docs" / "adr"
@@ -23,6 +23,27 @@ def test_a_page_without_a_place_is_refused() -> None:
     page = command_page.PAGE.read_text()
     with pytest.raises(ValueError, match="no place for the commands"):
         command_page.rendered(page.replace("<!-- commands -->", ""))
+
+
+def test_the_protocol_of_a_round_is_what_the_code_is() -> None:
+    """The diagram of the state, and the inputs and effects, are printed from their modules."""
+    page = walk_page.PAGE.read_text()
+
+    assert walk_page.rendered(page) == page, f"CONTRIBUTING.md is stale: run `{walk_page.COMMAND}`"
+    assert "| `Accepted` |" in page
+    with pytest.raises(ValueError, match="no place for the protocol"):
+        walk_page.rendered(page.replace("<!-- protocol -->", ""))
+
+
+def test_the_walk_along_a_round_names_few_files_and_each_once() -> None:
+    """A newcomer opens no file twice, and none that is gone."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    walk = page[page.index("## Walk the code") : page.index("### The protocol of a round")]
+    files = re.findall(r"\]\(([^)]+)\)", walk)
+
+    assert 15 <= len(files) <= 24, files
+    assert len(set(files)) == len(files), "a file is named twice"
+    assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
 def test_every_decision_is_in_the_index_with_its_date_and_status() -> None:
