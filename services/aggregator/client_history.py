@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.aggregator.selection import history
-from services.aggregator.selection.history import NOTHING, Facts, History, Report
+from services.aggregator.selection.policy import NOTHING, Facts, History, Report
 from shared.events import StateRef
 from shared.job.job_spec import JobSpec
 
@@ -47,7 +47,7 @@ def read(document: Mapping[str, Any]) -> ClientHistory:
     states = {
         client: StateRef(size=int(size), digest=str(digest)) for client, (size, digest) in document["states"].items()
     }
-    return ClientHistory(states, History.from_document(about))
+    return ClientHistory(states, history.read(about))
 
 
 def after(

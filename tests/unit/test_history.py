@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.aggregator.selection.history import NOTHING, Facts, History, Report, is_needed, observe
-from services.aggregator.selection.known import Known
+from services.aggregator.selection.history import is_needed, observe, read
 from services.aggregator.selection.oort import Pacer
+from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report
 from services.aggregator.selection.tifl import Tiers
 from shared.job import job_spec
 
@@ -122,11 +122,12 @@ def test_a_history_comes_back_from_json_as_it_was(
     clients: dict[str, Known], pacer: Pacer | None, tiers: Tiers | None
 ) -> None:
     """To the last bit of every figure, so that whoever takes over chooses as the last owner would have."""
-    history = History(clients, pacer, tiers)
-    read = History.from_document(json.loads(json.dumps(history.to_document(), allow_nan=False)))
+    states = {name: state for name, state in (("oort", pacer), ("tifl", tiers)) if state is not None}
+    history = History(clients, states)
+    found = read(json.loads(json.dumps(history.to_document(), allow_nan=False)))
 
-    assert read == history
-    assert all(isinstance(known, Known) for known in read.clients.values())
+    assert found == history
+    assert all(isinstance(known, Known) for known in found.clients.values())
 
 
 def test_two_thousand_clients_take_a_quarter_of_a_megabyte_at_most() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from services.aggregator.selection import oort, select
-from services.aggregator.selection.history import NOTHING, Facts, History, Report, observe
-from services.aggregator.selection.known import Known
+from services.aggregator.selection.history import observe
 from services.aggregator.selection.oort import Pacer
+from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report
 from shared.job import job_spec
 from shared.job.catalog.selection import Oort
 
@@ -146,7 +146,7 @@ def test_every_cohort_and_score_is_the_papers(policy: dict[str, Any]) -> None:
 
         if paper.reward:
             known = {client: history.clients[client] for client in paper.reward}
-            threshold = history.oort.threshold if history.oort else paper.policy.round_threshold
+            threshold = history.states["oort"].threshold if "oort" in history.states else paper.policy.round_threshold
             found = oort.scores(paper.policy, list(known.values()), oort.preferred_seconds(history, threshold), number)
             expected = np.array([paper.scores(number)[client] for client in known])
             np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -158,9 +158,8 @@ def test_every_cohort_and_score_is_the_papers(policy: dict[str, Any]) -> None:
         }
         paper.feed(number, cohort, reports)
         history = observe(history, job, Facts(number, tuple(sorted(cohort)), reports))
-        assert history.oort is not None
-        assert history.oort.threshold == pytest.approx(paper.percentile, rel=1e-9)
-        thresholds.add(history.oort.threshold)
+        assert history.states["oort"].threshold == pytest.approx(paper.percentile, rel=1e-9)
+        thresholds.add(history.states["oort"].threshold)
     assert len(paper.reward) == 40 - 5
     assert "pacer_step" not in policy or len(thresholds) > 2  # the pacer had something to do
 

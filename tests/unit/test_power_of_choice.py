@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 from services.aggregator.selection import select
-from services.aggregator.selection.history import NOTHING, Facts, History, Report, observe
-from services.aggregator.selection.known import Known
+from services.aggregator.selection.history import observe
+from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report
 from shared.job import job_spec
 
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.aggregator.selection import enough, lacking, select
-from services.aggregator.selection.history import History
-from services.aggregator.selection.known import Known
+from services.aggregator.selection.policy import History, Known
 from shared.job import job_spec
 
 POLICIES = ("random", "round_robin", "power_of_choice", "oort", "tifl")

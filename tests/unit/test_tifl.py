@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from services.aggregator.selection import select, tifl
-from services.aggregator.selection.history import NOTHING, Facts, History, Report, observe
-from services.aggregator.selection.known import Known
+from services.aggregator.selection.history import observe
+from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report
 from services.aggregator.selection.tifl import Tiers
 from shared.job import job_spec
 from shared.job.catalog.selection import Tifl
@@ -58,8 +58,7 @@ def test_the_first_rounds_measure_each_client_once() -> None:
         history = observe(history, job, Facts(number, tuple(cohort), {}))
 
     assert sorted(asked) == list(job.clients)
-    assert history.tifl is not None
-    assert history.tifl.credits == (15,) * 4  # ⌈60 rounds / 4 tiers⌉; measuring costs none
+    assert history.states["tifl"].credits == (15,) * 4  # ⌈60 rounds / 4 tiers⌉; measuring costs none
 
 
 def test_tiers_are_equally_many_clients_by_their_speed() -> None:
@@ -131,11 +130,10 @@ def test_rounds_go_as_the_paper_has_it() -> None:
             for client, accuracy in found.items()
         }
         history = observe(history, job, Facts(number, tuple(found), reports))
-        assert history.tifl is not None
         if number > 8 and number % 5 == 0:
-            np.testing.assert_allclose(np.array(history.tifl.figures, np.float64), paper.change(), rtol=1e-6)
-        assert list(history.tifl.credits) == paper.credit
-        np.testing.assert_allclose(history.tifl.chances, paper.chance, rtol=1e-6)
+            np.testing.assert_allclose(np.array(history.states["tifl"].figures, np.float64), paper.change(), rtol=1e-6)
+        assert list(history.states["tifl"].credits) == paper.credit
+        np.testing.assert_allclose(history.states["tifl"].chances, paper.chance, rtol=1e-6)
     assert paper.changes >= 2
     assert sum(paper.credit) == 60 - 52
 
@@ -155,7 +153,7 @@ def test_tiers_are_drawn_by_their_chances_among_those_with_credits() -> None:
 
     def counts(credits_: tuple[int, ...]) -> list[int]:
         memory = Tiers(credits_, (0.4, 0.3, 0.2, 0.1))
-        history = History(known.clients, tifl=memory)
+        history = History(known.clients, {"tifl": memory})
         drawn = [{tier_of[client] for client in chosen(job, number, history)} for number in range(9, 1009)]
         assert all(len(tiers) == 1 for tiers in drawn)
         return [sum(tier in tiers for tiers in drawn) for tier in range(4)]
@@ -171,7 +169,7 @@ def test_where_a_tier_is_too_few_its_neighbours_help_the_faster_first() -> None:
     job = spec()
     clients = job.clients
     memory = Tiers((1, 1, 9, 1), (0.0, 0.0, 1.0, 0.0))
-    history = History(measured(job).clients, tifl=memory)
+    history = History(measured(job).clients, {"tifl": memory})
     away = frozenset((*clients[6:11], *clients[13:18]))  # one is left of the second tier, and one of the third
     cohort = chosen(job, 20, history, away=away)
 

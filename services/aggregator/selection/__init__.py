@@ -1,6 +1,7 @@
-"""Who trains in a round: a pure function of the job, who is alive, what is known of the clients, and the round.
+"""Selection of the clients of a round: a pure function of the job, the trainers alive, the history, and the round.
 
-`choosing` is the entry, `history` what is known; each policy of `shared.job.catalog.selection` has a module of its own.
+`cohort` is the entry, and `history` what is known of the clients. Each policy of `shared.job.catalog.selection` is a
+module that owns its state, and `policies` is the table of them all.
 """
 
 from services.aggregator.selection.cohort import enough, lacking, population, select

@@ -1,14 +1,14 @@
-"""The cohort of a round: who could train, whether they are enough, and which of them the job's policy asks.
+"""The cohort of a round: the clients that could train, if they are enough, and those that the job's policy asks.
 
-Pure, and the same on every machine: nothing is drawn but by hashes of the job's seed, the round, the attempt and names.
+Pure, and the same on every machine: all draws are hashes of the job's seed, the round, the attempt and the names.
 """
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from services.aggregator.selection import lottery, oort, power_of_choice, round_robin, tifl
-from services.aggregator.selection.history import NOTHING, History
-from shared.job.catalog.selection import Oort, PowerOfChoice, RoundRobin, SelectAll, Tifl
+from services.aggregator.selection import lottery
+from services.aggregator.selection.policies import POLICIES
+from services.aggregator.selection.policy import NOTHING, History, Request
 from shared.job.clients import Listed, Numbered
 from shared.job.job_spec import JobSpec
 
@@ -18,7 +18,7 @@ NOBODY: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Candidates(Collection[str]):
-    """Clients that could be asked, in the job's order: all that are there, without some of them."""
+    """Clients that could be asked, in the job's order: all that are alive, without the excluded ones."""
 
     there: Listed | Numbered
     without: frozenset[str]
@@ -53,16 +53,16 @@ def select(
     away: frozenset[str] = NOBODY,
     in_flight: frozenset[str] = NOBODY,
 ) -> tuple[str, ...]:
-    """Who is asked anew in a round, in the order of the job's clients.
+    """Choose the clients to ask in a round, in the order of the job's clients.
 
-    Empty where those that are there are not `enough`, and where so many are `flying` (at work since an earlier round)
-    that nobody needs to be asked. Round 0 asks one client for the initial model. Who is `away` is never asked, unless
-    the job simulates an absence that selection is not aware of.
+    The result is empty if the candidates are not `enough`, and if so many clients are `in_flight` (at work since an
+    earlier round) that no other is needed. Round 0 asks one client for the initial model. A client that is `away` is
+    never asked, unless the job simulates an absence that selection is not aware of.
     """
     candidates = _candidates(spec, alive, away, in_flight)
     if not _suffice(spec, number, candidates, in_flight):
         return ()
-    if number == 0 and spec.silos is not None:  # one after the other: data that do not fit are one silo's
+    if number == 0 and spec.silos is not None:  # take turns: data that do not fit the model may be one silo's only
         turns = lottery.drawn(spec, candidates, number, 1, len(candidates))
         return (turns[(attempt - 1) % len(turns)],)
     if number == 0:
@@ -70,9 +70,9 @@ def select(
     wanted = min(spec.cohort_size - len(in_flight), len(candidates))
     if wanted <= 0:
         return ()
-    if isinstance(spec.select, SelectAll):
-        return tuple(candidates)
-    return spec.in_order(_chosen(spec, candidates, history, number, attempt, wanted))
+    request = Request(spec, number, attempt, wanted, candidates, history)
+    chosen = POLICIES[spec.select.name].choose(spec.select, request)
+    return tuple(chosen) if chosen is candidates else spec.in_order(chosen)  # the candidates are in order already
 
 
 def enough(
@@ -83,12 +83,12 @@ def enough(
     away: frozenset[str] = NOBODY,
     in_flight: frozenset[str] = NOBODY,
 ) -> bool:
-    """Whether a round can be opened: those who could be asked and those at work already may make its minimum."""
+    """Tell if a round can be opened: the clients that could be asked and those in flight reach its minimum."""
     return _suffice(spec, number, _candidates(spec, alive, away, in_flight), in_flight)
 
 
 def lacking(spec: JobSpec, alive: Mapping[str, int], away: frozenset[str] = NOBODY) -> str:
-    """What a job without a cohort waits for, as a sentence."""
+    """Return a sentence that says which clients a job without a cohort waits for."""
     could = population(spec, alive)
     if spec.pool is not None and not could:
         return (
@@ -114,23 +114,3 @@ def _candidates(spec: JobSpec, alive: Mapping[str, int], away: Names, in_flight:
 
 def _suffice(spec: JobSpec, number: int, candidates: Names, in_flight: Names) -> bool:
     return len(candidates) + len(in_flight) >= (1 if number == 0 else spec.minimum)
-
-
-def _chosen(
-    spec: JobSpec, candidates: Candidates, history: History, number: int, attempt: int, wanted: int
-) -> list[str]:
-    """So many as are wanted of the candidates, as the job's policy chooses them.
-
-    Those that go by what is known of each client look at each.
-    """
-    match spec.select:
-        case RoundRobin():
-            return round_robin.choose(spec, candidates, number, attempt, wanted)
-        case PowerOfChoice() as policy:
-            return power_of_choice.choose(spec, policy, tuple(candidates), history, number, attempt, wanted)
-        case Oort() as policy:
-            return oort.choose(spec, policy, tuple(candidates), history, number, attempt, wanted)
-        case Tifl() as policy:
-            return tifl.choose(spec, policy, tuple(candidates), history, number, attempt, wanted)
-        case _:
-            return lottery.drawn(spec, candidates, number, attempt, wanted)

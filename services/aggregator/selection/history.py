@@ -1,77 +1,31 @@
-"""What selection knows of a job's clients: what each of its rounds told, one after the other.
+"""The history of a job's clients: read from its stored form, and brought forward by each round.
 
-Pure and immutable. It follows from the job's record alone, so that whoever takes a job over selects as its last owner
-would have.
+Pure. It follows from the job's record alone, so that the owner who takes a job over selects as the last one would have.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from services.aggregator.selection import oort, tifl
-from services.aggregator.selection.known import STRANGER, Known
-from services.aggregator.selection.oort import Pacer
-from services.aggregator.selection.tifl import Tiers
-from shared.job.catalog.selection import Oort, PowerOfChoice, Tifl
+from services.aggregator.selection.policies import POLICIES
+from services.aggregator.selection.policy import STRANGER, Facts, History, Known
 from shared.job.job_spec import JobSpec
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a client's accepted update told."""
-
-    examples: int
-    metrics: Mapping[str, float]
-    seconds: float  # from when it was begun to when it was sent
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a committed round told of the clients."""
-
-    number: int
-    cohort: tuple[str, ...]  # asked anew in this round
-    reports: Mapping[str, Report]  # of each client whose update counted, whenever it was asked
-    #: The last evaluation on the clients, where there was one since the round before: each client's figures.
-    evaluated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class History:
-    """What the rounds so far told of each client, and what the policy made of it."""
-
-    clients: Mapping[str, Known] = field(default_factory=dict)
-    oort: Pacer | None = None
-    tifl: Tiers | None = None
-
-    def to_document(self) -> dict[str, Any]:
-        """As it is stored; exact, and some 100 bytes a client as compact JSON."""
-        document: dict[str, Any] = {"clients": {client: list(known) for client, known in self.clients.items()}}
-        if self.oort is not None:
-            document["oort"] = asdict(self.oort)
-        if self.tifl is not None:
-            document["tifl"] = asdict(self.tifl)
-        return document
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "History":
-        """The history in a document."""
-        clients = {client: Known(*values) for client, values in document["clients"].items()}
-        pacer, tiers = document.get("oort"), document.get("tifl")
-        return cls(clients, Pacer(**pacer) if pacer else None, _tiers(tiers) if tiers else None)
-
-
-NOTHING = History()  #: before the first round
+def read(document: Mapping[str, Any]) -> History:
+    """Return the history that `History.to_document` stored."""
+    clients = {client: Known(*values) for client, values in document["clients"].items()}
+    states = {name: policy.state(document[name]) for name, policy in POLICIES.items() if document.get(name)}
+    return History(clients, states)
 
 
 def is_needed(spec: JobSpec) -> bool:
-    """Whether the job's policy goes by what is known of the clients; the others go by the round alone."""
-    return isinstance(spec.select, PowerOfChoice | Oort | Tifl)
+    """Tell if the job's policy goes by the history; the others go by the round alone."""
+    return POLICIES[spec.select.name].keeps_history
 
 
 def observe(history: History, spec: JobSpec, facts: Facts) -> History:
-    """What is known once a round is committed. Round 0 tells nothing: nobody trained in it."""
+    """Return the history once a round is committed. Round 0 changes nothing: no client trained in it."""
     if facts.number == 0:
         return history
     clients = dict(history.clients)
@@ -91,21 +45,10 @@ def observe(history: History, spec: JobSpec, facts: Facts) -> History:
     for name, metrics in facts.evaluated.items():
         client = clients.get(name, STRANGER)
         clients[name] = client._replace(accuracy=_figure(metrics, "accuracy", otherwise=client.accuracy))
-    match spec.select:
-        case Oort() as policy:
-            return History(clients, oort=oort.observed(policy, history.oort, history.clients, clients, facts))
-        case Tifl() as policy:
-            return History(clients, tifl=tifl.observed(spec, policy, history, clients, facts))
-        case _:
-            return History(clients)
-
-
-def _tiers(document: Mapping[str, Any]) -> Tiers:
-    """JSON knows no tuples."""
-    rows = {key: tuple(document[key]) for key in ("credits", "chances", "figures")}
-    return Tiers(**rows, current=document["current"])
+    state = POLICIES[spec.select.name].observe(spec.select, spec, history, clients, facts)
+    return History(clients, {} if state is None else {spec.select.name: state})
 
 
 def _figure(metrics: Mapping[str, float], *names: str, otherwise: float | None) -> float | None:
-    """The first of the named metrics that is a number; a client's own step may report what it likes."""
+    """The first of the named metrics that is finite; a user's own training step may report anything."""
     return next((metrics[name] for name in names if name in metrics and math.isfinite(metrics[name])), otherwise)

@@ -7,19 +7,18 @@ yet, nobody left to explore) is filled from the other side, so that a cohort is 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from services.aggregator.selection import lottery
-from services.aggregator.selection.known import STRANGER, Known
 from services.aggregator.selection.lottery import Lots, Places, Vector
+from services.aggregator.selection.policy import STRANGER, Facts, History, Known, Policy, Request
 from shared.job.catalog.selection import Oort
 from shared.job.job_spec import JobSpec
 
-if TYPE_CHECKING:
-    from services.aggregator.selection.history import Facts, History
+NAME = "oort"
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,27 @@ class Pacer:
     now: float = 0.0  # sum over the rounds since
 
 
-def choose(
-    spec: JobSpec,
-    policy: Oort,
-    candidates: tuple[str, ...],
-    history: "History",
-    number: int,
-    attempt: int,
-    wanted: int,
-) -> list[str]:
-    """A share of the cohort among clients that never delivered, the rest among the others by score."""
-    lots = lottery.lots(spec, candidates, number, attempt)
+class OortPolicy(Policy[Oort]):
+    """Exploits the clients of the highest score, and explores those that never delivered; its state is the pacer."""
+
+    keeps_history = True
+
+    def choose(self, settings: Oort, request: Request, /) -> list[str]:
+        return choose(settings, request, tuple(request.candidates))
+
+    def observe(
+        self, settings: Oort, spec: JobSpec, before: History, clients: Mapping[str, Known], facts: Facts, /
+    ) -> Pacer:
+        return observed(settings, before.states.get(NAME), before.clients, clients, facts)
+
+    def state(self, document: Mapping[str, Any], /) -> Pacer:
+        return Pacer(**document)
+
+
+def choose(policy: Oort, request: Request, candidates: tuple[str, ...]) -> list[str]:
+    """Choose a share of the cohort among clients that never delivered, the rest among the others by score."""
+    spec, number, wanted, history = request.spec, request.number, request.wanted, request.history
+    lots = lottery.lots(spec, candidates, number, request.attempt)
     known = [history.clients.get(client, STRANGER) for client in candidates]
     resting = _resting(policy, history, spec.population)
     active = np.array([client not in resting for client in candidates])
@@ -49,7 +58,8 @@ def choose(
     explored, unexplored = np.flatnonzero(active & delivered), np.flatnonzero(active & ~delivered)
     to_explore, to_exploit = shares(policy, number, wanted, len(explored), len(unexplored))
 
-    threshold = history.oort.threshold if history.oort else policy.round_threshold
+    pacer: Pacer | None = history.states.get(NAME)
+    threshold = pacer.threshold if pacer else policy.round_threshold
     found = scores(policy, [known[place] for place in explored], preferred_seconds(history, threshold), number)
     exploited = explored[_exploited(policy, found, lottery.of(lots, explored), to_exploit)]
     asked = np.array([client.asked for client in known])
@@ -98,14 +108,14 @@ def scores(policy: Oort, clients: Sequence[Known], preferred: float, number: int
     return found
 
 
-def preferred_seconds(history: "History", threshold: float) -> float:
+def preferred_seconds(history: History, threshold: float) -> float:
     """The duration at a percentile of all that are known; infinite from the 100th on."""
     seconds = sorted(client.seconds for client in history.clients.values() if client.seconds is not None)
     return seconds[_place(threshold / 100, len(seconds))] if seconds and threshold < 100 else math.inf
 
 
 def observed(
-    policy: Oort, pacer: Pacer | None, before: Mapping[str, Known], now: Mapping[str, Known], facts: "Facts"
+    policy: Oort, pacer: Pacer | None, before: Mapping[str, Known], now: Mapping[str, Known], facts: Facts
 ) -> Pacer:
     """The pacer after a round: every `pacer_step` rounds it compares what exploited clients gave with as many before.
 
@@ -146,7 +156,7 @@ def _explored(policy: Oort, asked: npt.NDArray[np.int64], lots: Lots, size: int)
     return window[lottery.weighted(1 / (1 + asked[window]), lottery.of(lots, window), size)]
 
 
-def _resting(policy: Oort, history: "History", population: int) -> frozenset[str]:
+def _resting(policy: Oort, history: History, population: int) -> frozenset[str]:
     """Who was asked more than `blacklist_rounds` times: those asked most, up to a share of all."""
     if policy.blacklist_rounds < 0:
         return frozenset()

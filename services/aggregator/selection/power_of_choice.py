@@ -4,42 +4,34 @@ The loss is the last that a client reported; asking for a fresh one would cost a
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from services.aggregator.selection import lottery
-from services.aggregator.selection.known import STRANGER
 from services.aggregator.selection.lottery import Vector
+from services.aggregator.selection.policy import STRANGER, Policy, Request
 from shared.job.catalog.selection import PowerOfChoice
-from shared.job.job_spec import JobSpec
-
-if TYPE_CHECKING:
-    from services.aggregator.selection.history import History
 
 
-def choose(
-    spec: JobSpec,
-    policy: PowerOfChoice,
-    candidates: tuple[str, ...],
-    history: "History",
-    number: int,
-    attempt: int,
-    wanted: int,
-) -> list[str]:
+class PowerOfChoicePolicy(Policy[PowerOfChoice]):
     """Draws d candidates in proportion to their examples and takes those of the highest loss.
 
-    Of equal ones it takes the first drawn. Who was never asked has an infinite loss, as in the paper, so that everybody
-    is asked once. Who was asked and never delivered has the mean one, or it would be asked for ever; the examples of
-    either are taken to be average.
+    Of equal ones it takes the first drawn. A client that was never asked has an infinite loss, as in the paper, so that
+    each is asked once. One that was asked and never delivered has the mean loss, or it would be asked for ever. The
+    examples of either are taken to be average.
     """
-    known = [history.clients.get(client, STRANGER) for client in candidates]
-    weights = _filled([client.examples or None for client in known])
-    lots = lottery.lots(spec, candidates, number, attempt)
-    drawn = lottery.weighted(weights, lots, policy.candidates or 2 * wanted)
-    losses = np.where([client.asked > 0 for client in known], _filled([client.loss for client in known]), np.inf)
-    highest = drawn[np.argsort(-losses[drawn], kind="stable")]
-    return [candidates[place] for place in highest[:wanted]]
+
+    keeps_history = True
+
+    def choose(self, settings: PowerOfChoice, request: Request, /) -> list[str]:
+        candidates = tuple(request.candidates)
+        known = [request.history.clients.get(client, STRANGER) for client in candidates]
+        weights = _filled([client.examples or None for client in known])
+        lots = lottery.lots(request.spec, candidates, request.number, request.attempt)
+        drawn = lottery.weighted(weights, lots, settings.candidates or 2 * request.wanted)
+        losses = np.where([client.asked > 0 for client in known], _filled([client.loss for client in known]), np.inf)
+        highest = drawn[np.argsort(-losses[drawn], kind="stable")]
+        return [candidates[place] for place in highest[: request.wanted]]
 
 
 def _filled(values: Sequence[float | None]) -> Vector:

@@ -8,18 +8,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from services.aggregator.selection import lottery
-from services.aggregator.selection.known import STRANGER, Known
+from services.aggregator.selection.policy import STRANGER, Facts, History, Known, Policy, Request
 from services.aggregator.selection.round_robin import asked_before
 from shared.job.catalog.selection import Tifl
 from shared.job.job_spec import JobSpec
 
-if TYPE_CHECKING:
-    from services.aggregator.selection.history import Facts, History
+NAME = "tifl"
 
 Figures = tuple[float | None, ...]
 
@@ -34,25 +33,36 @@ class Tiers:
     current: int | None = None  # drawn last
 
 
-def choose(
-    spec: JobSpec,
-    policy: Tifl,
-    candidates: tuple[str, ...],
-    history: "History",
-    number: int,
-    attempt: int,
-    wanted: int,
-) -> list[str]:
-    """So many of one tier, each as likely as any other; where too few of it can be asked, of its neighbours too."""
-    order = lottery.lots(spec, candidates, number, attempt).order
+class TiflPolicy(Policy[Tifl]):
+    """Measures each client once, then draws a tier each round; its state is the tiers' credits and chances."""
+
+    keeps_history = True
+
+    def choose(self, settings: Tifl, request: Request, /) -> list[str]:
+        return choose(settings, request, tuple(request.candidates))
+
+    def observe(
+        self, settings: Tifl, spec: JobSpec, before: History, clients: Mapping[str, Known], facts: Facts, /
+    ) -> Tiers:
+        return observed(spec, settings, before, clients, facts)
+
+    def state(self, document: Mapping[str, Any], /) -> Tiers:
+        rows = {key: tuple(document[key]) for key in ("credits", "chances", "figures")}  # JSON knows no tuples
+        return Tiers(**rows, current=document["current"])
+
+
+def choose(policy: Tifl, request: Request, candidates: tuple[str, ...]) -> list[str]:
+    """Choose clients of one tier, each as likely as any other; if it has too few, those of its neighbours too."""
+    spec, number, wanted, history = request.spec, request.number, request.wanted, request.history
+    order = lottery.lots(spec, candidates, number, request.attempt).order
     if is_profiling(spec, number):
         asked = np.array([history.clients.get(client, STRANGER).asked for client in candidates])
         return [candidates[place] for place in np.lexsort((order, asked))[:wanted]]
     all_tiers = tiers(spec, policy, history.clients)
     tier_of = np.array([all_tiers[client] for client in candidates])
     peopled = np.bincount(tier_of, minlength=policy.tiers) > 0
-    uniform = float(lottery.lots(spec, ("",), number, attempt).uniform[0])
-    tier = _drawn(history.tifl or beginning(spec, policy), peopled.tolist(), uniform)
+    uniform = float(lottery.lots(spec, ("",), number, request.attempt).uniform[0])
+    tier = _drawn(history.states.get(NAME) or beginning(spec, policy), peopled.tolist(), uniform)
     distance = np.abs(tier_of - tier)
     return [candidates[place] for place in np.lexsort((order, tier_of, distance))[:wanted]]  # the faster one first
 
@@ -80,9 +90,9 @@ def beginning(spec: JobSpec, policy: Tifl) -> Tiers:
     return Tiers((credits_,) * policy.tiers, (1 / policy.tiers,) * policy.tiers)
 
 
-def observed(spec: JobSpec, policy: Tifl, before: "History", now: Mapping[str, Known], facts: "Facts") -> Tiers:
+def observed(spec: JobSpec, policy: Tifl, before: History, now: Mapping[str, Known], facts: Facts) -> Tiers:
     """The tiers after a round: the one that trained has a credit less, and every `interval` rounds chances change."""
-    memory = before.tifl or beginning(spec, policy)
+    memory: Tiers = before.states.get(NAME) or beginning(spec, policy)
     if is_profiling(spec, facts.number):
         return memory
     if facts.cohort:
