@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from services.cli.report.tracking import Point, flattened, missing
+from services.cli.report.trackers import Point, flattened, missing
 from shared.errors import BadInput, Unavailable
 
 # Read at the import: a server that is away is told of within a minute, and nobody else is told of anything.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.cli.report.tracking import Point, missing
+from services.cli.report.trackers import Point, missing
 from shared.errors import BadInput
 
 try:

@@ -7,11 +7,12 @@ it has of a job already, and is told the rest.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from services.cli.report import history, rows
 from services.cli.report.history import PastRound
 from services.cli.report.progress import Progress
+from services.cli.report.trackers import Point, Sink
 from services.cli.report.watching import View, Watch
 from services.cli.servers import Servers
 from services.cli.ui import output
@@ -19,26 +20,6 @@ from shared.errors import BadInput, Unavailable
 from shared.events import AnyEvent, ModelEvaluated, RoundEnd, TrainingEnd
 
 LATE = 3  #: rounds after which an evaluation is not looked for any more until the job's end
-
-
-@dataclass(frozen=True)
-class Point:
-    """One figure of one round."""
-
-    tag: str
-    round: int
-    value: float
-    at: float  # seconds since 1970, when the round was committed: the same however often it is told
-
-
-class Sink(Protocol):
-    """Where one job's figures go. It is made of the job and its settings, and keeps what it has of it already."""
-
-    def add(self, points: Sequence[Point], /) -> None:
-        """Keeps the points that it does not have."""
-
-    def end(self, outcome: str | None, at: float | None, /) -> None:
-        """The job has ended so; None where it goes on and only the tracking ends."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +43,6 @@ class Places:
             from services.cli.report.mlflow_runs import Run
 
             yield Run(self.mlflow, job, spec)
-
-
-def missing(package: str) -> BadInput:
-    """What a person does about a package that only tracking needs."""
-    return BadInput(f"{package} is not installed here: install fedq[tracking]")
 
 
 def track(servers: Servers, job: str, view: View, places: Places, clients: int) -> TrainingEnd:
@@ -158,12 +134,3 @@ class Tracking:
 def _own(row: rows.Row) -> Iterator[tuple[str, float]]:
     known = {"examples": row.examples, "seconds": row.seconds, "norm": row.norm, **row.metrics}
     yield from ((name, float(value)) for name, value in known.items() if value is not None)
-
-
-def flattened(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting of a job with its dotted path, as `--set` takes it."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from flattened(inner, f"{place}.{key}" if place else str(key))
-    elif value is not None:
-        yield place, str(value)
