@@ -5,7 +5,6 @@ Pure.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from shared.job.catalog.data import Csv, Digits, Iid, Images, InFiles, Natural, Npz, Quantity, Shared
 from shared.job.catalog.models import (
@@ -37,9 +36,7 @@ from shared.job.catalog.strategies import (
     Scaffold,
 )
 from shared.job.catalog.training import CustomTrain, Sgd, TrainSpec
-
-if TYPE_CHECKING:
-    from shared.job.job_spec import JobSpec
+from shared.job.job_fields import JobFields
 
 KEYED = ("csv", "npz")  #: data sets whose natural partition needs a key
 FEWEST_BITS = 8  #: after the point of a value that is folded, beside those of its weight
@@ -47,13 +44,13 @@ PIXELS = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "femnist": 28, "cifar10
 NO_BATCH_NORM = (Softmax, Mlp, LeNet, Cnn, CharLstm, Transformer)
 
 
-def problems(spec: "JobSpec") -> Iterator[str]:
+def problems(spec: JobFields) -> Iterator[str]:
     """Why a job could not do what its file says, one sentence each."""
     for check in _CHECKS:
         yield from check(spec)
 
 
-def _strategy(spec: "JobSpec") -> Iterator[str]:
+def _strategy(spec: JobFields) -> Iterator[str]:
     strategy, train = spec.strategy, spec.train
     if isinstance(strategy, Scaffold | FedNova | QFedAvg):
         if isinstance(train, CustomTrain):
@@ -77,7 +74,7 @@ def _strategy(spec: "JobSpec") -> Iterator[str]:
             yield "strategy scaffold needs all of the model on the server: leave train.personal and train.buffers out"
 
 
-def _grid(spec: "JobSpec") -> Iterator[str]:
+def _grid(spec: JobFields) -> Iterator[str]:
     limits, asked = spec.limits, spec.cohort_size
     bits = 62 - sum(math.ceil(math.log2(bound)) for bound in (limits.max_abs, limits.max_examples * asked))
     if bits < FEWEST_BITS:
@@ -87,7 +84,7 @@ def _grid(spec: "JobSpec") -> Iterator[str]:
         )
 
 
-def _robust(spec: "JobSpec") -> Iterator[str]:
+def _robust(spec: JobFields) -> Iterator[str]:
     strategy, fewest = spec.strategy, spec.minimum
     if isinstance(strategy, Krum | MultiKrum | Bulyan):
         needed = (4 if isinstance(strategy, Bulyan) else 2) * strategy.byzantine + 3
@@ -108,7 +105,7 @@ def _robust(spec: "JobSpec") -> Iterator[str]:
         )
 
 
-def _asynchronous(spec: "JobSpec") -> Iterator[str]:
+def _asynchronous(spec: JobFields) -> Iterator[str]:
     if isinstance(spec.strategy, FedBuff) and spec.rounds.target not in (None, spec.strategy.buffer_size):
         yield (
             f"rounds.target is {spec.rounds.target} and strategy.buffer_size {spec.strategy.buffer_size}: with fedbuff "
@@ -116,7 +113,7 @@ def _asynchronous(spec: "JobSpec") -> Iterator[str]:
         )
 
 
-def _adapters(spec: "JobSpec") -> Iterator[str]:
+def _adapters(spec: JobFields) -> Iterator[str]:
     model = spec.model
     if model.adapters is None:
         return
@@ -131,7 +128,7 @@ def _adapters(spec: "JobSpec") -> Iterator[str]:
         )
 
 
-def _model(spec: "JobSpec") -> Iterator[str]:
+def _model(spec: JobFields) -> Iterator[str]:
     model, data = spec.model, spec.data
     if isinstance(model, CharLstm) and data.name in (*PIXELS, "images", "csv"):
         yield f"model char_lstm reads sequences of characters, which {data.name} has none of: shakespeare has"
@@ -146,7 +143,7 @@ def _model(spec: "JobSpec") -> Iterator[str]:
         yield f"model.patch is {model.patch}, and the images of {data.name} have {side}×{side} pixels"
 
 
-def _personal(spec: "JobSpec") -> Iterator[str]:
+def _personal(spec: JobFields) -> Iterator[str]:
     train, model = spec.train, spec.model
     if "*" in train.personal:
         yield "train.personal keeps all of the model on the clients: nothing is left to train together"
@@ -161,7 +158,7 @@ def _personal(spec: "JobSpec") -> Iterator[str]:
         )
 
 
-def _batches(spec: "JobSpec") -> Iterator[str]:
+def _batches(spec: JobFields) -> Iterator[str]:
     if spec.rounds.clients_per_task == 1:
         return
     place, strategy = "rounds.clients_per_task folds several clients into one update", spec.strategy
@@ -177,7 +174,7 @@ def _batches(spec: "JobSpec") -> Iterator[str]:
         yield f"{place}, and train.personal and train.buffers: local keep something of each"
 
 
-def _data(spec: "JobSpec") -> Iterator[str]:
+def _data(spec: JobFields) -> Iterator[str]:
     data = spec.data
     if spec.silos is not None and data.clients is not None:
         yield "data.clients is how many clients a pool plays, and the silos are the clients: leave it out"
@@ -196,7 +193,7 @@ def _data(spec: "JobSpec") -> Iterator[str]:
             )
 
 
-def _silos(spec: "JobSpec") -> Iterator[str]:
+def _silos(spec: JobFields) -> Iterator[str]:
     """Keys that silos with files of their own must agree on: none can see another's, and the model is one."""
     data = spec.data
     if not spec.has_own_files or not isinstance(data, InFiles):
@@ -222,7 +219,7 @@ def _silos(spec: "JobSpec") -> Iterator[str]:
         )
 
 
-def _selection(spec: "JobSpec") -> Iterator[str]:
+def _selection(spec: JobFields) -> Iterator[str]:
     select = spec.select
     if isinstance(select, PowerOfChoice) and select.candidates is not None and select.candidates < select.size:
         yield f"select.candidates is {select.candidates}, fewer than the {select.size} clients that a round asks"
@@ -235,7 +232,7 @@ def _selection(spec: "JobSpec") -> Iterator[str]:
         )
 
 
-def _simulation(spec: "JobSpec") -> Iterator[str]:
+def _simulation(spec: JobFields) -> Iterator[str]:
     found = spec.simulate
     if found is None:
         return
@@ -275,7 +272,7 @@ def _spans(trace: Trace) -> Iterator[str]:
                 yield f"{where}: a span ends at {before:g} s, after simulate.availability.period, {trace.period:g} s"
 
 
-def _evaluation(spec: "JobSpec") -> Iterator[str]:
+def _evaluation(spec: JobFields) -> Iterator[str]:
     evaluate, data = spec.evaluate, spec.data
     if evaluate.clients is not None and evaluate.clients > spec.population:
         yield f"evaluate.clients is {evaluate.clients}, but there are {spec.population} clients"
