@@ -13,7 +13,8 @@ from itertools import islice
 from typing import Any
 
 from services.aggregator.outcome import Unsound
-from services.aggregator.selection import lottery, population
+from services.aggregator.selection import lottery
+from services.aggregator.selection.cohort import population
 from shared.events import BlobRef, ModelEvaluated, fitting
 from shared.job.job_spec import JobSpec
 

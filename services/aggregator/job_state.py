@@ -57,7 +57,7 @@ from services.aggregator.protocol import (
     Untested,
     Wait,
 )
-from services.aggregator.selection import enough, lacking, population, select
+from services.aggregator.selection.cohort import enough, lacking, population, select
 from shared.events import fitting
 from shared.job.clients import Listed
 from shared.job.job_spec import JobSpec

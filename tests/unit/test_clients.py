@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from services.aggregator import job_state
 from services.aggregator.evaluation import evaluators
 from services.aggregator.protocol import Accepted, Looked, Opened
-from services.aggregator.selection import enough, lottery, select
+from services.aggregator.selection import lottery
+from services.aggregator.selection.cohort import enough, select
 from shared.job import job_spec
 from shared.job.clients import Listed, Numbered
 from shared.job.job_spec import JobSpec

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.aggregator.selection import oort, select
+from services.aggregator.selection import oort
+from services.aggregator.selection.cohort import select
 from services.aggregator.selection.history import observe
 from services.aggregator.selection.oort import Pacer
 from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report

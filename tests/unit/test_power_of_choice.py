@@ -4,7 +4,7 @@ import hashlib
 import math
 from typing import Any
 
-from services.aggregator.selection import select
+from services.aggregator.selection.cohort import select
 from services.aggregator.selection.history import observe
 from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report
 from shared.job import job_spec

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.aggregator.selection import enough, lacking, select
+from services.aggregator.selection.cohort import enough, lacking, select
 from services.aggregator.selection.policy import History, Known
 from shared.job import job_spec
 

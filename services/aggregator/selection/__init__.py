@@ -3,7 +3,3 @@
 `cohort` is the entry, and `history` what is known of the clients. Each policy of `shared.job.catalog.selection` is a
 module that owns its state, and `policies` is the table of them all.
 """
-
-from services.aggregator.selection.cohort import enough, lacking, population, select
-
-__all__ = ["enough", "lacking", "population", "select"]

@@ -5,7 +5,7 @@ from collections import Counter
 
 import yaml
 
-from services.aggregator.selection import lacking
+from services.aggregator.selection.cohort import lacking
 from shared import names
 from tests.kubernetes.manifests import K8S, Manifests
 from tests.kubernetes.rules.rule import POOL, Complaints, rule
