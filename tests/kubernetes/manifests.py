@@ -199,7 +199,7 @@ def quantity(text: object) -> float:
 
 def overlay(name: str) -> Manifests:
     """An overlay with the Secrets that it counts on; a copy, to be changed at will."""
-    promised = EXTERNAL if name == "external" else secrets.make(tls=name == "production")
+    promised = copy.deepcopy(EXTERNAL) if name == "external" else secrets.make(tls=name == "production")
     return Manifests(copy.deepcopy(_objects(K8S / "overlays" / name)), promised)
 
 
