@@ -1,26 +1,21 @@
 """The reference in docs/guide/commands.md, written from the command line itself: `python -m docs.command_page`."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from typer.main import get_command
 
-from docs.page import cell, write
+from docs.page import cell, replaced, write
 from services.cli.__main__ import app
 
 PAGE = Path(__file__).parent / "guide" / "commands.md"
 COMMAND = "python -m docs.command_page"
-_PLACE = re.compile(r"(<!-- commands -->\n).*(<!-- end -->)", re.DOTALL)
 
 
 def rendered(page: str) -> str:
     """Returns the page with the reference between its markers; `ValueError` if it has no such place."""
-    if _PLACE.search(page) is None:
-        raise ValueError("the page has no place for the commands: <!-- commands --> and <!-- end -->")
-    reference = "\n".join(_reference())
-    return _PLACE.sub(lambda place: f"{place[1]}\n{reference}\n{place[2]}", page)
+    return replaced(page, "commands", "\n".join(_reference()))
 
 
 def _reference() -> Iterator[str]:

@@ -171,8 +171,8 @@ class PauseTraining(Event):
 class RoundStart(Event):
     """A pool, or one silo, is asked to train `cohort` on the base model; round 0 has none and asks for it.
 
-    `again` marks a second ring: the cohort is those of the round that have not answered, and their updates may lie in
-    the store already.
+    `again` marks that clients are asked again: the cohort is those of the round that have not answered, and their
+    updates may lie in the store already.
     """
 
     type = "round-start"

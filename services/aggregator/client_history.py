@@ -1,4 +1,4 @@
-"""What a job knows of its clients after a round: their states, and what selection goes by.
+"""Client history of a job: its clients' states after a round, and the figures that selection goes by.
 
 Pure. It follows from the job's manifests; a copy lies beside the last one, so that nobody has to read them all.
 """
@@ -12,12 +12,12 @@ from services.aggregator.selection.policy import NOTHING, Facts, History, Report
 from shared.events import StateRef
 from shared.job.job_spec import JobSpec
 
-OF_CLIENTS = ("states", "clients")  #: what tells of clients in a flat document; see `shared.record.parts`
+OF_CLIENTS = ("states", "clients")  #: fields of a flat document that tell of clients; see `shared.record.parts`
 
 
 @dataclass(frozen=True)
 class ClientHistory:
-    """Of the rounds up to the last committed one."""
+    """Client history of the rounds up to the last committed one."""
 
     states: Mapping[str, StateRef] = field(default_factory=dict)  # of each client that has one: the last that counted
     history: History = NOTHING

@@ -85,7 +85,7 @@ class JobContext:
     faults: Faults
     subscription: Subscription | None
     accumulator: Accumulator
-    turnout: Turnout  # of the rounds that this owner committed, and at the end of all
+    turnout: Turnout  # counts the rounds that this owner committed, and at the end all
     clearing: Clearing
     log: Any
 

@@ -1,4 +1,4 @@
-"""One job on a thread of its own: hears its mailbox, asks the pure engine, does what it answers."""
+"""Coordinator of one job, on its own thread: hears messages, moves the pure state on, and does the effects."""
 
 import queue
 import random
@@ -42,32 +42,34 @@ class Coordinator:
         self._log = structlog.get_logger().bind(job=job)
         self._faults = Faults(edges.ledger, job)
         self._mailbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._news: deque[protocol.Input] = deque()  # from other threads
+        self._news: deque[protocol.Input] = deque()  # inputs from other threads
         self._subscription: Subscription | None = None
         self._leaving = leaving or threading.Event()
         self._fenced = threading.Event()
         self._inputs: deque[protocol.Input] = deque()
         self._wanted = Wanted()
-        self._idle = 0  # looks in a row that found an open round's queues empty and nobody at work
-        self._mistake: BadInput | None = None  # of the user's own strategy, found while a message was handled
-        self._early: dict[str, ModelUpdate] = {}  # that came between two rounds, from clients at work in both
+        self._idle = 0  # consecutive looks that found the open round's queues empty and no slot at work
+        self._mistake: BadInput | None = None  # error that the user's strategy raised while a message was handled
+        self._early: dict[
+            str, ModelUpdate
+        ] = {}  # client → its update that came between two rounds; it is at work in both
         self._context: JobContext | None = None
         self._state: job_state.State | None = None
 
     # --- from outside ---------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Asks the runner to hand the job over to another replica."""
+        """Asks the coordinator to hand the job over to another replica."""
         self._leaving.set()
         self._mailbox.put(None)
 
     def fence_off(self) -> None:
-        """Tells the runner that the job is another's."""
+        """Tells the coordinator that the job is another owner's."""
         self._fenced.set()
         self._mailbox.put(None)
 
     def want(self, wanted: Wanted) -> None:
-        """Tells the runner what an operator wants of the job, as often as one likes."""
+        """Tells the coordinator what an operator wants of the job; a repeat changes nothing."""
         before, self._wanted = self._wanted, wanted
         if wanted == before:
             return
@@ -82,7 +84,7 @@ class Coordinator:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing more to do here: the job has ended, or is laid down."""
+        """True once there is nothing more to do here: the job has ended, or was released as paused."""
         return self._state is not None and self._state.phase == "ended"
 
     @property
@@ -120,7 +122,7 @@ class Coordinator:
                 self._edges.bus.cancel(self._subscription)
 
     def _tidy(self) -> None:
-        """A queue that this replica declared again, when its connection came back, after the job had ended."""
+        """Deletes a queue that this replica declared again when its connection came back after the job had ended."""
         try:
             if self._subscription is not None:
                 self._edges.bus.cancel(self._subscription)
@@ -254,7 +256,7 @@ class Coordinator:
     # --- what is heard --------------------------------------------------------------------------
 
     def _on_ready(self) -> None:
-        """Called on the link's thread whenever consuming begins: after the first time, events may have been lost."""
+        """Runs on the connection's thread when consuming begins; after the first time, events may have been lost."""
         if self._subscription is not None:
             self._news.append(protocol.Interrupted("the connection to RabbitMQ broke: events may have been lost"))
             self._mailbox.put(None)
@@ -281,7 +283,7 @@ class Coordinator:
                 raise BadMessage(f"{event.type} is not for an aggregator")
 
     def _take_in_early(self) -> None:
-        """One of those that came before the round was open."""
+        """Takes in one update that came before the round was open."""
         client, update = next(iter(self._early.items()))
         try:
             self._take_in(update)
@@ -373,14 +375,14 @@ class Coordinator:
         yield protocol.Reviewed(left)
 
     def _queued(self, group: str) -> bool:
-        """Whether work waits in a group's queues; a silo has none of tasks."""
+        """True if work waits in a group's queues; a silo has no queue of tasks."""
         context, _ = self._at_work
         queues = (names.rounds_queue, names.tasks_queue) if context.spec.silos is None else (names.rounds_queue,)
         depths = (self._edges.bus.depth(name(group)) for name in queues)
         return any(depth is not None and depth[0] > 0 for depth in depths)
 
     def _fail(self, error: Exception) -> None:
-        """The job's last word after an error that its runner could not handle."""
+        """The job's last word after an error that the coordinator could not handle."""
         reason = f"the aggregator gave up: {error or type(error).__name__}"
         try:
             if self._context is not None and self._state is not None:

@@ -117,12 +117,14 @@ def on_model_evaluated(context: JobContext, state: State, event: ModelEvaluated)
     if group is not None and event.part in pending.parts and not event.examples:
         return _without_tests(context, state, pending, group, event.error)
     answered = pending.answered_by(event)
-    tester = group if group is not None and event.part in pending.parts else ""
-    if answered.complete:
-        return complete(context, state, answered, tester)
     if answered is pending:
         raise Stale(f"round {event.round} is waiting for other evaluations")
-    return protocol.EvaluationChanged(answered, tester)
+    tester = group or ""
+    return (
+        complete(context, state, answered, tester)
+        if answered.complete
+        else protocol.EvaluationChanged(answered, tester)
+    )
 
 
 def _without_tests(

@@ -69,7 +69,7 @@ ASKS = 10  #: times that an attempt's unanswered clients are asked again; then i
 
 @dataclass(frozen=True)
 class State:
-    """Where a job stands; `round` is the one being opened, open or closing."""
+    """State of a job; `round` is the one being opened, open or closing."""
 
     spec: JobSpec
     phase: Phase = "looking"
@@ -91,19 +91,17 @@ class State:
     in_flight: Mapping[str, int] = field(default_factory=dict)
 
     # Facts that effects and messages bring, whatever the phase; see `learn`.
-    artifacts: Artifacts = field(default_factory=Artifacts)  # of the last committed round
+    artifacts: Artifacts = field(default_factory=Artifacts)  # left by the last committed round
     evaluations: Evaluations = field(default_factory=Evaluations)
     metrics: Mapping[str, float] = field(default_factory=dict)  # the latest figures
     first_opened: float = 0.0  # when the job's first round was opened: seconds since the epoch, by Redis's clock
     announced: bool = False  # watchers were told that the job runs
     alive: Mapping[str, int] = field(default_factory=dict)  # slots of each group, when last looked
-    code: Mapping[str, str] = field(
-        default_factory=dict
-    )  # digest of the user's files → the trainer that ran them first
+    code: Mapping[str, str] = field(default_factory=dict)  # digest of the user's files → the first trainer with them
 
     @property
     def target(self) -> int:
-        """How many updates close the round; fewer where fewer silos were alive to be asked."""
+        """Number of updates that close the round; fewer if fewer silos were alive to be asked."""
         return target_of(self.spec, self.round, len(self.cohort))
 
     @property
@@ -121,7 +119,7 @@ class State:
 
 
 def target_of(spec: JobSpec, number: int, cohort: int) -> int:
-    """How many updates close a round of so many clients."""
+    """Number of updates that close a round of so many clients."""
     return 1 if number == 0 else min(spec.target, cohort)
 
 
@@ -246,7 +244,7 @@ def merge_metrics(known: Mapping[str, float], latest: Mapping[str, float]) -> di
 
 
 def step(state: State, received: Input, now: float) -> Step:  # noqa: C901, PLR0911, PLR0912 - one line per case
-    """What a happening makes of a job; one that does not fit its phase changes nothing."""
+    """Moves a job on by one input; an input that does not fit the phase changes nothing."""
     match received, state.phase:
         case _, "ended":
             return state, ()

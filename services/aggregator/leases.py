@@ -52,15 +52,15 @@ class JobLeases:
             thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Hands every job over and waits for the runners to have done so."""
+        """Hands every job over and waits for the coordinators to have done so."""
         self._stopping.set()
         self._awake.set()
         self._inbox.put(None)
         with self._lock:
             self._lock.notify_all()
             running = list(self._running.values())
-        for runner, _ in running:
-            runner.leave()
+        for coordinator, _ in running:
+            coordinator.leave()
         for _, thread in running:
             thread.join(timeout)
         for thread in self._threads:
@@ -126,21 +126,21 @@ class JobLeases:
         self._run(event.job, ledger.claim(event.job, self.name, self._lease))
 
     def _run(self, job: str, fence: int) -> None:
-        runner = Coordinator(self._edges, job, fence)
+        coordinator = Coordinator(self._edges, job, fence)
 
         def main() -> None:
             try:
-                runner.run()
+                coordinator.run()
             finally:
                 with self._lock:
-                    if self._running.get(job, (None, None))[0] is runner:  # it may be here again, resumed
+                    if self._running.get(job, (None, None))[0] is coordinator:  # it may be here again, resumed
                         del self._running[job]
                     self._lock.notify_all()
                 self._awake.set()  # it may have left a job to be adopted
 
         thread = threading.Thread(target=main, name=job, daemon=True)
         with self._lock:
-            self._running[job] = (runner, thread)
+            self._running[job] = (coordinator, thread)
         log.info("took", job=job, fence=fence)
         thread.start()
 
@@ -166,11 +166,11 @@ class JobLeases:
                 log.exception("leases not renewed")
 
     def _renew(self, running: "dict[str, tuple[Coordinator, threading.Thread]]") -> None:
-        for job, (runner, _) in running.items():
+        for job, (coordinator, _) in running.items():
             try:
-                runner.want(self._edges.ledger.renew(job, runner.fence, self._lease))
+                coordinator.want(self._edges.ledger.renew(job, coordinator.fence, self._lease))
             except Fenced:
-                runner.fence_off()
+                coordinator.fence_off()
 
     def _adopt(self, mine: set[str]) -> float | None:
         """Claims jobs while there is room; returns the seconds until another lease runs out."""
@@ -179,7 +179,7 @@ class JobLeases:
             if not self._room():
                 return None
             if job in mine:
-                continue  # its runner here is about to notice
+                continue  # its coordinator here is about to notice
             try:
                 fence = self._edges.ledger.claim(job, self.name, self._lease)
             except Stale:

@@ -1,4 +1,4 @@
-"""What an event changes: each update checked, counted once and folded; what is refused, recorded with the reason."""
+"""Receiving an update: it is checked, counted once and folded, or refused and recorded with the reason."""
 
 import time
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Inputs = tuple[protocol.Input, ...]
 
 
 def on_model_update(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
-    """Takes an update in, or records why not; `Stale` where nobody waits for it."""
+    """Takes an update in, or records why not; `Stale` if the round does not wait for it."""
     number = state.round
     if state.phase != "open":
         raise Stale(f"{update.client} sent an update for round {update.round}; none is open")
@@ -118,7 +118,7 @@ def _compare_code(context: JobContext, state: job_state.State, update: ModelUpda
 
 
 def clients_of(update: ModelUpdate) -> tuple[str, ...]:
-    """Whose training is in an update."""
+    """Clients whose training is in an update."""
     return tuple(member.client for member in update.members) or (update.client,)
 
 
@@ -155,6 +155,8 @@ def _on_duplicate(context: JobContext, state: job_state.State, update: ModelUpda
     if clients[0] not in context.accumulator.counted:
         # The ledger counted it, and its answer was lost: it is not in the fold yet.
         context.accumulator.count_again(found)
-        return _judged(context, state, update, "ok")
-    context.faults.note("duplicate", f"{update.client} has been counted", number)
-    raise Stale(f"{update.client} has been counted in round {number}")
+    elif clients[0] in state.accepted:
+        context.faults.note("duplicate", f"{update.client} has been counted", number)
+        raise Stale(f"{update.client} has been counted in round {number}")
+    # If it was counted and the state has not heard, Redis went away before it took the failures in the same update.
+    return _judged(context, state, update, "ok")

@@ -45,9 +45,15 @@ def take_over(context: JobContext, record: JobRecord) -> job_state.Step:
     if record.claims > 1 or known.artifacts.round >= 0:
         context.log.info("took over", round=state.round, phase=state.phase, claims=record.claims)
         context.faults.note("takeover", f"fence {context.fence}, round {state.round}, {state.phase}", state.round)
-    facts = {name: getattr(known, name) for name in ("artifacts", "evaluations", "metrics", "first_opened")}
-    # An open round was announced by the owner that opened it.
-    return replace(state, announced=state.phase == "open", **facts), effects
+    state = replace(
+        state,
+        artifacts=known.artifacts,
+        evaluations=known.evaluations,
+        metrics=known.metrics,
+        first_opened=known.first_opened,
+        announced=state.phase == "open",  # by the owner that opened the round
+    )
+    return state, effects
 
 
 def _catch_up(context: JobContext, record: JobRecord) -> State:
@@ -70,7 +76,7 @@ def _catch_up(context: JobContext, record: JobRecord) -> State:
             histories = names.histories(context.job, committed)
             history = client_history.read(parts.joined(context.edges.blobs, histories, head))
     clients: dict[str, dict[str, float]] = {}
-    if context.spec.evaluate.where != "server":  # what the next round's end tells selection
+    if context.spec.evaluate.where != "server":  # selection learns them when the next round ends
         with _evaluation(context, committed) as head:
             found = parts.joined(context.edges.blobs, names.evaluation_blob(context.job, committed), head)
             clients = {client: figures(own) for client, own in found.get("clients", {}).items()}

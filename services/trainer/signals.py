@@ -25,7 +25,7 @@ Work = tuple[int, int, int]  # round, fence, attempt: what comes later is asked 
 
 
 class Signals:
-    """The board in `directory`, for the parent to write and its slots to read."""
+    """The signals in `directory`, for the parent to write and its slots to read."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -34,7 +34,7 @@ class Signals:
     @classmethod
     @contextmanager
     def create(cls, parent: Path, name: str) -> Iterator["Signals"]:
-        """A board below `parent` that goes with this process; what killed ones left behind is removed."""
+        """Creates signals below `parent` that go with this process; what killed ones left behind is removed."""
         private_directory(parent)
         with open(parent / "lock", "w") as others:
             fcntl.flock(others, fcntl.LOCK_EX)  # or one that starts beside us would take ours for left behind

@@ -53,7 +53,7 @@ class TrainTask(Value):
 
     @property
     def work(self) -> tuple[str, int, int, int]:
-        """What a board is asked about: later owners of a job come after earlier ones, whatever attempt they are at."""
+        """Key by which `Signals` tells what is over: later owners come after earlier ones, at any attempt."""
         return self.job, self.round, self.fence, self.attempt
 
     @property

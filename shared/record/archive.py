@@ -33,7 +33,7 @@ def spec(blobs: Blobs, job: str) -> JobSpec | None:
 
 
 def wanted(blobs: Blobs, job: str) -> Wanted | None:
-    """An operator's wish for a job, or None if the bucket has none: then the job is to run."""
+    """An operator's request for a job, or None if the bucket has none: then the job is to run."""
     key = names.wanted_blob(job)
     found = optional(blobs, key)
     if found is None:
@@ -78,7 +78,6 @@ def committed_since(blobs: Blobs, job: str, known: int) -> int:
 
 def job_record(blobs: Blobs, job: str, rounds: int) -> JobRecord:
     """The ledger's record of a job of so many `rounds` that Redis has lost."""
-    wish = wanted(blobs, job) or Wanted()
     end = result(blobs, job)
     if end is not None:
         return JobRecord(
@@ -95,6 +94,7 @@ def job_record(blobs: Blobs, job: str, rounds: int) -> JobRecord:
             ended=end.ended,
             metrics=end.metrics,
         )
+    wish = wanted(blobs, job) or Wanted()
     paused = wish.status == "paused"
     began = _began(blobs, job)
     return JobRecord(

@@ -1,4 +1,4 @@
-"""The referee: the record of jobs and rounds in Redis, changed by the atomic steps of `shared.redis.scripts`.
+"""The ledger of jobs and rounds in Redis, changed by the atomic steps of `shared.redis.scripts`.
 
 Nothing here is the only copy: the object store is the record, and this can be rebuilt from it.
 """
@@ -165,9 +165,9 @@ class Ledger:
         self._step(steps.OWNED, job, [names.job_key(job)], [fence])
 
     def release(self, job: str, fence: int, status: str = "queued", detail: str = "waiting for an aggregator") -> str:
-        """Gives the job to whoever claims it next, or lays it down as `paused`; its claim does not count.
+        """Releases the lease: another owner may claim the job, or it rests as `paused`; this claim does not count.
 
-        Answers the status: a job that is to run, by now, is not laid down.
+        Returns the status: a job that was resumed meanwhile is queued, not paused.
         """
         return str(self._step(steps.RELEASE, job, [names.job_key(job)], [fence, status, detail]))
 

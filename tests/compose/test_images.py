@@ -124,7 +124,7 @@ def test_every_module_of_a_service_can_be_imported(image: str) -> None:
     optional = {
         "services.cli.report.mlflow_runs",
         "services.cli.report.tensorboard",
-    }  # what these need is another extra's
+    }  # another extra brings the packages that these need
     modules = [one for one in inside(image)["modules"] if one.startswith("services.") and one not in optional]
     done = run(image, "-c", f"import {', '.join(modules)}", options=("--entrypoint=python",))
 

@@ -236,7 +236,7 @@ def test_stop_of_a_paused_job_has_it_ended_in_order(fedq: Fedq, aggregator: Aggr
 
 
 def paused(fedq: Fedq, aggregator: Aggregator) -> Scripted:
-    """A job that is laid down after its initial model."""
+    """A job that is paused after its initial model."""
     fedq("start", DIGITS, "--set", "rounds.count=3", "--id", "digits-aaaaaa")
     job = aggregator.take()
     job.ask(0, COHORT[:1])

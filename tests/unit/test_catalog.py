@@ -14,7 +14,7 @@ from services.cli.__main__ import app
 from services.cli.report.catalog import default_of
 from shared.job.catalog import listing
 from shared.job.job_spec import JobSpec
-from tests.unit.test_jobs import conforms
+from tests.unit.test_job_spec import conforms
 
 FOUND = listing.families()
 ENTRIES = [(family, entry) for family, entries in FOUND.items() for entry in entries]

@@ -43,7 +43,7 @@ class Facts:
 
     number: int
     cohort: tuple[str, ...]  # only the clients asked in this round, not those in flight since an earlier one
-    reports: Mapping[str, Report]  # by client; every update that counted, in whichever round its client was asked
+    reports: Mapping[str, Report]  # client → its update that counted, whichever round asked it
     #: Figures of each client in the last evaluation on the clients, if there was one since the round before.
     evaluated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -53,7 +53,7 @@ class History:
     """Facts about each client after some rounds, and the state of the job's policy."""
 
     clients: Mapping[str, Known] = field(default_factory=dict)
-    states: Mapping[str, Any] = field(default_factory=dict)  # by policy; only the job's own has one, if it needs any
+    states: Mapping[str, Any] = field(default_factory=dict)  # policy → its state; only the job's policy has one, if any
 
     def to_document(self) -> dict[str, Any]:
         """Return the history as it is stored: exact, and about 100 bytes a client as compact JSON."""

@@ -21,7 +21,7 @@ from shared.job.job_spec import JobSpec
 from shared.record import archive
 from shared.redis.ledger import ENDED, JobRecord, Wanted
 
-STOPPING = 30.0  #: seconds that a job is waited for to end, or to be laid down once its round is over
+STOPPING = 30.0  #: seconds that a job is waited for, to end or to pause once its round is over
 
 
 def stop(servers: Servers, job: str, reason: str) -> str:
@@ -60,7 +60,7 @@ def _ended(servers: Servers, record: JobRecord, inbox: "_Inbox") -> str:
 
 
 def pause(servers: Servers, job: str, reason: str) -> str:
-    """Asks that a job opens no further round, waits until it is laid down or has ended, and says which."""
+    """Asks that a job opens no further round, waits until it is paused or has ended, and says which."""
     record = _live(servers, job)
     if record.status == "paused":
         raise BadInput(f"job {job} is paused already; `fedq resume {job}` continues it")
@@ -71,7 +71,7 @@ def pause(servers: Servers, job: str, reason: str) -> str:
     servers.bus.publish(PauseTraining(job=job, reason=reason), required=False)
     if record.status == "queued" and not servers.aggregators():
         return f"pause requested; job {job} is {servers.why_queued()}"
-    patience, what = STOPPING, "to be laid down"
+    patience, what = STOPPING, "to be paused"
     open_round = servers.ledger.round(job, record.round + 1)
     if open_round is not None and open_round.state in ("open", "closed"):
         patience += max(0.0, open_round.deadline - servers.ledger.now())
@@ -98,7 +98,7 @@ def resume(servers: Servers, job: str) -> str:
         if record.wanted.status == "running":
             raise BadInput(f"job {job} is {record.status}, not paused: there is nothing to resume")
     _want(servers, job, Wanted())
-    record = servers.ledger.required(job)  # it may have been laid down since
+    record = servers.ledger.required(job)  # it may have been paused since
     if record.status == "paused":
         servers.ledger.revive(job, record.rounds)
         _ring(servers, job)

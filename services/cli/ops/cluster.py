@@ -29,7 +29,7 @@ SECRET = "fedq-operator"  # noqa: S105 - the name of one
 AUTHORITY = "fedq-ca"  #: the Secret with the certificate of the authority, where the cluster has one of its own
 TRUST = "SSL_CERT_FILE"
 REGISTRY = "http://registry:8080"  #: where a cluster has it, unless its settings say otherwise
-FILE = Path(".fedq/env")  #: where `shared.process.settings` looks
+FILE = Path(".fedq/env")  #: the file that `shared.process.settings` reads
 PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "http": 80, "https": 443}
 LIVE = 1.0  #: seconds for a broker to take a connection
 

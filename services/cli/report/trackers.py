@@ -28,12 +28,12 @@ class Sink(Protocol):
 
 
 def missing(package: str) -> BadInput:
-    """What a person does about a package that only tracking needs."""
+    """Returns the error that names a package which only tracking needs, and how to install it."""
     return BadInput(f"{package} is not installed here: install fedq[tracking]")
 
 
 def flattened(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting of a job with its dotted path, as `--set` takes it."""
+    """Yields each setting of a job with its dotted path, as `--set` takes it."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from flattened(inner, f"{place}.{key}" if place else str(key))

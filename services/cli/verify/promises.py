@@ -28,11 +28,11 @@ Problems = Iterator[str]
 
 
 class Promise(NamedTuple):
-    """What is promised, and three functions of the evidence."""
+    """A promise, and three functions of the snapshot that check it."""
 
     name: str
     says: str
-    checked: Callable[[Snapshot], str]  # what was looked at
+    checked: Callable[[Snapshot], str]  # tells what was looked at
     problems: Callable[[Snapshot], Problems]
     notes: Callable[[Snapshot], Iterator[str]] = lambda _snapshot: iter(())
 

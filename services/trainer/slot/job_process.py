@@ -1,4 +1,4 @@
-"""Workshop of a slot for jobs with code of their own: a process for each, so that the slot stays as it was.
+"""Processes of a slot for jobs with code of their own: one for each, so that the slot stays as it was.
 
 What the user's code leaves behind (a grad mode, a default dtype, a folder, threads, another module changed) ends with
 that process. It starts with the job's first task here, in about a second, and ends when another such job needs its
@@ -46,7 +46,7 @@ class JobProcess:
         self._late: TrainTask | None = None  # the task that has outlasted its round, once
         self._over: TrainTask | EvaluateModel | None = None  # the task that was killed since nobody waited for it
         self._busy = threading.Lock()
-        threading.Thread(target=self._listen, name="workshop", daemon=True).start()
+        threading.Thread(target=self._listen, name="job-process", daemon=True).start()
 
     def do(self, work: TrainTask | EvaluateModel, tries: int) -> None:
         """Has a task done, as `Slot.do` does it; `Unavailable` too where the process ended at it."""

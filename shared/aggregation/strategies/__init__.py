@@ -1,4 +1,4 @@
-"""How a round's updates become the next model: one class for each entry of `shared.job.catalog.strategies`.
+"""Strategies make the next model of a round's updates: one class for each entry of `shared.job.catalog.strategies`.
 
 Pure, in NumPy. The aggregator runs them, and `fedq replay` and `fedq verify` run them again.
 """

@@ -1,10 +1,11 @@
-"""The referee's rules: each transition of a job or a round as one Lua script, atomic on the Redis server.
+"""The ledger's rules: each transition of a job or a round as one Lua script, atomic on the Redis server.
 
 A script is a function of a file in this folder, sent with its file and with `common.lua`. A step names the fence that
 it expects and answers with a word: `ok`, `duplicate`, `late`, `stranger`, `fenced`, `lost` or `conflict`. The clock is
 Redis's. `tests/simulation/model.py` holds the same rules in Python, and a test holds the two together.
 """
 
+from functools import cache
 from pathlib import Path
 
 from shared.redis.client import Script
@@ -13,9 +14,13 @@ _FOLDER = Path(__file__).parent
 
 
 def load(file: str, function: str) -> Script:
-    """The script that calls `function` of `file`.lua."""
-    texts = [(_FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in ("common", file)]
-    return Script("\n".join([*texts, f"return {function}()\n"]))
+    """Returns the script that calls `function` of `file`.lua."""
+    return Script("\n".join([_text("common"), _text(file), f"return {function}()\n"]))
+
+
+@cache
+def _text(file: str) -> str:
+    return (_FOLDER / f"{file}.lua").read_text(encoding="utf-8")
 
 
 CREATE = load("jobs", "create")

@@ -12,7 +12,7 @@ local function late(round, now)
   return row[1] ~= 'open' or tonumber(row[2]) < now
 end
 
-local function standing(cohort, accepted, client)
+local function admission(cohort, accepted, client)
   if not redis.call('ZSCORE', cohort, client) then return 'stranger' end
   if redis.call('HEXISTS', accepted, client) == 1 then return 'duplicate' end
   return 'ok'
@@ -69,7 +69,7 @@ end
 local function admission_of()
   local now = clock()
   if late(KEYS[1], now) then return 'late' end
-  return standing(KEYS[4], KEYS[2], ARGV[1])
+  return admission(KEYS[4], KEYS[2], ARGV[1])
 end
 
 -- Counts all clients of an update, whose names and entries are ARGV[2] on in turn, or none of them.
@@ -79,7 +79,7 @@ local function accept()
   local now = clock()
   if late(KEYS[2], now) then return 'late' end
   for i = 2, #ARGV, 2 do
-    local answer = standing(KEYS[5], KEYS[3], ARGV[i])
+    local answer = admission(KEYS[5], KEYS[3], ARGV[i])
     if answer ~= 'ok' then return answer end
   end
   redis.call('HSET', KEYS[3], unpack(ARGV, 2))

@@ -9,7 +9,7 @@ from services.aggregator.selection.cohort import lacking
 from shared import names
 from tests.kubernetes.manifests import K8S, Manifests
 from tests.kubernetes.rules.rule import POOL, Complaints, rule
-from tests.unit.test_jobs import spec
+from tests.unit.test_job_spec import spec
 
 
 @rule

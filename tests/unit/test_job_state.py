@@ -284,7 +284,7 @@ def test_pause_lets_the_open_round_finish_and_opens_no_other() -> None:
 
 
 def test_pause_ends_waiting_at_once() -> None:
-    """A job without trainers is laid down where it stands."""
+    """A job without trainers is paused where it stands."""
     state, _ = job_state.begin(spec(), -1)
     assert play(state, Looked({}), Paused("lunch"))[1][-1] == Pause("lunch")
 

@@ -4,7 +4,7 @@ from services.aggregator.opening import batches_again
 from services.trainer.train_task import orders
 from shared.events import BlobRef, RoundStart
 from shared.job import job_spec
-from tests.unit.test_jobs import document
+from tests.unit.test_job_spec import document
 
 WHOLE = tuple(f"client-{number}" for number in range(8))
 

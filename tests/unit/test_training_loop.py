@@ -57,8 +57,8 @@ def test_another_process_gives_the_same_bits() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(__file__.rpartition('/')[0])!r})\n"
         f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
-        "import test_learning\n"
-        "print(test_learning.trained()[0].double().sum().item().hex())"
+        "import test_training_loop\n"
+        "print(test_training_loop.trained()[0].double().sum().item().hex())"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
