@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from shared.aggregation import fold
 from shared.aggregation.aggregate import Plan
@@ -11,13 +11,10 @@ from shared.errors import Refused
 from shared.events import BlobRef, Figures
 from shared.job.catalog.compression import CompressSpec
 from shared.job.catalog.strategies import StrategySpec
+from shared.record.job import Document
 
 
-class Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Grid(Record):
+class Grid(Document):
     """The fixed-point grid that the round was folded on."""
 
     max_abs: float = Field(gt=0)
@@ -26,20 +23,20 @@ class Grid(Record):
     shift: int
 
     def rebuilt(self) -> fold.Grid:
-        """The same grid made here, or `Refused` where it comes out otherwise."""
+        """The same grid made here, or `Refused` if it comes out otherwise."""
         made = fold.Grid(max_abs=self.max_abs, max_weight=self.max_weight, updates=self.updates)
         if made.shift != self.shift:
             raise Refused(f"the grid's shift is {made.shift} here and {self.shift} in the manifest")
         return made
 
 
-class Counted(Record):
+class Counted(Document):
     """An update that is in the round's model."""
 
     client: str
     blob: BlobRef
     examples: int
-    metrics: Figures = {}
+    metrics: Figures = Field(default_factory=dict)
     max_abs: float | None = None
     norm: float | None = None
     staleness: int = 0  # rounds since the one that it was trained in
@@ -47,11 +44,11 @@ class Counted(Record):
 
     @property
     def known(self) -> strategy.Counted:
-        """What a strategy knows of it."""
+        """The update as strategies know it."""
         return strategy.Counted(self.client, self.examples, self.norm or 0.0, self.staleness, self.metrics)
 
 
-class Fault(Record):
+class Fault(Document):
     """A line of the job's log."""
 
     fault: str
@@ -59,7 +56,7 @@ class Fault(Record):
     detail: str = ""
 
 
-class Manifest(Record):
+class Manifest(Document):
     """A committed round."""
 
     round: int
@@ -70,7 +67,7 @@ class Manifest(Record):
     compress: CompressSpec = CompressSpec()
     population: int = 1
     lr: float = 1.0
-    server: BlobRef | None = None  # what the strategy keeps
+    server: BlobRef | None = None  # the strategy's state
     grid: Grid | None
     weight: int
     updates: tuple[Counted, ...]
@@ -85,7 +82,7 @@ class Manifest(Record):
 
     @property
     def plan(self) -> Plan:
-        """What the round's model depends on besides its updates."""
+        """Everything but its updates that the round's model depends on."""
         return Plan(strategy=self.strategy, compress=self.compress, population=self.population, lr=self.lr)
 
     @property
