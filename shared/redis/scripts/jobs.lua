@@ -95,7 +95,7 @@ local function drop_owners()
   return 'ok'
 end
 
--- Records what an operator wants; a job that has ended takes no more wishes.
+-- Records what an operator wants; a job that has ended takes no more requests.
 local function want()
   local status = redis.call('HGET', KEYS[1], 'status')
   if not status then return 'unknown' end
