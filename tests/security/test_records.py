@@ -140,17 +140,29 @@ def test_bytes_that_are_none_are_refused(count: Any) -> None:
         read_all(found)
 
 
-@pytest.mark.parametrize("wish", [{"wanted": ["paused"]}, {"wanted": "asleep"}, {"reason": "mine"}])
-def test_a_wish_that_is_none_is_refused(wish: dict[str, Any]) -> None:
+#: The records of a job that has not ended: what is wanted of an ended one is not asked.
+LIVE = {key: record for key, record in RECORDS.items() if key != names.result_blob(JOB)}
+
+
+@pytest.mark.parametrize("request_", [{"wanted": ["paused"]}, {"wanted": "asleep"}, {"reason": "mine"}])
+def test_a_damaged_request_is_refused(request_: dict[str, Any]) -> None:
     """It would go on into Redis, which takes words alone."""
     with pytest.raises(Refused, match=r"wanted\.json is no such record: wanted is"):
-        history.record(cast(Blobs, Kept(RECORDS | {names.wanted_blob(JOB): wish})), JOB)
+        history.record(cast(Blobs, Kept(LIVE | {names.wanted_blob(JOB): request_})), JOB)
+
+
+def test_a_damaged_request_keeps_nobody_from_an_ended_job() -> None:
+    """`rm` and `start --resume` work on it all the same."""
+    record = history.record(cast(Blobs, Kept(RECORDS | {names.wanted_blob(JOB): {"wanted": "asleep"}})), JOB)
+
+    assert record is not None
+    assert record.status == "finished"
 
 
 @pytest.mark.parametrize(("reason", "shown"), [("a\x1b[31mb", "a\ufffd[31mb"), (5, "5")])
-def test_the_reason_of_a_wish_only_shows(reason: Any, shown: str) -> None:
+def test_the_reason_of_a_request_only_shows(reason: Any, shown: str) -> None:
     """A terminal obeys nothing of it."""
-    found = {key: record for key, record in RECORDS.items() if key != names.result_blob(JOB)}
+    found: dict[str, Any] = dict(LIVE)
     found[names.wanted_blob(JOB)] = {"wanted": "paused", "reason": reason}
     record = history.record(cast(Blobs, Kept(found)), JOB)
 
