@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from services.aggregator.selection import history
+from services.aggregator.selection import policies
 from services.aggregator.selection.policy import NOTHING, Facts, History, Report
 from shared.events import StateRef
 from shared.job.job_spec import JobSpec
@@ -36,7 +36,7 @@ def flat(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_kept(spec: JobSpec) -> bool:
     """Whether a job has anything to remember of its clients."""
-    return spec.is_stateful or history.is_needed(spec)
+    return spec.is_stateful or policies.is_needed(spec)
 
 
 def read(document: Mapping[str, Any]) -> ClientHistory:
@@ -47,7 +47,7 @@ def read(document: Mapping[str, Any]) -> ClientHistory:
     states = {
         client: StateRef(size=int(size), digest=str(digest)) for client, (size, digest) in document["states"].items()
     }
-    return ClientHistory(states, history.read(about))
+    return ClientHistory(states, policies.read_history(about))
 
 
 def after(
@@ -72,8 +72,8 @@ def after(
         for client, entry in accepted.items()
     }
     known = before.history
-    if history.is_needed(spec):
-        known = history.observe(known, spec, Facts(number, cohort, reports, evaluated or {}))
+    if policies.is_needed(spec):
+        known = policies.observe(known, spec, Facts(number, cohort, reports, evaluated or {}))
     return replace(before, states={**before.states, **fresh}, history=known)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from services.aggregator import client_history
-from services.aggregator.selection import history
+from services.aggregator.selection import policies
 from shared import names
 from shared.events import EvaluateModel, RoundStart
 from shared.job.job_spec import JobSpec
@@ -42,7 +42,7 @@ def states_follow_what_counted(made: Mapping[str, Made], manifests: Chain, manif
 
 def memory_follows_the_rounds(world: "World", manifests: Chain, manifest: Manifest) -> None:
     """What is kept of the clients is what the manifests say of them."""
-    number, needed = manifest["round"], history.is_needed(world.spec)
+    number, needed = manifest["round"], policies.is_needed(world.spec)
     if not (world.spec.is_stateful or needed):
         hold(manifest["memory"] is None, f"P3: round {number} keeps a memory of clients that have none")
         return
@@ -65,7 +65,7 @@ def remembered(world: "World", manifest: Manifest) -> dict[str, Any]:
 
 def evaluations_are_remembered(world: "World", manifest: Manifest) -> None:
     """Where clients evaluated the model before, selection goes by what they found, whoever had asked them."""
-    if manifest["memory"] is None or not history.is_needed(world.spec):
+    if manifest["memory"] is None or not policies.is_needed(world.spec):
         return
     record = parts.whole(world.blobs, names.evaluation_blob(JOB, manifest["round"] - 1))  # type: ignore[arg-type]
     rows = remembered(world, manifest)["clients"]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.aggregator.selection.history import is_needed, observe, read
 from services.aggregator.selection.oort import Pacer
-from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report
+from services.aggregator.selection.policies import is_needed, observe, read_history
+from services.aggregator.selection.policy import NOTHING, ClientStats, Facts, History, Report
 from services.aggregator.selection.tifl import Tiers
 from shared.job import job_spec
 
@@ -55,9 +55,9 @@ def test_who_is_asked_and_who_delivers_are_counted_apart() -> None:
     then = observe(first, spec(), Facts(2, ("a", "c"), {"c": told(0.5, examples=7, seconds=3.5)}))
 
     assert then.clients == {
-        "a": Known(asked=2, accepted=1, last_asked=2, last_accepted=1, examples=10, loss=2.0, seconds=1.0),
-        "b": Known(asked=1, accepted=1, last_asked=1, last_accepted=1, examples=10, loss=1.0, seconds=1.0),
-        "c": Known(asked=1, accepted=1, last_asked=2, last_accepted=2, examples=7, loss=0.5, seconds=3.5),
+        "a": ClientStats(asked=2, accepted=1, last_asked=2, last_accepted=1, examples=10, loss=2.0, seconds=1.0),
+        "b": ClientStats(asked=1, accepted=1, last_asked=1, last_accepted=1, examples=10, loss=1.0, seconds=1.0),
+        "c": ClientStats(asked=1, accepted=1, last_asked=2, last_accepted=2, examples=7, loss=0.5, seconds=3.5),
     }
     assert first.clients["a"].asked == 1  # a history is a value: the first one is as it was
     assert dict(NOTHING.clients) == {}
@@ -105,7 +105,9 @@ def test_an_evaluation_on_a_clients_held_out_examples_is_its_accuracy() -> None:
 @given(
     st.dictionaries(
         st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True),
-        st.builds(Known, COUNT, COUNT, COUNT, COUNT, COUNT, st.none() | FIGURE, st.none() | FIGURE, st.none() | FIGURE),
+        st.builds(
+            ClientStats, COUNT, COUNT, COUNT, COUNT, COUNT, st.none() | FIGURE, st.none() | FIGURE, st.none() | FIGURE
+        ),
         max_size=5,
     ),
     st.none() | st.builds(Pacer, FIGURE, FIGURE, FIGURE),
@@ -119,20 +121,20 @@ def test_an_evaluation_on_a_clients_held_out_examples_is_its_accuracy() -> None:
     ),
 )
 def test_a_history_comes_back_from_json_as_it_was(
-    clients: dict[str, Known], pacer: Pacer | None, tiers: Tiers | None
+    clients: dict[str, ClientStats], pacer: Pacer | None, tiers: Tiers | None
 ) -> None:
     """To the last bit of every figure, so that whoever takes over chooses as the last owner would have."""
     states = {name: state for name, state in (("oort", pacer), ("tifl", tiers)) if state is not None}
     history = History(clients, states)
-    found = read(json.loads(json.dumps(history.to_document(), allow_nan=False)))
+    found = read_history(json.loads(json.dumps(history.to_document(), allow_nan=False)))
 
     assert found == history
-    assert all(isinstance(known, Known) for known in found.clients.values())
+    assert all(isinstance(known, ClientStats) for known in found.clients.values())
 
 
 def test_two_thousand_clients_take_a_quarter_of_a_megabyte_at_most() -> None:
     """One client is a row of figures, not of words."""
-    full = Known(100, 99, 5000, 4999, 12345, 1 / 3, 2 / 3, 100 / 7)
+    full = ClientStats(100, 99, 5000, 4999, 12345, 1 / 3, 2 / 3, 100 / 7)
     history = History({f"client-{index:04d}": full for index in range(2000)})
 
     assert len(json.dumps(history.to_document(), separators=(",", ":"))) <= 250_000

@@ -9,9 +9,9 @@ import pytest
 
 from services.aggregator.selection import oort
 from services.aggregator.selection.cohort import select
-from services.aggregator.selection.history import observe
 from services.aggregator.selection.oort import Pacer
-from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report
+from services.aggregator.selection.policies import observe
+from services.aggregator.selection.policy import NOTHING, ClientStats, Facts, History, Report
 from shared.job import job_spec
 from shared.job.catalog.selection import Oort
 
@@ -42,7 +42,7 @@ def delivered(**clients: tuple[int, float, float, int]) -> History:
     """Clients by (examples, loss, seconds, last round)."""
     return History(
         {
-            name.replace("_", "-"): Known(1, 1, last, last, examples, loss, None, seconds)
+            name.replace("_", "-"): ClientStats(1, 1, last, last, examples, loss, None, seconds)
             for name, (examples, loss, seconds, last) in clients.items()
         }
     )
@@ -192,7 +192,7 @@ def test_no_exploration_at_all_exploits_whom_it_knows() -> None:
 def test_who_was_asked_in_vain_is_explored_after_who_was_not_asked() -> None:
     """Nothing else is known of their speed."""
     job = spec(total=20, clients=5, sample_window=1)
-    silent = {client: Known(asked=3, last_asked=3) for client in job.clients[:15]}
+    silent = {client: ClientStats(asked=3, last_asked=3) for client in job.clients[:15]}
 
     assert chosen(job, 4, History(silent)) == set(job.clients[15:])
 
@@ -209,9 +209,9 @@ def test_the_useful_and_the_fast_are_exploited() -> None:
     """By utility first; the slow pay for it with the square of how much slower they are."""
     policy = Oort(clients=1, exploration_alpha=0)
     known = [
-        Known(1, 1, 1, 1, 100, 2.0, None, 1.0),
-        Known(1, 1, 1, 1, 100, 1.0, None, 1.0),
-        Known(1, 1, 1, 1, 100, 2.0, None, 4.0),
+        ClientStats(1, 1, 1, 1, 100, 2.0, None, 1.0),
+        ClientStats(1, 1, 1, 1, 100, 1.0, None, 1.0),
+        ClientStats(1, 1, 1, 1, 100, 2.0, None, 4.0),
     ]
     high, low, slow = oort.scores(policy, known, 2.0, 9)
 
@@ -223,7 +223,7 @@ def test_the_useful_and_the_fast_are_exploited() -> None:
 def test_a_client_not_heard_of_for_long_gains() -> None:
     """√(alpha · ln t / L), and the older its last update the more."""
     policy = Oort(clients=1, exploration_alpha=0.4)
-    known = [Known(1, 1, last, last, 10, 1.0, None, 1.0) for last in (1, 4, 25)]
+    known = [ClientStats(1, 1, last, last, 10, 1.0, None, 1.0) for last in (1, 4, 25)]
 
     np.testing.assert_allclose(
         oort.scores(policy, known, 2.0, 30),
@@ -236,7 +236,7 @@ def test_who_was_asked_often_rests() -> None:
     """Those asked most, up to a share of all; and they come back where a round would be too small without them."""
     job = spec(total=10, clients=4, blacklist_rounds=5, blacklist_max_len=0.3, exploration_factor=0, exploration_min=0)
     asked = dict(zip(job.clients, (9, 8, 7, 6, 1, 1, 1, 1, 1, 1), strict=True))
-    history = History({client: Known(times, 1, 3, 3, 10, 1.0, None, 1.0) for client, times in asked.items()})
+    history = History({client: ClientStats(times, 1, 3, 3, 10, 1.0, None, 1.0) for client, times in asked.items()})
     seen = set().union(*(chosen(job, number, history) for number in range(4, 60)))
 
     assert seen == set(job.clients[3:])  # the fourth is tired too, and three may rest
@@ -246,16 +246,16 @@ def test_who_was_asked_often_rests() -> None:
 
 def test_a_loss_is_not_needed() -> None:
     """One's own local step may report none: then examples are the utility."""
-    assert oort.utility(Known(1, 1, 1, 1, 7, None)) == 7
-    assert oort.utility(Known(1, 1, 1, 1, 7, -2.0)) == 0
-    assert oort.utility(Known(1, 1, 1, 1, 7, 0.5)) == 3.5
+    assert oort.utility(ClientStats(1, 1, 1, 1, 7, None)) == 7
+    assert oort.utility(ClientStats(1, 1, 1, 1, 7, -2.0)) == 0
+    assert oort.utility(ClientStats(1, 1, 1, 1, 7, 0.5)) == 3.5
 
 
 def test_worthless_clients_are_as_good_as_each_other() -> None:
     """Utilities of 0 are no division by 0."""
     policy = Oort(clients=1, exploration_alpha=0)
 
-    assert oort.scores(policy, [Known(1, 1, 1, 1, 5, 0.0, None, 1.0)] * 3, 1.0, 2).tolist() == [1.0, 1.0, 1.0]
+    assert oort.scores(policy, [ClientStats(1, 1, 1, 1, 5, 0.0, None, 1.0)] * 3, 1.0, 2).tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_worthless_clients_are_as_good_as_each_other() -> None:
 def test_the_pacer_lets_slower_clients_in_when_utility_is_flat(before: float, now: float, threshold: float) -> None:
     """And faster ones alone when there is plenty."""
     policy = Oort(clients=1, pacer_step=4)
-    clients = {"a": Known(2, 2, 8, 8, 1, now, None, 1.0)}
+    clients = {"a": ClientStats(2, 2, 8, 8, 1, now, None, 1.0)}
     found = oort.observed(
         policy, Pacer(30.0, before, 0.0), clients, clients, Facts(8, ("a",), {"a": report(1, now, 1)})
     )

@@ -5,8 +5,8 @@ import math
 from typing import Any
 
 from services.aggregator.selection.cohort import select
-from services.aggregator.selection.history import observe
-from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report
+from services.aggregator.selection.policies import observe
+from services.aggregator.selection.policy import NOTHING, ClientStats, Facts, History, Report
 from shared.job import job_spec
 
 
@@ -68,7 +68,7 @@ def test_candidates_are_drawn_in_proportion_to_their_examples() -> None:
     """With as many candidates as clients of the round the loss decides nothing, and only the draw is left."""
     job = spec(clients=1, candidates=1, total=4)
     examples = dict(zip(job.clients, (10, 20, 30, 40), strict=True))
-    history = History({client: Known(1, 1, 1, 1, count, 1.0) for client, count in examples.items()})
+    history = History({client: ClientStats(1, 1, 1, 1, count, 1.0) for client, count in examples.items()})
     counts = dict.fromkeys(job.clients, 0)
     for number in range(1, 2001):
         (client,) = chosen(job, number, history)
@@ -82,8 +82,8 @@ def test_candidates_are_drawn_in_proportion_to_their_examples() -> None:
 def test_twice_as_many_candidates_as_are_asked_where_the_job_does_not_say() -> None:
     """So with all but a few losses equal, one of the highest is asked as often as it is a candidate: half the time."""
     job = spec(clients=5, total=20)
-    history = History({client: Known(1, 1, 1, 1, 10, 1.0) for client in job.clients})
-    history = History({**history.clients, job.clients[3]: Known(1, 1, 1, 1, 10, 9.0)})
+    history = History({client: ClientStats(1, 1, 1, 1, 10, 1.0) for client in job.clients})
+    history = History({**history.clients, job.clients[3]: ClientStats(1, 1, 1, 1, 10, 9.0)})
     times = sum(job.clients[3] in chosen(job, number, history) for number in range(1, 801))
 
     assert abs(times - 400) < 5 * math.sqrt(200)
@@ -92,8 +92,8 @@ def test_twice_as_many_candidates_as_are_asked_where_the_job_does_not_say() -> N
 def test_who_was_asked_in_vain_is_not_asked_for_ever() -> None:
     """It has the mean loss, not an infinite one."""
     job = spec(clients=2, candidates=6, total=6)
-    known = {client: Known(1, 1, 1, 1, 10, float(place)) for place, client in enumerate(job.clients)}
-    history = History({**known, job.clients[0]: Known(asked=4, last_asked=4)})
+    known = {client: ClientStats(1, 1, 1, 1, 10, float(place)) for place, client in enumerate(job.clients)}
+    history = History({**known, job.clients[0]: ClientStats(asked=4, last_asked=4)})
 
     assert chosen(job, 9, history) == {job.clients[4], job.clients[5]}
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.aggregator.selection.cohort import enough, lacking, select
-from services.aggregator.selection.policy import History, Known
+from services.aggregator.selection.policy import ClientStats, History
 from shared.job import job_spec
 
 POLICIES = ("random", "round_robin", "power_of_choice", "oort", "tifl")
@@ -112,7 +112,7 @@ def known(job: job_spec.JobSpec) -> History:
     """All clients but the last, each with figures of its own."""
     return History(
         {
-            client: Known(2, 1, 3, 1 + place % 3, 10 + place, 1 / (1 + place), None, 1.0 + place % 7)
+            client: ClientStats(2, 1, 3, 1 + place % 3, 10 + place, 1 / (1 + place), None, 1.0 + place % 7)
             for place, client in enumerate(job.clients[:-1])
         }
     )

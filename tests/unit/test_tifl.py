@@ -9,8 +9,8 @@ import pytest
 
 from services.aggregator.selection import tifl
 from services.aggregator.selection.cohort import select
-from services.aggregator.selection.history import observe
-from services.aggregator.selection.policy import NOTHING, Facts, History, Known, Report
+from services.aggregator.selection.policies import observe
+from services.aggregator.selection.policy import NOTHING, ClientStats, Facts, History, Report
 from services.aggregator.selection.tifl import Tiers
 from shared.job import job_spec
 from shared.job.catalog.selection import Tifl
@@ -41,7 +41,7 @@ def chosen(job: job_spec.JobSpec, number: int, history: History = NOTHING, attem
 
 def measured(job: job_spec.JobSpec, **of_all: Any) -> History:
     """All clients, the first the fastest."""
-    row = Known(1, 1, 1, 1, 10)._replace(**of_all)
+    row = ClientStats(1, 1, 1, 1, 10)._replace(**of_all)
     return History({client: row._replace(seconds=1.0 + place) for place, client in enumerate(job.clients)})
 
 
@@ -66,7 +66,9 @@ def test_tiers_are_equally_many_clients_by_their_speed() -> None:
     """And who has not delivered is of the slowest."""
     job = spec(total=12, clients=2)
     seconds = dict(zip(job.clients, (9, 1, 8, 2, 7, 3, 6, 4, 5, 10, None, 11), strict=True))
-    clients = {client: Known(1, 1, 1, 1, 10, seconds=value) for client, value in seconds.items() if value is not None}
+    clients = {
+        client: ClientStats(1, 1, 1, 1, 10, seconds=value) for client, value in seconds.items() if value is not None
+    }
     found = tifl.tiers(job, policy_of(job), clients)
 
     assert [sorted(seconds[client] or 99 for client in found if found[client] == tier) for tier in range(4)] == [

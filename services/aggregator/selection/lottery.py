@@ -1,4 +1,4 @@
-"""Drawing clients: by hashes of (seed, round, attempt, name), as good as a shuffle and the same in every Python."""
+"""Drawing of clients by hashes of (seed, round, attempt, name): as good as a shuffle, and the same in every Python."""
 
 import hashlib
 import struct
@@ -11,21 +11,21 @@ import numpy.typing as npt
 
 from shared.job.job_spec import JobSpec
 
-LISTED = 10_000  #: clients of a job that are all looked at to draw some; of more, none is but those that are drawn
+LISTED = 10_000  #: a job with more clients than this draws from the sequence without hashing each client
 
 Vector = npt.NDArray[np.float64]
-Places = npt.NDArray[np.intp]  #: of clients in the sequence that was given
+Places = npt.NDArray[np.intp]  #: indices of clients in the sequence that was given
 
 
 class Lots(NamedTuple):
-    """What n clients have drawn in one attempt at a round: the first 8 bytes of each hash, and the next 8."""
+    """Random numbers of n clients in one attempt at a round: the first 8 bytes of each hash, and the next 8."""
 
     order: npt.NDArray[np.uint64]  # (n,); the smallest are drawn first
     uniform: Vector  # (n,), in (0, 1], independent of the order
 
 
 def lots(spec: JobSpec, clients: Sequence[str], number: int, attempt: int) -> Lots:
-    """The lots of clients, in their order."""
+    """Return the lots of clients, in the order of `clients`."""
     prefix = f"{spec.seed}/{number}/{attempt}/"
     hashes = b"".join([hashlib.sha256((prefix + client).encode()).digest() for client in clients])
     words = np.frombuffer(hashes, ">u8").reshape(len(clients), 4).astype(np.uint64)
@@ -33,7 +33,7 @@ def lots(spec: JobSpec, clients: Sequence[str], number: int, attempt: int) -> Lo
 
 
 def drawn(spec: JobSpec, clients: Collection[str], number: int, attempt: int, size: int) -> list[str]:
-    """So many of the clients, each as likely as any other."""
+    """Draw `size` clients, each as likely as any other."""
     if spec.population > LISTED:
         turns = shuffled(f"{spec.seed}/{number}/{attempt}", spec.clients)
         return list(islice((client for client in turns if client in clients), size))
@@ -42,12 +42,12 @@ def drawn(spec: JobSpec, clients: Collection[str], number: int, attempt: int, si
 
 
 def shuffled(seed: str, clients: Sequence[str]) -> Iterator[str]:
-    """All clients in an order of chance, at a cost by how many are taken.
+    """Yield all clients in random order; the cost grows with how many the caller takes.
 
-    The shuffle of Fisher and Yates as Durstenfeld (1964) has it, which keeps no more than the places it has changed. Of
-    a word of 64 bits and n places left it takes the ⌊word · n / 2^64⌋th, a bias of less than n / 2^64.
+    This is the Fisher-Yates shuffle (Durstenfeld 1964), stored as the places it has changed. With n places left, a
+    64-bit word picks place ⌊word · n / 2^64⌋, which has a bias of less than n / 2^64.
     """
-    moved: dict[int, int] = {}  # what lies at a place, where it is not the place itself
+    moved: dict[int, int] = {}  # place → the index that was swapped into it; a place not listed holds its own index
     count = len(clients)
     words: tuple[int, ...] = ()
     for place in range(count):
@@ -61,10 +61,10 @@ def shuffled(seed: str, clients: Sequence[str]) -> Iterator[str]:
 
 
 def weighted(weights: Vector, lots: Lots, size: int) -> Places:
-    """So many places in the order they are drawn, one after the other in proportion to their weights (≥ 0).
+    """Draw `size` places without replacement, in proportion to their weights (≥ 0), in the order they are drawn.
 
-    The smallest of −ln(uniform) / weight, which is that without going through them once for each that is drawn
-    (Efraimidis & Spirakis 2006). Those of weight 0 come last, each as likely as any other.
+    The places with the smallest −ln(uniform) / weight have the distribution of draws one after the other, and one pass
+    finds them (Efraimidis & Spirakis 2006). Places of weight 0 come last, each as likely as any other.
     """
     keys = np.full(len(weights), np.inf)
     np.divide(-np.log(lots.uniform), weights, out=keys, where=weights > 0)
@@ -72,5 +72,5 @@ def weighted(weights: Vector, lots: Lots, size: int) -> Places:
 
 
 def of(lots: Lots, places: Places) -> Lots:
-    """The lots at some places."""
+    """Return the lots at some places."""
     return Lots(lots.order[places], lots.uniform[places])

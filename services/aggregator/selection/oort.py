@@ -1,7 +1,8 @@
-"""Guided selection: useful and fast clients are exploited, unknown ones explored (Lai et al. 2021, OSDI, algorithm 1).
+"""Oort: exploits useful and fast clients, and explores unknown ones (Lai et al. 2021, OSDI, algorithm 1).
 
-The parameters and the pacer are those of the authors' code in FedScale; what it leaves undefined (nobody to exploit
-yet, nobody left to explore) is filled from the other side, so that a cohort is never smaller than it could be.
+The parameters and the pacer are those of the authors' code in FedScale. That code leaves two cases undefined: no client
+to exploit yet, and no client left to explore. Here the other group fills the cohort, so that it is never smaller than
+it could be.
 """
 
 import math
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from services.aggregator.selection import lottery
 from services.aggregator.selection.lottery import Lots, Places, Vector
-from services.aggregator.selection.policy import STRANGER, Facts, History, Known, Policy, Request
+from services.aggregator.selection.policy import STRANGER, ClientStats, Facts, History, Request, SelectionPolicy
 from shared.job.catalog.selection import Oort
 from shared.job.job_spec import JobSpec
 
@@ -23,14 +24,14 @@ NAME = "oort"
 
 @dataclass(frozen=True)
 class Pacer:
-    """How slow a client may be, and the utility that exploited clients gave since the pacer was last asked."""
+    """Limit on how slow a client may be, and the utility of exploited clients, which moves the limit."""
 
-    threshold: float  # percentile of durations that is the preferred one
-    before: float = 0.0  # sum over the last `pacer_step` rounds that are complete
-    now: float = 0.0  # sum over the rounds since
+    threshold: float  # percentile of the clients' durations that is the preferred duration
+    before: float = 0.0  # sum of the rounds' mean utilities over the last complete `pacer_step` rounds
+    now: float = 0.0  # the same sum over the rounds since
 
 
-class OortPolicy(Policy[Oort]):
+class OortPolicy(SelectionPolicy[Oort]):
     """Exploits the clients of the highest score, and explores those that never delivered; its state is the pacer."""
 
     keeps_history = True
@@ -39,7 +40,7 @@ class OortPolicy(Policy[Oort]):
         return choose(settings, request, tuple(request.candidates))
 
     def observe(
-        self, settings: Oort, spec: JobSpec, before: History, clients: Mapping[str, Known], facts: Facts, /
+        self, settings: Oort, spec: JobSpec, before: History, clients: Mapping[str, ClientStats], facts: Facts, /
     ) -> Pacer:
         return observed(settings, before.states.get(NAME), before.clients, clients, facts)
 
@@ -51,29 +52,29 @@ def choose(policy: Oort, request: Request, candidates: tuple[str, ...]) -> list[
     """Choose a share of the cohort among clients that never delivered, the rest among the others by score."""
     spec, number, wanted, history = request.spec, request.number, request.wanted, request.history
     lots = lottery.lots(spec, candidates, number, request.attempt)
-    known = [history.clients.get(client, STRANGER) for client in candidates]
+    stats = [history.clients.get(client, STRANGER) for client in candidates]
     resting = _resting(policy, history, spec.population)
     active = np.array([client not in resting for client in candidates])
-    delivered = np.array([client.accepted > 0 for client in known])
+    delivered = np.array([client.accepted > 0 for client in stats])
     explored, unexplored = np.flatnonzero(active & delivered), np.flatnonzero(active & ~delivered)
     to_explore, to_exploit = shares(policy, number, wanted, len(explored), len(unexplored))
 
     pacer: Pacer | None = history.states.get(NAME)
     threshold = pacer.threshold if pacer else policy.round_threshold
-    found = scores(policy, [known[place] for place in explored], preferred_seconds(history, threshold), number)
-    exploited = explored[_exploited(policy, found, lottery.of(lots, explored), to_exploit)]
-    asked = np.array([client.asked for client in known])
-    new = unexplored[_explored(policy, asked[unexplored], lottery.of(lots, unexplored), to_explore)]
-    # Better some that rest than a round without enough clients.
+    by_score = scores(policy, [stats[place] for place in explored], preferred_seconds(history, threshold), number)
+    exploited = explored[_draw_exploited(policy, by_score, lottery.of(lots, explored), to_exploit)]
+    asked = np.array([client.asked for client in stats])
+    new = unexplored[_draw_explored(policy, asked[unexplored], lottery.of(lots, unexplored), to_explore)]
+    # Resting clients fill the cohort, since a round without enough clients would fail.
     rested = np.flatnonzero(~active)
     rested = rested[np.lexsort((lots.order[rested], asked[rested]))[: wanted - to_explore - to_exploit]]
     return [candidates[place] for place in (*exploited, *new, *rested)]
 
 
 def shares(policy: Oort, number: int, wanted: int, explored: int, unexplored: int) -> tuple[int, int]:
-    """How many are explored and how many exploited; at least one is explored while there is one and any share at all.
+    """Return the numbers of clients to explore and to exploit; at least one is explored if there is one and a share.
 
-    The share is max(exploration_factor · exploration_decay^(round − 1), exploration_min).
+    The share to explore is max(exploration_factor · exploration_decay^(round − 1), exploration_min).
     """
     share = max(policy.exploration_factor * policy.exploration_decay ** (number - 1), policy.exploration_min)
     to_explore = min(max(int(wanted * share + 1e-9), 1 if share > 0 else 0), unexplored)
@@ -81,46 +82,46 @@ def shares(policy: Oort, number: int, wanted: int, explored: int, unexplored: in
     return min(wanted - to_exploit, unexplored), to_exploit
 
 
-def utility(client: Known) -> float:
-    """|B| · loss, the paper's |B| · √(mean of squared losses) where only their mean is known; |B| where nothing is."""
+def utility(client: ClientStats) -> float:
+    """Return |B| · loss: the paper's |B| · √(mean of squared losses) with the mean loss; |B| if no loss is known."""
     return client.examples * (1.0 if client.loss is None else max(client.loss, 0.0))
 
 
-def scores(policy: Oort, clients: Sequence[Known], preferred: float, number: int) -> Vector:
-    """The score of each client that has delivered, ≥ 0: what it is worth to ask it in round `number`.
+def scores(policy: Oort, clients: Sequence[ClientStats], preferred: float, number: int) -> Vector:
+    """Return the score (≥ 0) in round `number` of each client, all of which have delivered before.
 
-    Utilities are clipped at a quantile, lest an outlier win every round, and brought to [0, 1]; to that comes
-    √(alpha · ln(round) / last round it delivered in), for what may have changed since. Who takes longer than the
-    `preferred` seconds is worth (preferred / own)^penalty times as much.
+    Utilities are clipped at a quantile, so that no outlier wins every round, and scaled to [0, 1]. The score adds
+    √(alpha · ln(round) / last round it delivered in), since an old utility may have changed. The score of a client that
+    takes longer than `preferred` seconds is multiplied by (preferred / its seconds)^penalty.
     """
     if not clients:
         return np.empty(0)
     utilities = np.array([utility(client) for client in clients])
     clip = np.sort(utilities)[_place(policy.clip_bound, len(clients))]
     clipped = np.minimum(utilities, clip)
-    least = clipped.min() * 0.999  # so that the least useful one is not worthless
-    found: Vector = (clipped - least) / (clip - least) if clip > least else np.ones(len(clients))
+    least = clipped.min() * 0.999  # the least useful client keeps a score above 0
+    result: Vector = (clipped - least) / (clip - least) if clip > least else np.ones(len(clients))
     last = np.array([client.last_accepted for client in clients], np.float64)
-    found += np.sqrt(policy.exploration_alpha * math.log(max(number, 1)) / np.maximum(last, 1))
+    result += np.sqrt(policy.exploration_alpha * math.log(max(number, 1)) / np.maximum(last, 1))
     seconds = np.array([client.seconds or 0.0 for client in clients])
     slow = seconds > preferred
-    found[slow] *= (preferred / seconds[slow]) ** policy.round_penalty
-    return found
+    result[slow] *= (preferred / seconds[slow]) ** policy.round_penalty
+    return result
 
 
 def preferred_seconds(history: History, threshold: float) -> float:
-    """The duration at a percentile of all that are known; infinite from the 100th on."""
+    """Return the clients' duration at the percentile `threshold`, in seconds; infinite from the 100th on."""
     seconds = sorted(client.seconds for client in history.clients.values() if client.seconds is not None)
     return seconds[_place(threshold / 100, len(seconds))] if seconds and threshold < 100 else math.inf
 
 
 def observed(
-    policy: Oort, pacer: Pacer | None, before: Mapping[str, Known], now: Mapping[str, Known], facts: Facts
+    policy: Oort, pacer: Pacer | None, before: Mapping[str, ClientStats], now: Mapping[str, ClientStats], facts: Facts
 ) -> Pacer:
-    """The pacer after a round: every `pacer_step` rounds it compares what exploited clients gave with as many before.
+    """Return the pacer after a round; every `pacer_step` rounds it compares the utility with that of as many before.
 
-    About the same (± 10 %): selection has come to an end with clients this fast, so slower ones are let in. Far more
-    (6 times as much): it can afford faster ones.
+    If the utility is about the same (± 10 %), clients this fast have nothing more to give, so slower ones are let in.
+    If it differs by at least 5 times the earlier utility, the job can afford faster clients.
     """
     pacer = pacer or Pacer(policy.round_threshold)
     exploited = [now[client] for client in facts.reports if before.get(client, STRANGER).accepted]
@@ -138,8 +139,8 @@ def observed(
     return Pacer(threshold, before=pacer.now)
 
 
-def _exploited(policy: Oort, scores: Vector, lots: Lots, size: int) -> Places:
-    """Draws by score among those whose score is at least `cut_off_util` of the last that would be taken by it."""
+def _draw_exploited(policy: Oort, scores: Vector, lots: Lots, size: int) -> Places:
+    """Draws `size` clients by score, among those with at least `cut_off_util` times the `size`-th highest score."""
     if not size:
         return np.empty(0, np.intp)
     marginal = np.sort(scores)[len(scores) - size]
@@ -147,24 +148,24 @@ def _exploited(policy: Oort, scores: Vector, lots: Lots, size: int) -> Places:
     return admitted[lottery.weighted(scores[admitted], lottery.of(lots, admitted), size)]
 
 
-def _explored(policy: Oort, asked: npt.NDArray[np.int64], lots: Lots, size: int) -> Places:
-    """Draws by speed among the fastest `sample_window` · size.
+def _draw_explored(policy: Oort, asked: npt.NDArray[np.int64], lots: Lots, size: int) -> Places:
+    """Draws `size` clients by speed among the fastest `sample_window` · `size`.
 
-    Nothing is known of the speed of who never delivered, but for how often it was `asked` in vain.
+    A client that never delivered has no known speed; how often it was `asked` in vain stands for it.
     """
     window = np.lexsort((lots.order, asked))[: int(policy.sample_window * size)]
     return window[lottery.weighted(1 / (1 + asked[window]), lottery.of(lots, window), size)]
 
 
 def _resting(policy: Oort, history: History, population: int) -> frozenset[str]:
-    """Who was asked more than `blacklist_rounds` times: those asked most, up to a share of all."""
+    """Returns the clients asked most, if more than `blacklist_rounds` times, up to a share of the population."""
     if policy.blacklist_rounds < 0:
         return frozenset()
-    tired = [client for client, known in history.clients.items() if known.asked > policy.blacklist_rounds]
+    tired = [client for client, stats in history.clients.items() if stats.asked > policy.blacklist_rounds]
     tired.sort(key=lambda client: (-history.clients[client].asked, client))
     return frozenset(tired[: int(policy.blacklist_max_len * population)])
 
 
 def _place(share: float, count: int) -> int:
-    """Where a quantile is among so many sorted values."""
+    """Returns the index of a quantile among `count` sorted values."""
     return min(int(count * share), count - 1)

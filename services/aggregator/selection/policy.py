@@ -1,4 +1,4 @@
-"""One selection policy, and the values that it is given: what is asked of it, and what is known of the clients.
+"""Protocol of a selection policy, and the values that a policy chooses by.
 
 Pure and immutable.
 """
@@ -12,8 +12,8 @@ from shared.job.job_spec import JobSpec
 Settings_contra = TypeVar("Settings_contra", contravariant=True)  #: the policy's section of a job file; see the catalog
 
 
-class Known(NamedTuple):
-    """Facts about one client, from all rounds so far; rounds count from 1, and 0 means never."""
+class ClientStats(NamedTuple):
+    """Figures of one client from all rounds so far; rounds count from 1, and 0 means never."""
 
     asked: int = 0  # number of times
     accepted: int = 0  # number of its updates that counted
@@ -25,7 +25,7 @@ class Known(NamedTuple):
     seconds: float | None = None  # duration of its last update
 
 
-STRANGER = Known()  #: a client that was never asked
+STRANGER = ClientStats()  #: a client that was never asked
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that a committed round tells of the clients."""
+    """Facts about the clients that a committed round adds to the history."""
 
     number: int
     cohort: tuple[str, ...]  # only the clients asked in this round, not those in flight since an earlier one
@@ -50,9 +50,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class History:
-    """Facts about each client after some rounds, and the state of the job's policy."""
+    """Figures of each client after some rounds, and the state of the job's policy."""
 
-    clients: Mapping[str, Known] = field(default_factory=dict)
+    clients: Mapping[str, ClientStats] = field(default_factory=dict)
     states: Mapping[str, Any] = field(default_factory=dict)  # policy → its state; only the job's policy has one, if any
 
     def to_document(self) -> dict[str, Any]:
@@ -76,21 +76,27 @@ class Request:
     history: History = NOTHING
 
 
-class Policy(Protocol[Settings_contra]):
+class SelectionPolicy(Protocol[Settings_contra]):
     """A way to choose cohorts; it must choose the same on every machine.
 
     A policy's state is a dataclass that `asdict` and `state` take to JSON and back without a loss.
     """
 
-    keeps_history: ClassVar[bool] = False  # otherwise its choice follows from the request alone, without `history`
+    keeps_history: ClassVar[bool] = False  #: if False, the policy chooses without `Request.history`
 
     def choose(self, settings: Settings_contra, request: Request, /) -> Collection[str]:
         """Return the clients to ask, at most as many as are wanted, in any order."""
 
     def observe(
-        self, settings: Settings_contra, spec: JobSpec, before: History, clients: Mapping[str, Known], facts: Facts, /
+        self,
+        settings: Settings_contra,
+        spec: JobSpec,
+        before: History,
+        clients: Mapping[str, ClientStats],
+        facts: Facts,
+        /,
     ) -> Any:
-        """Return the policy's state after a round that made `clients` of the history before it; None if it has none."""
+        """Return the policy's state after a round, or None if it keeps none; `clients` are the figures after it."""
         return None
 
     def state(self, document: Mapping[str, Any], /) -> Any:

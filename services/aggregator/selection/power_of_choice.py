@@ -1,6 +1,6 @@
-"""The clients of the highest loss among a few that are drawn by their examples (Cho et al. 2020, π_rpow-d).
+"""Power of choice: takes the highest losses among a few clients drawn by their examples (Cho et al. 2020, π_rpow-d).
 
-The loss is the last that a client reported; asking for a fresh one would cost a round trip to each candidate.
+The loss is the last that a client reported; to ask for a fresh one would cost a round trip to each candidate.
 """
 
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ import numpy as np
 
 from services.aggregator.selection import lottery
 from services.aggregator.selection.lottery import Vector
-from services.aggregator.selection.policy import STRANGER, Policy, Request
+from services.aggregator.selection.policy import STRANGER, Request, SelectionPolicy
 from shared.job.catalog.selection import PowerOfChoice
 
 
-class PowerOfChoicePolicy(Policy[PowerOfChoice]):
+class PowerOfChoicePolicy(SelectionPolicy[PowerOfChoice]):
     """Draws d candidates in proportion to their examples and takes those of the highest loss.
 
-    Of equal ones it takes the first drawn. A client that was never asked has an infinite loss, as in the paper, so that
-    each is asked once. One that was asked and never delivered has the mean loss, or it would be asked for ever. The
-    examples of either are taken to be average.
+    Among equal losses it takes the client drawn first. A client that was never asked has an infinite loss, as in the
+    paper, so that each is asked once. A client that was asked and never delivered has the mean loss; with an infinite
+    one it would be asked forever. Both kinds of client count with the mean number of examples.
     """
 
     keeps_history = True
@@ -35,8 +35,8 @@ class PowerOfChoicePolicy(Policy[PowerOfChoice]):
 
 
 def _filled(values: Sequence[float | None]) -> Vector:
-    """The values, and their mean where there is none; 1 where there is none at all."""
-    found = np.array(values, np.float64)  # NaN where there is none
-    missing = np.isnan(found)
-    found[missing] = 1.0 if missing.all() else found[~missing].mean()
-    return found
+    """Return the values with each missing one replaced by their mean, or by 1 if all are missing."""
+    filled = np.array(values, np.float64)  # numpy reads None as NaN
+    missing = np.isnan(filled)
+    filled[missing] = 1.0 if missing.all() else filled[~missing].mean()
+    return filled
