@@ -211,7 +211,7 @@ class Scripted:
         self.publish(JobStatus(job=self.job, status="paused", detail=reason))
 
     def bell(self) -> AnyEvent:
-        """The next wish of an operator that the mailbox brings."""
+        """The next request of an operator that the mailbox brings."""
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         subscription = self.bus.consume(topology.updates(self.job), inbox.put)
         while True:

@@ -47,7 +47,7 @@ class Row:
     _at: float = 0.0
 
     def fire(self, what: str) -> None:
-        """The fault has happened, seen by its effect and not by our wish."""
+        """The fault has happened, seen by its effect and not by the order for it."""
         self.fired.append(what)
         self._at = time.monotonic()
 

@@ -192,7 +192,7 @@ def test_a_job_that_failed_is_exit_code_1(fedq: Fedq, aggregator: Aggregator) ->
 
 
 def test_stop_waits_for_the_end(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
-    """The wish is in the bucket and in the ledger when the bell rings; a job that has ended cannot be stopped."""
+    """The request is in the bucket and in the ledger when the bell rings; a job that has ended cannot be stopped."""
     aggregator.listen()
     fedq("start", DIGITS, "--id", "digits-aaaaaa")
     job = aggregator.take()
@@ -212,7 +212,7 @@ def test_stop_waits_for_the_end(fedq: Fedq, aggregator: Aggregator, servers: Ser
 
 
 def test_stop_of_a_queued_job_says_what_it_waits_for(fedq: Fedq, servers: Servers) -> None:
-    """The record keeps the wish for the aggregator to come."""
+    """The record keeps the request for the aggregator to come."""
     fedq("start", DIGITS, "--id", "digits-aaaaaa")
     done = fedq("stop", "digits-aaaaaa")
 
@@ -222,7 +222,7 @@ def test_stop_of_a_queued_job_says_what_it_waits_for(fedq: Fedq, servers: Server
 
 
 def test_stop_of_a_paused_job_has_it_ended_in_order(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
-    """Nobody owns it: it is queued again, with the wish, for an aggregator to end it."""
+    """No aggregator owns it: it is queued again, with the request, for an aggregator to end it."""
     aggregator.listen()
     paused(fedq, aggregator)
     stopping = fedq.begin("stop", "digits-aaaaaa", "--reason", "enough")
@@ -289,7 +289,7 @@ def test_pause_of_a_job_that_ends_meanwhile_says_so(fedq: Fedq, aggregator: Aggr
 
 
 def test_pause_of_a_queued_job_says_what_it_waits_for(fedq: Fedq, servers: Servers) -> None:
-    """And resuming takes the wish back."""
+    """Resuming it takes the request back."""
     fedq("start", DIGITS, "--id", "digits-aaaaaa")
     done = fedq("pause", "digits-aaaaaa")
     assert (done.code, done.out.startswith("pause requested; job digits-aaaaaa is queued: no aggregator")) == (0, True)
@@ -304,7 +304,7 @@ def test_pause_of_a_queued_job_says_what_it_waits_for(fedq: Fedq, servers: Serve
 
 
 def test_resume_has_a_paused_job_taken_again(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
-    """With the spec of its job.json, and no wish left."""
+    """The next owner reads the spec in job.json, and no request is left."""
     aggregator.listen()
     job = paused(fedq, aggregator)
     watching = fedq.begin("watch", "digits-aaaaaa")
@@ -324,8 +324,8 @@ def test_resume_has_a_paused_job_taken_again(fedq: Fedq, aggregator: Aggregator,
     assert (ended.code, "`fedq start --resume digits-aaaaaa` continues it" in ended.err) == (2, True)
 
 
-def test_a_wish_brings_back_a_job_that_redis_forgot(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
-    """The bucket knows it; an aggregator finds the wish with the record."""
+def test_a_request_brings_back_a_job_that_redis_forgot(fedq: Fedq, aggregator: Aggregator, servers: Servers) -> None:
+    """The bucket knows it; an aggregator finds the request with the record."""
     aggregator.listen()
     job = paused(fedq, aggregator)
     servers.redis().flushdb()

@@ -86,8 +86,8 @@ def test_the_last_job_needs_no_id(fedq: Fedq, aggregator: Aggregator, servers: S
     assert fedq("results", LAST, "--json").document["job"] == "digits-bbbbbb"
     assert fedq("replay", LAST, "1", "--json").document["job"] == "digits-bbbbbb"
     assert fedq("watch", LAST, "--json").lines[-1].count('"digits-bbbbbb"')
-    assert fedq("track", LAST, "--tensorboard", "board").code == 0
-    assert (fedq.folder / "board/digits-bbbbbb").is_dir()
+    assert fedq("track", LAST, "--tensorboard", "curves").code == 0
+    assert (fedq.folder / "curves/digits-bbbbbb").is_dir()
     for command in ("stop", "pause", "resume"):
         assert "job digits-bbbbbb has ended already: finished" in fedq(command, LAST).err
     assert "job digits-bbbbbb has 1 committed rounds" in fedq("start", "--resume", LAST, "--set", "rounds.count=1").err

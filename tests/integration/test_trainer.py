@@ -346,8 +346,8 @@ def test_a_killed_trainer_leaves_no_process_and_loses_no_task(federation: Federa
     federation.start("--pool", "cpu", "--slots", "2")
     for client in ("client-1", "client-2"):
         until((federation.directory / f"{client}-1-began").exists, f"{client} is being trained again")
-    boards = [path for path in (federation.directory / "cache" / "trainers").iterdir() if path.is_dir()]
-    assert len(boards) == 1  # the dead one's was removed
+    folders = [path for path in (federation.directory / "cache" / "trainers").iterdir() if path.is_dir()]
+    assert len(folders) == 1  # the dead one's was removed
 
 
 @pytest.mark.parametrize("points", [UNTIL_STORED, ONCE_STORED], ids=["until it is stored", "once it is stored"])
@@ -695,7 +695,7 @@ def test_a_cache_of_another_user_is_refused(servers: Servers, tmp_path: Path, mo
         Cache(tmp_path, 1, servers.blobs())
 
 
-def test_the_board_remembers_the_latest_end_of_each_job(tmp_path: Path) -> None:
+def test_the_signals_remember_the_latest_end_of_each_job(tmp_path: Path) -> None:
     """Rounds, fences and attempts, in whatever order the notices come; and forgets the oldest jobs."""
     with Signals.create(tmp_path, "t") as signals:
         slot = Signals(signals.directory)  # as another process opens it

@@ -135,8 +135,8 @@ def test_work_of_an_earlier_round_is_wanted_for_a_while(federation: Federation) 
     federation.ask(1, "client-2", base=base, spec=spec)
     federation.trained(2, "client-3", base=base, spec=spec)
     federation.end(4, lag=2)
-    boards = (federation.directory / "cache" / "trainers").glob("*/")
-    notes = [signals / f"over-{federation.job}" for signals in boards if signals.is_dir()]
+    folders = (federation.directory / "cache" / "trainers").glob("*/")
+    notes = [signals / f"over-{federation.job}" for signals in folders if signals.is_dir()]
     until(lambda: [note for note in notes if os.readlink(note).startswith("2.")], "it has heard of the fourth's end")
     federation.ask(2, "client-4", base=base, spec=spec)
     federation.trained(3, "client-5", base=base, spec=spec)

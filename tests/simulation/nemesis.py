@@ -27,7 +27,7 @@ BAD = ("vanish", "error", "another")
 
 FAULTS = (  #: all that may go wrong with a replica or with the whole
     "kill", "stop", "fail", "flush", "save", "rollback", "outage", "disconnect", "delete_queue", "trainer_leaves",
-    "hand_over", "lose_update", "wish",
+    "hand_over", "lose_update", "request",
 )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ class Nemesis:
         ]  # fmt: skip
         self.strikes = random.sample(strikes, random.randint(1, len(strikes)))
         if not fair:
-            self.strikes += [lose_update, wish]
+            self.strikes += [lose_update, request]
         self._shuffles = random.random() < 0.5
 
     # --- what the world asks --------------------------------------------------------------------
@@ -209,7 +209,7 @@ def lose_update(world: "World") -> None:
         world.trace(f"the store loses {key}")
 
 
-def wish(world: "World") -> None:
+def request(world: "World") -> None:
     """An operator pauses the job, stops it, or has it go on."""
     status = world.random.choice(("paused", "paused", "running", "stopped"))
     world.want(Wanted(status, "a whim"))

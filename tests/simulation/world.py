@@ -445,7 +445,7 @@ class World:
         self.observer.went_back()
 
     def want(self, wanted: Wanted) -> None:
-        """An operator's wish, as `fedq stop`, `pause` and `resume` tell it: into the bucket, the ledger, the bell."""
+        """An operator's request, as `fedq stop`, `pause` and `resume` tell it: into bucket, ledger, bell."""
         record = self.job()
         if record is None or record.status in ENDED:
             return

@@ -269,7 +269,7 @@ def test_what_was_looked_at_is_counted() -> None:
     assert told["P8"] == "2 refusals with a reason, 1 takeover, 1 line of the log"
 
 
-def test_evidence_is_a_value() -> None:
+def test_a_snapshot_is_a_value() -> None:
     """Judging changes nothing."""
     before = dataclasses.asdict(ENDED)
     promises.judge(ENDED)
