@@ -28,7 +28,7 @@ from shared.s3.store import Blobs
 
 log = structlog.get_logger()
 
-GRACE = 20.0  #: seconds in which the jobs are handed over
+GRACE = 20.0  #: seconds that handing over the jobs may take
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _checks(config: settings.Aggregator, redis: Redis, bus: Bus) -> dict[str, service.Check]:
-    """What must hold before jobs are taken, by the variable that leads there."""
+    """Returns the checks that must pass before jobs are taken, by the variable that configures each server."""
     queues = (topology.commands(), topology.dead_letters())
     checks: dict[str, service.Check] = {
         "FEDQ_AMQP_URL": lambda: bus.declare(*queues, patience=service.TRY),
@@ -78,7 +78,7 @@ def _checks(config: settings.Aggregator, redis: Redis, bus: Bus) -> dict[str, se
 
 
 def _check_policies(config: settings.Aggregator) -> None:
-    """`BadInput` where RabbitMQ lacks the policies that the queues rely on."""
+    """Raises `BadInput` if RabbitMQ lacks the policies that the queues rely on."""
     vhost = unquote(urlsplit(config.amqp_url.get_secret_value()).path[1:]) or "/"
     if missing := management.missing_policies(config, vhost):
         raise BadInput(

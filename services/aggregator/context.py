@@ -1,4 +1,4 @@
-"""Context of a job under its owner: the servers, the fence, the job's arrays, and the way of its faults to the log."""
+"""Context of a job under its owner: the servers, the fence, the job's arrays, and the reporting of its faults."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,46 +19,46 @@ from shared.redis.ledger import Ledger
 from shared.redis.roster import Roster
 from shared.s3.store import Blobs
 
-UNSAID = 100  #: faults remembered while Redis is not there to be told of them
+UNREPORTED = 100  #: number of faults kept while Redis is away
 
 
 @dataclass(frozen=True)
 class Edges:
-    """The servers, a thread for work that nobody waits for, and a clock in seconds."""
+    """Servers that an aggregator works with, its background thread, and its clock."""
 
     bus: Bus
     blobs: Blobs
     ledger: Ledger
     roster: Roster
-    later: Executor
-    clock: Callable[[], float] = time.monotonic
+    later: Executor  # a thread for work that no round waits for
+    clock: Callable[[], float] = time.monotonic  # seconds
 
 
 class Faults:
-    """A job's faults on their way to its log and to the counts that are everybody's."""
+    """Reports a job's faults to Redis: to the job's log, and to the counts over all jobs."""
 
     def __init__(self, ledger: Ledger, job: str) -> None:
         self._ledger, self._job = ledger, job
-        self._unsaid: list[tuple[str, Sequence[str], int]] = []
+        self._unreported: list[tuple[str, Sequence[str], int]] = []  # fault, details, round
 
     def note(self, fault: str, detail: str, number: int = -1) -> None:
-        """Counts a fault and writes it into the job's log, now or when Redis is there again."""
+        """Counts a fault and writes it into the job's log, now or once Redis is back; `number` is its round, if any."""
         self.note_all(fault, [detail], number)
 
     def note_all(self, fault: str, details: Sequence[str], number: int = -1) -> None:
-        """The same fault several times, each with a detail of its own."""
-        self._unsaid.append((fault, details, number))
+        """Reports a fault that occurred several times, with a detail for each."""
+        self._unreported.append((fault, details, number))
         try:
-            while self._unsaid:
-                name, texts, of = self._unsaid[0]
-                self._ledger.note_all(name, texts, self._job, of)
-                del self._unsaid[0]
+            while self._unreported:
+                first_fault, first_details, first_number = self._unreported[0]
+                self._ledger.note_all(first_fault, first_details, self._job, first_number)
+                del self._unreported[0]
         except Unavailable:
-            del self._unsaid[:-UNSAID]
+            del self._unreported[:-UNREPORTED]
 
 
 class Clearing:
-    """Removal of a committed round's leftovers, on another thread."""
+    """Removal of a committed round's leftovers on the background thread."""
 
     def __init__(self, later: Executor) -> None:
         self._later = later
@@ -76,7 +76,7 @@ class Clearing:
 
 @dataclass(frozen=True)
 class JobContext:
-    """Everything one owner works on a job with: servers, fence, spec, arrays. Where the job stands is `job_state`'s."""
+    """Everything that one owner needs to run a job, except the job's state, which `job_state` holds."""
 
     edges: Edges
     job: str
@@ -85,7 +85,7 @@ class JobContext:
     faults: Faults
     subscription: Subscription | None
     accumulator: Accumulator
-    turnout: Turnout  # counts the rounds that this owner committed, and at the end all
+    turnout: Turnout  # of the rounds that this owner committed; at the job's end, of all rounds
     clearing: Clearing
     log: Any
 
@@ -93,7 +93,7 @@ class JobContext:
     def of(
         cls, edges: Edges, job: str, fence: int, spec: JobSpec, faults: Faults, subscription: Subscription | None
     ) -> "JobContext":
-        """The context of a job that was just claimed."""
+        """Returns the context of a job that was just claimed."""
         everybody = spec.silos is not None and isinstance(spec.select, SelectAll)
         return cls(
             edges,

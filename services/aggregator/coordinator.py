@@ -1,4 +1,4 @@
-"""Coordinator of one job, on its own thread: hears messages, moves the pure state on, and does the effects."""
+"""Coordinator of one job, on its own thread: receives messages, steps the pure state, and applies the effects."""
 
 import queue
 import random
@@ -28,12 +28,12 @@ __all__ = ["Coordinator", "Edges"]
 
 Result = TypeVar("Result")
 
-PATIENCE = 120.0  #: seconds an effect is tried again while a server is away, before the job is left to the next owner
-SILENCE = 5.0  #: seconds without news from an open round until its queues are looked at
+PATIENCE = 120.0  #: seconds that an effect is retried while a server is away; then the job is left to the next owner
+SILENCE = 5.0  #: seconds without a message for an open round after which its queues are checked
 
 
 class Coordinator:
-    """Owns a job from its claim to training-end, or until it is paused, handed over or fenced."""
+    """Runs a job from its claim to training-end, or until the job is paused, handed over or fenced."""
 
     def __init__(self, edges: Edges, job: str, fence: int, leaving: threading.Event | None = None) -> None:
         self.job = job
@@ -48,11 +48,10 @@ class Coordinator:
         self._fenced = threading.Event()
         self._inputs: deque[protocol.Input] = deque()
         self._wanted = Wanted()
-        self._idle = 0  # consecutive looks that found the open round's queues empty and no slot at work
-        self._mistake: BadInput | None = None  # error that the user's strategy raised while a message was handled
-        self._early: dict[
-            str, ModelUpdate
-        ] = {}  # client → its update that came between two rounds; it is at work in both
+        self._idle = 0  # consecutive checks that found the open round's queues empty and no slot busy
+        self._strategy_error: BadInput | None = None  # raised by the user's strategy while a message was handled
+        #: Client in flight → its update, which came while no round was open; the next round counts it.
+        self._early_updates: dict[str, ModelUpdate] = {}
         self._context: JobContext | None = None
         self._state: job_state.State | None = None
 
@@ -64,12 +63,12 @@ class Coordinator:
         self._mailbox.put(None)
 
     def fence_off(self) -> None:
-        """Tells the coordinator that the job is another owner's."""
+        """Stops the coordinator, because another owner has claimed the job."""
         self._fenced.set()
         self._mailbox.put(None)
 
     def want(self, wanted: Wanted) -> None:
-        """Tells the coordinator what an operator wants of the job; a repeat changes nothing."""
+        """Passes an operator's request (stop, pause, resume) to the job; a repeat changes nothing."""
         before, self._wanted = self._wanted, wanted
         if wanted == before:
             return
@@ -84,19 +83,19 @@ class Coordinator:
 
     @property
     def ended(self) -> bool:
-        """True once there is nothing more to do here: the job has ended, or was released as paused."""
+        """True once the job has ended or was released as paused."""
         return self._state is not None and self._state.phase == "ended"
 
     @property
     def deadline(self) -> float | None:
-        """When time itself is news, by the clock of `Edges`."""
+        """Time of the next tick, by the clock of `Edges`: the state's deadline, or the next check for lost work."""
         if self._state is None or self._state.phase not in ("open", "waiting"):
             return self._state.deadline if self._state else None
-        look = self._edges.clock() + SILENCE
-        return look if self._state.deadline is None else min(look, self._state.deadline)
+        next_check = self._edges.clock() + SILENCE
+        return next_check if self._state.deadline is None else min(next_check, self._state.deadline)
 
     def run(self) -> None:
-        """Runs the job until there is nothing more to do here."""
+        """Runs the job until it has ended here, or this coordinator leaves or loses it."""
         try:
             self.begin()
             while not self.ended and not self._leaving.is_set():
@@ -107,11 +106,11 @@ class Coordinator:
         except Fenced as error:
             self._log.warning("fenced", reason=str(error))
             self._faults.note("record-lost" if isinstance(error, LedgerLost) else "fenced", str(error))
-            self._tidy()
+            self._delete_leftover_queue()
         except Unavailable as error:
-            # Not the job's fault: its lease runs out, and another replica, or this one, takes it as it is.
+            # The job is not at fault: its lease runs out, and another replica, or this one, claims it in this state.
             self._log.warning("left as it is", reason=str(error))
-        except BadInput as error:  # of the job's: it says all, and where it was raised says nothing
+        except BadInput as error:  # the job's input is at fault: the sentence says everything, a traceback nothing
             self._log.error("job failed", reason=str(error))
             self._fail(error)
         except Exception as error:
@@ -121,8 +120,8 @@ class Coordinator:
             if self._subscription is not None:
                 self._edges.bus.cancel(self._subscription)
 
-    def _tidy(self) -> None:
-        """Deletes a queue that this replica declared again when its connection came back after the job had ended."""
+    def _delete_leftover_queue(self) -> None:
+        """Deletes the updates queue if the job has ended: a reconnect of this replica may have declared it again."""
         try:
             if self._subscription is not None:
                 self._edges.bus.cancel(self._subscription)
@@ -133,7 +132,7 @@ class Coordinator:
             self._log.debug("not tidied", reason=str(error))
 
     def begin(self) -> None:
-        """Listens, reads the record, and goes on from it."""
+        """Subscribes to the job's updates, reads its record, and continues from there."""
         failpoint("aggregator.claimed")
         self._subscription = self._persistently(
             lambda: self._edges.bus.consume(
@@ -141,19 +140,19 @@ class Coordinator:
                 self._mailbox.put,
                 prefetch=32,
                 on_ready=self._on_ready,
-                # An earlier owner that hangs still consumes; it must not be given what is meant for this one.
+                # An earlier owner that hangs still consumes; the higher priority keeps messages from it.
                 priority=self.fence // 1000,
             )
         )
         self._state, first = self._persistently(self._start)
         failpoint("aggregator.resumed")
-        if self._state.phase == "looking":  # a wish to stop or pause comes before another round
-            self._follow()
-        self._do(first)
+        if self._state.phase == "looking":  # a request to stop or pause takes effect before another round opens
+            self._process_inputs()
+        self._apply_all(first)
         self.turn(None)
 
     def turn(self, delivery: Delivery | None) -> None:
-        """Handles one message, or what else may have happened, and does all that follows from it."""
+        """Handles one message, or a tick if `delivery` is None, and everything that follows from it."""
         if self._fenced.is_set():
             raise Fenced(f"job {self.job} belongs to another aggregator now")
         if delivery is None:
@@ -161,15 +160,15 @@ class Coordinator:
         else:
             self._idle = 0
             settle(self._edges.bus, delivery, self._on_event, self._leaving)
-            if self._mistake is not None:
-                raise self._mistake
-        self._follow()
+            if self._strategy_error is not None:
+                raise self._strategy_error
+        self._process_inputs()
 
     def look_for_lost_work(self) -> None:
-        """After a silence: clients that nobody trains and that wait in no queue must be asked again.
+        """Has clients asked again if no slot trains them and no queue holds their tasks; called after a silence.
 
-        A net below the events: a queue may be deleted with what is in it, and nobody is told; an earlier owner that
-        hung may have taken the word that a trainer has joined.
+        This catches what events miss: a queue may be deleted with its messages and without notice, and an earlier owner
+        that hung may have consumed the event that a trainer has joined.
         """
         state, context = self._state, self._context
         if state is None or context is None or state.phase not in ("open", "waiting"):
@@ -180,14 +179,14 @@ class Coordinator:
                 if groups(alive) != state.alive or context.spec.simulate is not None:
                     self._news.append(protocol.Joined())
                 return
-            at_work = busy(alive)
+            busy_slots = busy(alive)
             asked = opening.by_group(context.spec, state.unanswered)
-            silent = [group for group in asked if at_work.get(group) == 0 and not self._queued(group)]
+            silent = [group for group in asked if busy_slots.get(group) == 0 and not self._queued(group)]
         except Unavailable as error:
             self._log.debug("not looked", reason=str(error))
             return
         self._idle = self._idle + 1 if silent else 0
-        if self._idle >= 2:  # a task between its queue and a slot is seen in neither
+        if self._idle >= 2:  # one check is not enough: a task on its way from a queue to a slot shows up in neither
             self._idle = 0
             waiting = f"{len(state.unanswered)} of {len(state.cohort)} clients have not answered"
             detail = f"{waiting}, no trainer of {', '.join(silent[:5])} is at work, and no task waits there"
@@ -198,7 +197,7 @@ class Coordinator:
     # --- the loop -------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        """Waits for one message, or for the moment when time itself is news."""
+        """Waits for one message or for the next tick, and handles it."""
         deadline = self.deadline
         timeout = None if deadline is None else max(0.0, deadline - self._edges.clock())
         try:
@@ -208,36 +207,37 @@ class Coordinator:
             self.look_for_lost_work()
         self.turn(delivery)
 
-    def _follow(self) -> None:
+    def _process_inputs(self) -> None:
+        """Steps the state by each queued input and applies the effects, until no input is left."""
         while self._state is not None:
             while self._news:
                 self._inputs.append(news := self._news.popleft())
                 if isinstance(news, protocol.Interrupted) and news.reason:
                     self._faults.note("interrupted", news.reason, self._state.round)
-            if not self._inputs and self._early and self._state.phase == "open":
-                self._persistently(self._take_in_early)
+            if not self._inputs and self._early_updates and self._state.phase == "open":
+                self._persistently(self._receive_early_update)
                 continue
             if not self._inputs:
                 return
             self._state, following = job_state.step(self._state, self._inputs.popleft(), self._edges.clock())
-            self._do(following)
+            self._apply_all(following)
 
-    def _do(self, wanted: tuple[protocol.Effect, ...]) -> None:
+    def _apply_all(self, wanted: tuple[protocol.Effect, ...]) -> None:
         for effect in wanted:
-            self._persistently(lambda effect=effect: self._take_all(self._apply(effect)))  # type: ignore[misc]
+            self._persistently(lambda effect=effect: self._receive_all(self._apply(effect)))  # type: ignore[misc]
 
-    def _take(self, received: protocol.Input) -> None:
-        """Learns at once what an input tells, and queues the step that follows from it."""
+    def _receive(self, received: protocol.Input) -> None:
+        """Adds an input's facts to the state at once, and queues the input for the next step."""
         if self._state is not None:
             self._state = job_state.learn(self._state, received)
         self._inputs.append(received)
 
-    def _take_all(self, inputs: Iterable[protocol.Input]) -> None:
+    def _receive_all(self, inputs: Iterable[protocol.Input]) -> None:
         for received in inputs:
-            self._take(received)
+            self._receive(received)
 
     def _persistently(self, action: Callable[[], Result]) -> Result:
-        """Does `action`, again with back-off while a server is away; each one may be done twice without harm."""
+        """Runs `action`, again with back-off while a server is away; each action may run twice without harm."""
         deadline = self._edges.clock() + PATIENCE
         delay = 0.1
         while True:
@@ -253,10 +253,10 @@ class Coordinator:
                 self._leaving.wait(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
                 delay = min(2 * delay, 5.0)
 
-    # --- what is heard --------------------------------------------------------------------------
+    # --- messages -------------------------------------------------------------------------------
 
     def _on_ready(self) -> None:
-        """Runs on the connection's thread when consuming begins; after the first time, events may have been lost."""
+        """Runs on the connection's thread each time consuming begins; after a reconnect, events may have been lost."""
         if self._subscription is not None:
             self._news.append(protocol.Interrupted("the connection to RabbitMQ broke: events may have been lost"))
             self._mailbox.put(None)
@@ -267,45 +267,45 @@ class Coordinator:
         match event:
             case ModelUpdate():
                 try:
-                    self._take_in(event)
-                except BadInput as error:  # the message is not to blame: no further try of it would end better
-                    self._mistake = error
+                    self._receive_update(event)
+                except BadInput as error:  # the user's strategy is at fault, so trying the message again is no use
+                    self._strategy_error = error
             case ModelEvaluated():
-                self._take(evaluating.on_model_evaluated(*self._at_work, event))
+                self._receive(evaluating.on_model_evaluated(*self._context_and_state, event))
             case StopTraining():
-                self._edges.ledger.want(self.job, Wanted("stopped", event.reason))  # for whoever owns the job next
+                self._edges.ledger.want(self.job, Wanted("stopped", event.reason))  # a next owner reads it there
                 self.want(Wanted("stopped", event.reason))
             case PauseTraining():
-                self.want(self._record().wanted)  # it may have been resumed since
+                self.want(self._record().wanted)  # the event may be old, and the job resumed since
             case TrainerJoined():
-                self._take(protocol.Joined())
+                self._receive(protocol.Joined())
             case _:
                 raise BadMessage(f"{event.type} is not for an aggregator")
 
-    def _take_in_early(self) -> None:
-        """Takes in one update that came before the round was open."""
-        client, update = next(iter(self._early.items()))
+    def _receive_early_update(self) -> None:
+        """Receives one update that came before the round was open."""
+        client, update = next(iter(self._early_updates.items()))
         try:
-            self._take_in(update)
+            self._receive_update(update)
         except Fenced:
             raise
         except Stale as stale:
             self._log.debug("stale", reason=str(stale))
-        del self._early[client]
+        del self._early_updates[client]
 
-    def _take_in(self, update: ModelUpdate) -> None:
+    def _receive_update(self, update: ModelUpdate) -> None:
         assert self._state is not None  # noqa: S101 - messages are handled by `turn`
         if self._state.phase != "open" and self._state.in_flight.get(update.client) == update.round:
-            # Its client stays at work while no round is open. Nothing is lost if we are: the blob tells of it again.
-            self._early[update.client] = update
+            # The client's work outlasts the round it began in. If this process dies, a review finds the update's blob.
+            self._early_updates[update.client] = update
             return
-        self._take_all(receiving.on_model_update(*self._at_work, update))
+        self._receive_all(receiving.on_model_update(*self._context_and_state, update))
 
-    # --- what is done ---------------------------------------------------------------------------
+    # --- effects --------------------------------------------------------------------------------
 
     @property
-    def _at_work(self) -> tuple[JobContext, job_state.State]:
-        """The job's context, and where it stands."""
+    def _context_and_state(self) -> tuple[JobContext, job_state.State]:
+        """The job's context and state."""
         assert self._context is not None  # noqa: S101 - `begin` comes first
         assert self._state is not None  # noqa: S101 - `begin` comes first
         return self._context, self._state
@@ -323,17 +323,17 @@ class Coordinator:
             raise BadInput(f"job {self.job} was never announced: it has no job.json; start it again")
         self._context = JobContext.of(self._edges, self.job, self.fence, spec, self._faults, self._subscription)
         step = take_over(self._context, record)
-        wish = archive.wanted(self._edges.blobs, self.job) or record.wanted
-        if wish != record.wanted and record.wanted.status != "stopped":
-            self._edges.ledger.want(self.job, wish)  # Redis may have come back from before it
-            self.want(wish)
+        stored = archive.wanted(self._edges.blobs, self.job) or record.wanted
+        if stored != record.wanted and record.wanted.status != "stopped":
+            self._edges.ledger.want(self.job, stored)  # Redis may have returned to a state before the request
+            self.want(stored)
         else:
             self.want(record.wanted)
         return step
 
     def _apply(self, effect: protocol.Effect) -> Iterable[protocol.Input]:  # noqa: C901, PLR0911 - one line per case
-        """Does an effect on the servers; the inputs it answers with are taken in as they come."""
-        context, state = self._at_work
+        """Applies an effect to the servers; returns the inputs that result, which may be produced one by one."""
+        context, state = self._context_and_state
         match effect:
             case protocol.Look():
                 return (opening.look(context, state),)
@@ -360,34 +360,34 @@ class Coordinator:
         return ()
 
     def _review(self, effect: protocol.Review) -> Iterator[protocol.Input]:
-        """Takes in what the store holds of the open round: an event may be lost, its blob is not."""
-        context, state = self._at_work
+        """Receives the open round's updates from the object store: an event may be lost, its blob is not."""
+        context, state = self._context_and_state
         seconds = context.spec.rounds.deadline
-        left = self._edges.ledger.extend(self.job, self.fence, effect.round, seconds, EXTENDED * seconds)
+        seconds_left = self._edges.ledger.extend(self.job, self.fence, effect.round, seconds, EXTENDED * seconds)
         asked = {client: state.asked(client) for client in state.unanswered}
         for update in recovery.updates(self._edges.blobs, self.job, asked):
             try:
-                self._take_in(update)
+                self._receive_update(update)
             except Fenced:
                 raise
             except Stale as stale:
                 self._log.debug("stale", reason=str(stale))
-        yield protocol.Reviewed(left)
+        yield protocol.Reviewed(seconds_left)
 
     def _queued(self, group: str) -> bool:
         """True if work waits in a group's queues; a silo has no queue of tasks."""
-        context, _ = self._at_work
+        context, _ = self._context_and_state
         queues = (names.rounds_queue, names.tasks_queue) if context.spec.silos is None else (names.rounds_queue,)
         depths = (self._edges.bus.depth(name(group)) for name in queues)
         return any(depth is not None and depth[0] > 0 for depth in depths)
 
     def _fail(self, error: Exception) -> None:
-        """The job's last word after an error that the coordinator could not handle."""
+        """Ends the job as failed, after an error that the coordinator could not handle."""
         reason = f"the aggregator gave up: {error or type(error).__name__}"
         try:
             if self._context is not None and self._state is not None:
                 ending.end(self._context, self._state, "failed", reason)
-            else:  # its record cannot be gone on from: to write the end into it might fail for the same reason
+            else:  # takeover failed on the job's record, and writing a result to it might fail for the same reason
                 self._edges.ledger.end(self.job, self.fence, "failed", str(error))
         except Exception:
             self._log.exception("the end could not be recorded")

@@ -1,6 +1,7 @@
-"""Which jobs this replica runs: takes them, keeps their leases, adopts what others left, hands over what it leaves.
+"""Leases of this replica: it claims jobs, renews their leases, adopts jobs without an owner, and hands its jobs over.
 
-A paused replica that wakes finds its jobs fenced; one whose Redis was emptied fills it again from the object store.
+A replica that was suspended and wakes finds its jobs fenced. If Redis was emptied, each replica restores it from the
+object store.
 """
 
 import queue
@@ -20,8 +21,8 @@ from shared.process.probes import Probes
 
 log = structlog.get_logger()
 
-RETRY = 1.0  #: seconds until a replica that could not consume commands tries again
-NEVER = 2**62  #: later than Redis's time: what Redis has is not known to be what the object store has
+RETRY = 1.0  #: seconds before a failed attempt to consume commands or to restore Redis is repeated
+NEVER = 2**62  #: a pulse later than any time of Redis: Redis has not been compared with the object store yet
 
 
 class JobLeases:
@@ -35,8 +36,8 @@ class JobLeases:
         self._lease = lease
         self._most = most
         self._stopping = threading.Event()
-        self._awake = threading.Event()  # the keeper of leases has something to do
-        self._pulse = NEVER  # Redis's time when this replica last looked, in ms
+        self._awake = threading.Event()  # wakes the thread that keeps leases
+        self._pulse = NEVER  # Redis's time at this replica's last check, in ms since the epoch
         self._restoring: threading.Thread | None = None
         self._lock = threading.Condition()
         self._running: dict[str, tuple[Coordinator, threading.Thread]] = {}
@@ -52,7 +53,7 @@ class JobLeases:
             thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Hands every job over and waits for the coordinators to have done so."""
+        """Hands every job over, and waits at most `timeout` seconds for each thread to end."""
         self._stopping.set()
         self._awake.set()
         self._inbox.put(None)
@@ -67,12 +68,12 @@ class JobLeases:
             thread.join(timeout)
 
     def _take_jobs(self) -> None:
-        """Consumes commands while there is room, so that a full replica leaves them to the others."""
+        """Consumes commands while there is room for another job; a full replica leaves them to the others."""
         subscription: Subscription | None = None
         while not self._stopping.is_set():
             self._taking.turned()
             if subscription is not None and not self._room():
-                self._edges.bus.cancel(subscription)  # what came and was not taken goes back with it
+                self._edges.bus.cancel(subscription)  # also requeues the deliveries that were not settled
                 subscription = None
             with self._lock:
                 if not self._lock.wait_for(self._has_room, self._taking.interval):
@@ -88,13 +89,13 @@ class JobLeases:
                 continue
             if delivery is None:
                 break
-            if self._room():  # jobs may have been adopted meanwhile
+            if self._room():  # the other thread may have adopted jobs meanwhile
                 settle(self._edges.bus, delivery, self._on_command, self._stopping)
         if subscription is not None:
             self._edges.bus.cancel(subscription)
 
     def _subscribe(self) -> Subscription | None:
-        """Has the next command delivered to a new inbox; None, after a while, where that cannot be."""
+        """Has the next command delivered to a new inbox; returns None, after a pause, if RabbitMQ is away."""
         inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._inbox = inbox
         try:
@@ -112,13 +113,14 @@ class JobLeases:
         return len(self._running) < self._most or self._stopping.is_set()
 
     def _on_command(self, event: AnyEvent) -> None:
-        self._taking.turned()  # each time it is tried
+        self._taking.turned()  # `settle` may try one command again for longer than a loop may go without a turn
         if not isinstance(event, StartTraining):
             raise BadMessage(f"{event.type} is not a command for an aggregator")
         ledger, blobs = self._edges.ledger, self._edges.blobs
         if blobs.exists(names.result_blob(event.job)):
             raise Stale(f"job {event.job} has ended")
-        # Blob first, then the record that points to it; both are there already, unless another tool published this.
+        # The blob first, then the ledger's record that refers to it. `fedq start` has written both; another tool that
+        # publishes the command may not have.
         if not blobs.exists(names.job_blob(event.job)):
             record = {"job": event.job, "spec": event.spec.model_dump(mode="json")}
             blobs.put_json(names.job_blob(event.job), record)
@@ -133,10 +135,11 @@ class JobLeases:
                 coordinator.run()
             finally:
                 with self._lock:
-                    if self._running.get(job, (None, None))[0] is coordinator:  # it may be here again, resumed
+                    # A job that was paused and resumed may run here again already, under a newer coordinator.
+                    if self._running.get(job, (None, None))[0] is coordinator:
                         del self._running[job]
                     self._lock.notify_all()
-                self._awake.set()  # it may have left a job to be adopted
+                self._awake.set()  # the coordinator may have released a job that can be adopted
 
         thread = threading.Thread(target=main, name=job, daemon=True)
         with self._lock:
@@ -145,7 +148,7 @@ class JobLeases:
         thread.start()
 
     def _keep_leases(self) -> None:
-        """Three times a lease, and whenever one runs out: renews those held here, adopts what nobody owns."""
+        """Renews the leases held here and adopts jobs without an owner: three times a lease, and when one runs out."""
         wait = 0.0
         while not self._stopping.is_set():
             self._keeping.wait(self._awake, wait)
@@ -158,8 +161,9 @@ class JobLeases:
             try:
                 self._watch_redis()
                 self._renew(running)
-                soonest = self._adopt(set(running))
-                wait = min(wait, wait if soonest is None else soonest)
+                next_expiry = self._adopt(set(running))
+                if next_expiry is not None:
+                    wait = min(wait, next_expiry)
             except Unavailable as error:
                 log.warning("leases not renewed", reason=str(error))
             except Exception:
@@ -173,48 +177,48 @@ class JobLeases:
                 coordinator.fence_off()
 
     def _adopt(self, mine: set[str]) -> float | None:
-        """Claims jobs while there is room; returns the seconds until another lease runs out."""
-        orphans, soonest = self._edges.ledger.orphans()
+        """Claims jobs while there is room; returns the seconds until the next lease runs out, None if none matters."""
+        orphans, next_expiry = self._edges.ledger.orphans()
         for job in orphans:
             if not self._room():
                 return None
             if job in mine:
-                continue  # its coordinator here is about to notice
+                continue  # its coordinator here is about to notice that the lease is lost
             try:
                 fence = self._edges.ledger.claim(job, self.name, self._lease)
             except Stale:
                 continue  # another replica was faster
             self._run(job, fence)
-        return soonest
+        return next_expiry
 
     def _watch_redis(self) -> None:
-        """Notices that Redis was emptied, or went back to an earlier state, since this replica last looked.
+        """Starts a restore if Redis was emptied, or returned to an earlier state, since this replica's last check.
 
-        Every replica notices for itself: the first one may die, or Redis be away again.
+        Every replica checks and restores on its own, since the first one that notices may die, or lose Redis again.
         """
-        before, now = self._edges.ledger.pulse(self.name, self._pulse)
-        if before >= self._pulse:
+        stored, now = self._edges.ledger.pulse(self.name, self._pulse)
+        if stored >= self._pulse:
             self._pulse = now
             return
         if self._restoring is not None and self._restoring.is_alive():
             return
         if self._pulse < NEVER:
             log.error("Redis lost what it had; restoring from the object store")
-            self._edges.ledger.drop_owners(self._pulse)  # whoever owns a job by what is gone
+            self._edges.ledger.drop_owners(self._pulse)  # fences the owners that claimed a job before the loss
             self._pulse = NEVER
             self._edges.ledger.note("record-lost", "Redis lost what it had")
         self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)
         self._restoring.start()
 
     def _restore(self) -> None:
-        """On a thread of its own: leases are renewed while the object store is read."""
+        """Restores Redis from the object store, on a separate thread so that leases are renewed meanwhile."""
         while not self._stopping.is_set():
             try:
-                _, known = self._edges.ledger.pulse(self.name, -1)
+                _, begun = self._edges.ledger.pulse(self.name, -1)
                 restored = recovery.restore(self._edges.blobs, self._edges.ledger)
-                before, now = self._edges.ledger.pulse(self.name, known)
-                if before < known:
-                    continue  # lost again while it was restored
+                stored, now = self._edges.ledger.pulse(self.name, begun)
+                if stored < begun:
+                    continue  # Redis lost its data again during the restore
                 self._pulse = now
                 if restored:
                     log.warning("restored from the object store", jobs=restored)

@@ -494,7 +494,7 @@ def no_fence(patch: pytest.MonkeyPatch) -> None:
 
 def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
     """A replica that is told that the job is another's goes on."""
-    real = Coordinator._do
+    real = Coordinator._apply_all
 
     def do(runner: Coordinator, wanted: tuple[protocol.Effect, ...]) -> None:
         for effect in wanted:
@@ -503,7 +503,7 @@ def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
             except Fenced:
                 ending.end(*runner._at_work, "failed", "fenced")
 
-    patch.setattr(Coordinator, "_do", do)
+    patch.setattr(Coordinator, "_apply_all", do)
     patch.setattr(Ledger, "check_owned", lambda *_: None)
 
 
