@@ -501,7 +501,7 @@ def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
             try:
                 real(runner, (effect,))
             except Fenced:
-                ending.end(*runner._at_work, "failed", "fenced")
+                ending.end(*runner._context_and_state, "failed", "fenced")
 
     patch.setattr(Coordinator, "_apply_all", do)
     patch.setattr(Ledger, "check_owned", lambda *_: None)
