@@ -1,6 +1,6 @@
-"""Inputs of a job's state, and the effects it asks for: the words between `job_state` and `coordinator`.
+"""Inputs of a job's state, and the effects it asks for: the protocol between `job_state` and `coordinator`.
 
-Pure. An input tells what happened; an effect is work on the servers, which answers with inputs.
+Pure. An input says what happened. An effect asks for work on the servers, and the work results in further inputs.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ class Artifacts:
     history_blob: BlobRef | None = None  # the stored `client_history`
 
 
-# --- what happens ---------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Looked:
-    """The roster was read: slots alive in each pool and silo, and clients that are away."""
+    """The roster was read: the slots alive in each pool and silo, and the clients that are away."""
 
     alive: Mapping[str, int]
     away: frozenset[str] = frozenset()
@@ -40,22 +40,22 @@ class Looked:
 
 @dataclass(frozen=True)
 class Opened:
-    """The round was recorded, and announced unless it is reviewed first; it has so many seconds."""
+    """The round was recorded, and its cohort asked unless a review comes first; its deadline is `seconds` away."""
 
     seconds: float
-    at: float = 0.0  # seconds since the epoch, by Redis's clock
+    at: float = 0.0  # time of opening, in seconds since the epoch by Redis's clock
 
 
 @dataclass(frozen=True)
 class Announced:
-    """Watchers were told that the job runs (`status` running), or what it waits for."""
+    """Watchers were notified that the job runs, or what it waits for."""
 
     status: Literal["running", "waiting"]
 
 
 @dataclass(frozen=True)
 class CodeSeen:
-    """A trainer runs files of the user's code with this digest, which no trainer ran before it."""
+    """A trainer runs user code whose files have a digest that no trainer had before."""
 
     digest: str
     trainer: str
@@ -70,7 +70,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Failed:
-    """A client said that it cannot deliver, and why."""
+    """A client reported that it cannot deliver, and why."""
 
     client: str
     why: str = ""
@@ -78,7 +78,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Rejected:
-    """An update in a client's name was refused; `final` where it was the client's answer."""
+    """An update in a client's name was refused; the refusal is `final` if no better answer can follow."""
 
     client: str
     why: str
@@ -87,34 +87,34 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Reviewed:
-    """What the store holds of the open round was taken in; it has so many seconds left."""
+    """The open round's updates in the object store were received; its deadline is `seconds` away."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Events may have been lost: the connection broke, or work is gone from its queue; the log has a `reason`."""
+    """Events may have been lost: the connection broke, or work vanished from its queue."""
 
-    reason: str = ""
+    reason: str = ""  # for the job's log, if it is not there yet
 
 
 @dataclass(frozen=True)
 class Committed:
-    """The round's model and manifest are in the store; who has answered it, by these.
+    """The round's model and manifest are in the object store; the manifest says which clients have answered.
 
-    The engine may not have heard of all: an update was accepted, and the ledger's answer lost. The next owner goes by
-    the manifest, and so must this one. None: whom the engine has heard of.
+    The state may lack some of them, if the ledger accepted an update and its reply was lost. The next owner would
+    follow the manifest, and so must this one.
     """
 
-    answered: frozenset[str] | None = None
+    answered: frozenset[str] | None = None  # clients with an answer in the manifest; None: those in the state
     artifacts: Artifacts | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EvaluationChanged:
-    """An evaluation was asked for, or a part of it answered; `tester` had the test set."""
+    """An evaluation was requested, or a part of it was answered; `tester` had the test set."""
 
     evaluation: Evaluation
     tester: str = ""
@@ -122,15 +122,12 @@ class EvaluationChanged:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The evaluation of a round's model is known, or known to be impossible; `done` says why it ends the job.
-
-    `lacking` is what was not measured, for a job that ends with this round.
-    """
+    """The evaluation of a round's model is complete, or known to be impossible; `done` says if it ends the job."""
 
     round: int
-    done: str = ""
-    lacking: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)  # all that the job's record shows by now
+    done: str = ""  # the reason why the job needs no further round; empty if it does
+    lacking: str = ""  # the reason why something was not measured, for a job that ends with this round
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the job's latest figures, with these
     clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # each client's figures
     unsound: Unsound | None = None  # None if a later model's figures are known already
     progress: Mapping[int, float] = field(default_factory=dict)  # round → the figure that may end the job
@@ -139,11 +136,11 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Untested:
-    """The pool or silo that was asked for the test set of a round's evaluation has none, or failed."""
+    """The pool or silo asked to evaluate a round's model on its test set has none, or failed."""
 
     round: int
     evaluation: Evaluation | None = None
-    without_tests: str = ""  # the group, if it said that it has none
+    without_tests: str = ""  # the pool or silo, if it reported for the first time that it has no test set
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ Input = (
     | Resumed
 )
 
-# --- what to do -----------------------------------------------------------------------------
+# --- effects --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -206,43 +203,43 @@ class Look:
 
 @dataclass(frozen=True)
 class Wait:
-    """Say what the job waits for."""
+    """Notify watchers what the job waits for."""
 
     detail: str
 
 
 @dataclass(frozen=True)
 class Open:
-    """Record the round and, if `ask`, ask its cohort, but not those who were asked in an earlier round."""
+    """Record the round and, if `ask`, ask its cohort, except the clients in flight."""
 
     round: int
     attempt: int
     cohort: tuple[str, ...]
     ask: bool = True
-    carried: Mapping[str, int] = field(default_factory=dict)
+    carried: Mapping[str, int] = field(default_factory=dict)  # client in flight → the round that asked it
 
 
 @dataclass(frozen=True)
 class Review:
-    """Give the open round time, and take in what the store holds of it."""
+    """Extend the open round's deadline, and receive its updates from the object store."""
 
     round: int
 
 
 @dataclass(frozen=True)
 class AskAgain:
-    """Ask those again who have not answered."""
+    """Ask the clients again that have not answered."""
 
     round: int
     attempt: int
-    cohort: tuple[str, ...]
-    first: bool = False  # of a round that its owner opened; an earlier owner may have asked
-    carried: Mapping[str, int] = field(default_factory=dict)
+    cohort: tuple[str, ...]  # the unanswered clients alone
+    first: bool = False  # True if this owner opened the attempt without asking; an earlier owner may have asked
+    carried: Mapping[str, int] = field(default_factory=dict)  # client in flight → the round that asked it
 
 
 @dataclass(frozen=True)
 class Close:
-    """Freeze the accepted updates, make the model of them, commit it."""
+    """Freeze the accepted updates, make the next model from them, and commit it."""
 
     round: int
 
@@ -259,14 +256,14 @@ class Abandon:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Ask for the held-out evaluation of a round's model."""
+    """Have a round's model evaluated on held-out data."""
 
     round: int
 
 
 @dataclass(frozen=True)
 class AskAnother:
-    """Ask another silo for the test set of a round's evaluation."""
+    """Ask another silo to evaluate a round's model on its test set."""
 
     round: int
 

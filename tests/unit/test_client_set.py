@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.aggregator import job_state
-from services.aggregator.grown import Grown
+from services.aggregator.client_set import ClientSet
 from services.aggregator.protocol import Accepted, Failed, Looked, Opened
 from shared.job import job_spec
 from shared.job.job_spec import JobSpec
@@ -34,7 +34,7 @@ step = st.tuples(st.integers(0, 30), st.sampled_from(["plus", "without"]), st.sa
 @settings(deadline=None)
 def test_sets_that_grew_apart_do_not_know_of_each_other(steps: list[tuple[int, str, str]], first: list[str]) -> None:
     """Whichever is changed, and in whatever order: each is what the same steps make of a frozenset."""
-    grown, plain = [Grown(first)], [frozenset(first)]
+    grown, plain = [ClientSet(first)], [frozenset(first)]
     for index, kind, name in steps:
         at = index % len(grown)
         grown.append(grown[at].plus(name) if kind == "plus" else grown[at].without(name))
@@ -46,7 +46,7 @@ def test_sets_that_grew_apart_do_not_know_of_each_other(steps: list[tuple[int, s
 
 
 def test_a_set_keeps_the_order_in_which_it_grew() -> None:
-    assert list(Grown("ba").plus("c").plus("a").plus("d")) == ["b", "a", "c", "d"]
+    assert list(ClientSet("ba").plus("c").plus("a").plus("d")) == ["b", "a", "c", "d"]
 
 
 def test_states_share_who_has_answered() -> None:
