@@ -338,7 +338,7 @@ class Coordinator:
             case protocol.Look():
                 return (opening.look(context, state),)
             case protocol.Wait(detail):
-                return (opening.say(context, "waiting", detail),)
+                return (opening.announce(context, "waiting", detail),)
             case protocol.Open():
                 return opening.open_round(context, state, effect)
             case protocol.Review():

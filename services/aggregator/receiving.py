@@ -1,4 +1,4 @@
-"""Receiving an update: it is checked, counted once and folded, or refused and recorded with the reason."""
+"""Receipt of an update: it is checked, counted once and folded, or refused and recorded with the reason."""
 
 import time
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from shared.errors import LedgerLost, Refused, Stale, Unfit
 from shared.events import ModelUpdate
 from shared.process.failpoints import failpoint
 
-DIFFERENT = 16  #: digests of the user's code that are told apart in one job: a trainer says what it likes
+DIFFERENT = 16  #: most digests of user code kept for one job; a bound, since trainers may report any number of them
 
 Inputs = tuple[protocol.Input, ...]
 
 
 def on_model_update(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
-    """Takes an update in, or records why not; `Stale` if the round does not wait for it."""
+    """Counts an update or records why it is refused; raises `Stale` if the round does not wait for it."""
     number = state.round
     if state.phase != "open":
         raise Stale(f"{update.client} sent an update for round {update.round}; none is open")
@@ -33,7 +33,7 @@ def on_model_update(context: JobContext, state: job_state.State, update: ModelUp
             context.faults.note("tried-again", f"{update.client} answered in try {update.tries}", number)
         failures = update.failures or ({update.client: update.error} if update.error is not None else {})
         if stranger := next((client for client in failures if client not in state.cohort), None):
-            raise Refused(f"{stranger} is not in the round's cohort")  # before anything of it is counted
+            raise Refused(f"{stranger} is not in the round's cohort")  # checked before any part of the update counts
         if update.error is not None:
             return _on_failure(context, state, failures)
         return _admit(context, state, update)
@@ -42,7 +42,7 @@ def on_model_update(context: JobContext, state: job_state.State, update: ModelUp
 
 
 def _admit(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
-    """Has the ledger decide whether an update counts, and counts it."""
+    """Counts an update if the ledger admits and accepts it."""
     first, number = clients_of(update)[0], state.round
     admission = context.edges.ledger.admission(context.job, number, first)
     if admission == "ok" and first in context.accumulator.counted:
@@ -50,12 +50,12 @@ def _admit(context: JobContext, state: job_state.State, update: ModelUpdate) -> 
     if admission == "ok":
         admission = _take_in(context, number, update)
         if admission == "ok":
-            return (*_compare_code(context, state, update), *_judged(context, state, update, admission))
-    return _judged(context, state, update, admission)
+            return (*_compare_code(context, state, update), *_inputs_of(context, state, update, admission))
+    return _inputs_of(context, state, update, admission)
 
 
 def _refuse(context: JobContext, state: job_state.State, update: ModelUpdate, refused: Refused) -> Inputs:
-    """Records a refusal; that of an answer is one of all whose training is in it."""
+    """Records a refusal; if it is final, it holds for every client whose training is in the update."""
     number, final = state.round, isinstance(refused, Unfit)
     clients = [update.client]
     if final and update.members:
@@ -65,11 +65,12 @@ def _refuse(context: JobContext, state: job_state.State, update: ModelUpdate, re
     context.log.warning("refused", round=number, client=update.client, clients=len(clients), reason=str(refused))
     context.faults.note("refused", f"{update.client}: {refused}", number)
     rejected = tuple(protocol.Rejected(client, reason, final) for client in clients)
-    # Whoever it says has failed has answered as well, though what the others gave is no use.
+    # A client that a batch reports as failed has answered too, though the batch's update is refused.
     return (*_on_failure(context, state, update.failures), *rejected) if final else rejected
 
 
 def _on_failure(context: JobContext, state: job_state.State, failures: Mapping[str, str]) -> Inputs:
+    """Records the clients that cannot deliver; `failures` has the error of each."""
     if not failures:
         return ()
     reasons = {client: f"{COULD_NOT}{error}" for client, error in failures.items()}
@@ -81,7 +82,7 @@ def _on_failure(context: JobContext, state: job_state.State, failures: Mapping[s
 
 
 def _take_in(context: JobContext, number: int, update: ModelUpdate) -> str:
-    """Accepts a checked update and folds it; answers what the ledger said."""
+    """Checks an update, has the ledger accept it, and folds it; returns the ledger's answer."""
     began = time.monotonic()
     _check_members(context, update)
     pending = context.accumulator.receive(update, number)
@@ -103,9 +104,9 @@ def _take_in(context: JobContext, number: int, update: ModelUpdate) -> str:
 
 
 def _compare_code(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
-    """Notes once which trainer runs other files of the user's than those before it. The update counts all the same.
+    """Reports once if a trainer runs other files of user code than the trainers before it. The update still counts.
 
-    The user may have edited the files, and the trainers follow one after the other.
+    The user may have edited the files, and trainers may restart with them one after the other.
     """
     if update.code is None or update.code in state.code or len(state.code) >= DIFFERENT:
         return ()
@@ -118,12 +119,12 @@ def _compare_code(context: JobContext, state: job_state.State, update: ModelUpda
 
 
 def clients_of(update: ModelUpdate) -> tuple[str, ...]:
-    """Clients whose training is in an update."""
+    """Returns the clients whose training is in an update."""
     return tuple(member.client for member in update.members) or (update.client,)
 
 
 def _check_members(context: JobContext, update: ModelUpdate) -> None:
-    """`Refused` where a partial fold is not one that the job asks for."""
+    """Raises `Refused` if a batch is not one that the job allows."""
     clients, most = clients_of(update), context.spec.rounds.clients_per_task
     if len(set(clients)) < len(clients):
         raise Refused("names a client twice")
@@ -133,7 +134,8 @@ def _check_members(context: JobContext, update: ModelUpdate) -> None:
         raise Refused("has other examples than its clients")
 
 
-def _judged(context: JobContext, state: job_state.State, update: ModelUpdate, admission: str) -> Inputs:
+def _inputs_of(context: JobContext, state: job_state.State, update: ModelUpdate, admission: str) -> Inputs:
+    """Returns the inputs that follow from the ledger's answer on an update; raises `Refused` or `Stale` instead."""
     match admission:
         case "ok":
             accepted = tuple(protocol.Accepted(client) for client in clients_of(update))
@@ -147,16 +149,17 @@ def _judged(context: JobContext, state: job_state.State, update: ModelUpdate, ad
 
 
 def _on_duplicate(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
+    """Handles an update of clients that the ledger has counted: the same update again, or a second one."""
     clients, number = clients_of(update), state.round
     found = context.edges.ledger.accepted(context.job, number, clients)
     digests = {entry["blob"]["digest"] for entry in found.values()}
     if update.update is None or len(found) < len(clients) or digests != {update.update.digest}:
         raise Refused("a second update: the first one counts")
     if clients[0] not in context.accumulator.counted:
-        # The ledger counted it, and its answer was lost: it is not in the fold yet.
+        # The ledger counted the update and its reply was lost, so the update is not in the fold yet.
         context.accumulator.count_again(found)
     elif clients[0] in state.accepted:
         context.faults.note("duplicate", f"{update.client} has been counted", number)
         raise Stale(f"{update.client} has been counted in round {number}")
-    # If it was counted and the state has not heard, Redis went away before it took the failures in the same update.
-    return _judged(context, state, update, "ok")
+    # An update in the fold that the state lacks: Redis failed before the update's own failures were recorded.
+    return _inputs_of(context, state, update, "ok")

@@ -1,6 +1,6 @@
-"""Turnout of a job: clients that were asked and never heard, and how many updates were refused.
+"""Turnout of a job: the clients that were asked and never delivered, and the number of updates refused.
 
-Pure. A byte for each of the job's clients, whatever the number of rounds.
+Pure. It takes one byte for each of the job's clients, for any number of rounds.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -9,24 +9,24 @@ from itertools import islice
 from services.aggregator.accepted_updates import COULD_NOT
 from shared.events import NAMED, Missing
 
-ASKED, HEARD = 1, 2  #: what a client's byte says; 0 of one that nobody asked
+ASKED, HEARD = 1, 2  #: values of a client's byte: asked only, or an update accepted; 0: never asked
 
 
 class Turnout:
-    """Counts of who was asked and heard, over the rounds that were told of; the initial model is nobody's part.
+    """Counts of clients asked and clients accepted, over the rounds passed to `tell`; round 0 does not count.
 
-    Where `everybody` is wanted in each round, a client that was away and therefore not asked counts as asked.
+    If `everybody` is wanted in each round, a client that was away, and so was not asked, counts as asked.
     """
 
     def __init__(self, clients: Sequence[str], *, everybody: bool = False) -> None:
         self._clients = clients
         self._everybody = everybody
         self._marks = bytearray(len(clients))
-        self._rounds: set[tuple[int, int]] = set()  # and attempts that were abandoned; 0: that which was committed
+        self._rounds: set[tuple[int, int]] = set()  # (round, abandoned attempt), or (round, 0) if it was committed
         self._refused = self._failed = 0
 
     def knows(self, number: int) -> bool:
-        """True where a committed round was told of."""
+        """Returns True if a committed round was counted already."""
         return (number, 0) in self._rounds
 
     def tell(
@@ -38,7 +38,7 @@ class Turnout:
         *,
         abandoned: int = 0,
     ) -> None:
-        """Takes in a round, or an `abandoned` attempt: who was asked, who was accepted, and why others were not."""
+        """Counts a round, or an `abandoned` attempt, once; `rejected` has the reason of each rejected client."""
         if number == 0 or (number, abandoned) in self._rounds:
             return
         self._rounds.add((number, abandoned))
@@ -50,11 +50,11 @@ class Turnout:
 
     @property
     def complete(self) -> bool:
-        """True where each of the job's clients was heard in some round."""
+        """True if an update of each of the job's clients was accepted in some round."""
         return self._marks.count(HEARD) == len(self._marks)
 
     def missing(self) -> Missing:
-        """The summary for the job's end."""
+        """Returns the summary for the job's final event."""
         return Missing(
             clients=self._marks.count(ASKED),
             first=tuple(islice(self._unheard(), NAMED)),
@@ -66,11 +66,11 @@ class Turnout:
         try:
             place = self._clients.index(client)
         except ValueError:
-            return  # a record may name others
+            return  # a record is external input, and may name clients that are not in the job
         self._marks[place] = max(self._marks[place], mark)
 
     def _unheard(self) -> Iterator[str]:
-        """In the job's order."""
+        """Yields the clients that were asked and never accepted, in the job's order."""
         place = self._marks.find(ASKED)
         while place >= 0:
             yield self._clients[place]

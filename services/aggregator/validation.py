@@ -1,4 +1,4 @@
-"""Taking in one update: everything that is checked before it may count, cheapest first."""
+"""Validation of one update: everything that is checked before it may count, the cheapest check first."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 
 class Validator:
-    """Receives a job's updates one after the other into one buffer, whatever their number."""
+    """Receives a job's updates one after the other, all into one buffer."""
 
     def __init__(self, blobs: Blobs, aggregation: Aggregation, limits: LimitsSpec) -> None:
         self._blobs = blobs
@@ -32,16 +32,17 @@ class Validator:
         self._buffer = np.empty(0, np.uint8)
 
     def receive(self, update: ModelUpdate, base: str, grid: Grid) -> tuple[File, Measures]:
-        """The update's file, valid until the next call, and its measures.
+        """Returns the update's file, valid until the next call, and its measures.
 
-        `Refused` where it is no answer to what was asked, `Unfit` where it is one that must not be folded.
+        Raises `Refused` if the update does not answer the request, and `Unfit` if it does but must not be folded.
         """
         blob = located(update)
         if update.base != base:
             raise Refused(f"was trained on the model {(update.base or 'none')[:12]}, not on {base[:12]}")
-        told = [Counted(member.client, member.examples, metrics=member.metrics) for member in update.members]
-        told = told or [Counted(update.client, update.examples, metrics=update.metrics)]  # not a Member: it may say 0
-        return self.receive_again(blob, told, grid, self._limits.max_norm, partial=bool(update.members))
+        counted = [Counted(member.client, member.examples, metrics=member.metrics) for member in update.members]
+        if not counted:  # a single client's update, whose examples may be 0, which is refused below
+            counted = [Counted(update.client, update.examples, metrics=update.metrics)]
+        return self.receive_again(blob, counted, grid, self._limits.max_norm, partial=bool(update.members))
 
     def receive_again(
         self,
@@ -52,18 +53,18 @@ class Validator:
         *,
         partial: bool = False,
     ) -> tuple[File, Measures]:
-        """The file of an update that was accepted before, valid until the next call."""
+        """Returns the file of an update that was accepted before, valid until the next call, and its measures."""
         size = self._aggregation.layout_of(partial=partial).file_size
         if blob.size != size:
             raise self._of_another_size(blob, partial=partial)
         if self._buffer.nbytes != size:
             self._buffer = np.empty(size, np.uint8)
         _fetch(self._blobs, blob, self._buffer)
-        with _judging(blob):
+        with _refusing_for_good(blob):
             return self._buffer, self._aggregation.measure(self._buffer, updates, grid, max_norm, partial=partial)
 
     def _of_another_size(self, blob: BlobRef, *, partial: bool) -> Refused:
-        """The refusal of an update of a wrong size, by its header, unless it is too long to be looked at."""
+        """Returns the refusal of an update of a wrong size, with the reason its header gives, if it is short enough."""
         layout = self._aggregation.layout_of(partial=partial)
         reason = f"has {blob.size} bytes instead of {layout.file_size}"
         if blob.size > 2 * layout.file_size:
@@ -71,7 +72,7 @@ class Validator:
         file = np.empty(blob.size, np.uint8)
         _fetch(self._blobs, blob, file)
         try:
-            with _judging(blob):
+            with _refusing_for_good(blob):
                 weights.check_header(file, layout)
         except Refused as refused:
             return Unfit(str(refused))
@@ -79,19 +80,19 @@ class Validator:
 
 
 def receive_initial(blobs: Blobs, update: ModelUpdate, limits: LimitsSpec) -> npt.NDArray[np.uint8]:
-    """The whole model file that answers round 0; `Refused` and `Unfit` as of any update."""
+    """Returns the model file, shape (bytes,), that answers round 0; raises `Refused` or `Unfit` as for any update."""
     blob = located(update)
-    with _judging(blob):
+    with _refusing_for_good(blob):
         initial_model.check_size(blob.size, limits)
     file = np.empty(blob.size, np.uint8)
     _fetch(blobs, blob, file)
-    with _judging(blob):
+    with _refusing_for_good(blob):
         initial_model.check(file, weights.read_layout(file))
     return file
 
 
 def located(update: ModelUpdate) -> BlobRef:
-    """The update's blob, where it lies at the one place that is its own."""
+    """Returns the update's blob; raises `Refused` if it is not at the one key that is the update's own."""
     if update.update is None:
         raise Refused("carries no blob")
     own = names.update_blob(update.job, update.round, update.client, update.update.digest)
@@ -101,11 +102,11 @@ def located(update: ModelUpdate) -> BlobRef:
 
 
 @contextmanager
-def _judging(blob: BlobRef) -> Iterator[None]:
-    """Around what is said of the answer to what was asked: no better one will come from its client.
+def _refusing_for_good(blob: BlobRef) -> Iterator[None]:
+    """Turns each refusal inside into `Unfit`: the client has answered, and no better answer will follow.
 
-    An error that nobody foresaw refuses that client too, and ends no job. It is a fault of ours all the same, so that
-    the log has its traceback.
+    An unforeseen error refuses the client as well, instead of ending the job. It is a mistake in this code, so the log
+    has its traceback.
     """
     try:
         yield
