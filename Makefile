@@ -46,7 +46,7 @@ logs:  ## Follow what all of them say, until Ctrl-C
 status:  ## Show what runs and where to look
 	$(RUN)
 
-unit: venv  ## Run the tests that need no server (5 min)
+unit: venv  ## Run the tests that need no server and start nothing (1 min)
 	$(BIN)/pytest tests/unit --numprocesses $(WORKERS) --dist loadfile
 
 test: venv  ## Run all tests (WORKERS=1 for less at a time)
