@@ -1,8 +1,6 @@
 """`fedq compose`: a stack of one file, with clients that each have a name and a limit."""
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -73,26 +71,6 @@ def test_the_job_that_its_comment_tells_of_is_one(trainers: int, slow: int, medi
     assert job.silos is not None
     assert set(job.silos) < yaml.safe_load(text)["services"].keys()
     assert len(job.silos) == trainers
-
-
-@pytest.mark.parametrize(("trainers", "slow", "medium"), NUMBERS)
-def test_docker_compose_takes_it(trainers: int, slow: int, medium: int, tmp_path: Path) -> None:
-    """Beside an .env with the passwords, and nothing else."""
-    words = ["docker", "compose"]
-    if (
-        shutil.which("docker") is None
-        or subprocess.run([*words, "version"], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("there is no docker compose here to ask")
-    (tmp_path / "my.yaml").write_text(generated(trainers, slow, medium))
-    example = composing.TEMPLATE.with_name(".env.example").read_text()
-    (tmp_path / ".env").write_text(re.sub(r"^(\w+)=$", r"\1=secret", example, flags=re.MULTILINE))
-    asked = subprocess.run(
-        [*words, "-f", "my.yaml", "--profile", "*", "config", "-q"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-    assert (asked.returncode, asked.stdout, asked.stderr) == (0, "", "")
 
 
 def test_the_example_for_such_a_stack_starts_it_as_its_own_comment_does() -> None:

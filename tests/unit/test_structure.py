@@ -47,3 +47,13 @@ def test_functions_and_files_are_short() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 assert lines <= FUNCTION, f"{name}: {node.name} has {lines} lines"
+
+
+def test_unit_tests_start_no_process_and_load_no_torch() -> None:
+    """What does so is slow, and stands in tests/functional."""
+    slow = {"subprocess", "torch", "torchvision"}
+    for file in sorted((ROOT / "tests/unit").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+                assert not slow & {name.partition(".")[0] for name in found}, f"{file.name} imports {found[0]}"
