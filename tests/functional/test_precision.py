@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.trainer.training import loop, precision
+from services.trainer.training import gradients, loop
 from shared.job.catalog.training import Adam, Sgd, TrainSpec
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def vector(model: nn.Module) -> Tensor:
 
 def test_a_cpu_computes_in_full_precision() -> None:
     """Silently: a pool may have both."""
-    assert precision.lower(MIXED, CPU) is None
+    assert gradients.lower_precision(MIXED, CPU) is None
     assert torch.equal(vector(trained(MIXED)), vector(trained(SPEC)))
 
 
@@ -43,8 +43,8 @@ def test_a_gpu_computes_in_what_it_has(monkeypatch: pytest.MonkeyPatch, has_bflo
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bfloat16)
 
-    assert precision.lower(MIXED, gpu) == (torch.bfloat16 if has_bfloat16 else torch.float16)
-    assert precision.lower(SPEC, gpu) is None
+    assert gradients.lower_precision(MIXED, gpu) == (torch.bfloat16 if has_bfloat16 else torch.float16)
+    assert gradients.lower_precision(SPEC, gpu) is None
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(lr=0.1, momentum=0.9), Adam(lr=0.01)])
@@ -55,7 +55,7 @@ def test_mixed_training_goes_where_full_training_goes(
     """Within the digits of the type: the scale of the loss is no part of the step, nor of the clipping."""
     spec = MIXED.model_copy(update={"optimizer": optimizer})
     full = trained(spec)
-    monkeypatch.setattr(precision, "lower", lambda *_: dtype)
+    monkeypatch.setattr(gradients, "lower_precision", lambda *_: dtype)
     mixed = trained(spec)
 
     assert all(parameter.dtype == torch.float32 for parameter in mixed.parameters())
@@ -66,7 +66,7 @@ def test_mixed_training_goes_where_full_training_goes(
 
 def test_a_step_that_overflows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float16; the scale is halved until the gradient fits."""
-    monkeypatch.setattr(precision, "lower", lambda *_: torch.float16)
+    monkeypatch.setattr(gradients, "lower_precision", lambda *_: torch.float16)
     one = MIXED.model_copy(update={"steps": 1})
     many = MIXED.model_copy(update={"steps": 12})
     begin = vector(trained(one.model_copy(update={"optimizer": Sgd(lr=1e-30)}), scale=1e3))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from services.trainer.models.flat import FlatModel
-from services.trainer.training import loop, scaffold
-from services.trainer.training.fednova import normaliser
+from services.trainer.training import loop, strategy_steps
+from services.trainer.training.strategy_steps import normaliser
 from shared.aggregation.weights import Flat
 from shared.job.catalog.training import Sgd, TrainSpec
 
@@ -37,13 +37,13 @@ def federated(spec: TrainSpec, rounds: int, *, corrected: bool = True) -> tuple[
         deltas, changes = [], []
         for index, (x, y) in enumerate(CLIENTS):
             model.load(base)
-            correction = scaffold.correction(server, own[index], layout) if corrected else None
+            correction = strategy_steps.control_correction(server, own[index], layout) if corrected else None
             found = loop.train(
                 model.model, x, y, spec, seed=1, client=f"c{index}", number=number, correction=correction
             )
             delta = layout.of_updates().flat(model.update(base)).copy()
             steps = normaliser(spec, LR, int(found["steps"]))
-            own[index], change = scaffold.renewed(server, own[index], delta, lr=LR, steps=steps)
+            own[index], change = strategy_steps.renewed_control(server, own[index], delta, lr=LR, steps=steps)
             deltas.append(delta)
             changes.append(change)
         base = base.copy()
@@ -143,9 +143,9 @@ def test_what_is_not_trained_has_no_control() -> None:
     x, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) + 1, torch.zeros(20, dtype=torch.int64)
     loop.train(model.model, x, y, spec, seed=1, client="a", number=1)
     update = layout.of_updates().flat(model.update(base))[: layout.parameters]
-    own, change = scaffold.renewed(zeros, zeros, update, lr=0.1, steps=3)
+    own, change = strategy_steps.renewed_control(zeros, zeros, update, lr=0.1, steps=3)
 
-    parts = scaffold.correction(own, zeros, layout)
+    parts = strategy_steps.control_correction(own, zeros, layout)
     assert parts.keys() == {"first.weight", "norm.weight", "norm.bias", "last.bias"}
     assert all(part.any() for part in parts.values())
     assert np.array_equal(own, change)
@@ -156,7 +156,7 @@ def test_corrections_lie_where_the_tensors_of_the_model_file_do() -> None:
     model = FlatModel(nn.Linear(2, 3))
     server = np.arange(9, dtype=np.float32)
 
-    found = scaffold.correction(server, np.ones(9, np.float32), model.layout)
+    found = strategy_steps.control_correction(server, np.ones(9, np.float32), model.layout)
     assert {name: part.tolist() for name, part in found.items()} == {
         "bias": [-1, 0, 1],
         "weight": [[2, 3], [4, 5], [6, 7]],
@@ -166,7 +166,7 @@ def test_corrections_lie_where_the_tensors_of_the_model_file_do() -> None:
 def test_a_learning_rate_of_zero_teaches_nothing_about_the_gradient() -> None:
     """The last round of a cosine has one: the control stays."""
     own = np.array([1.0, -2.0], np.float32)
-    found, change = scaffold.renewed(own + 1, own, np.zeros(2, np.float32), lr=0.0, steps=5)
+    found, change = strategy_steps.renewed_control(own + 1, own, np.zeros(2, np.float32), lr=0.0, steps=5)
 
     assert np.array_equal(found, own)
     assert not change.any()

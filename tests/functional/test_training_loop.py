@@ -18,7 +18,7 @@ from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
 from services.trainer.slot.client import Clients
 from services.trainer.slot.client_state import State
-from services.trainer.training import last_example, loop
+from services.trainer.training import loop
 from shared.errors import BadInput, Stale
 from shared.job import job_spec
 from shared.job.catalog.models import LeNet
@@ -397,7 +397,7 @@ def test_to_look_whether_it_can_changes_nothing() -> None:
     """Neither the statistics nor what the layers draw, so that the same batches give the same bits."""
     looked, other = normalised(), normalised()
     state = torch.random.get_rng_state()
-    assert last_example.is_normalised_alone(looked, examples(1)[0])
+    assert loop.is_normalised_alone(looked, examples(1)[0])
 
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.training.fednova import normaliser
+from services.trainer.training.strategy_steps import normaliser
 from shared.errors import BadInput
 from shared.job.catalog.training import Adam, FedProx, Sgd, TrainSpec
 

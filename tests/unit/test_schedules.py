@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.training.schedules import rate
+from services.trainer.training.optimizers import rate
 from shared.job.catalog.training import Constant, Cosine, Exponential, ScheduleSpec, StepDecay
 
 warmups = st.integers(0, 30)

@@ -13,7 +13,7 @@ from services.trainer.slot.context import SlotContext
 from services.trainer.slot.simulated_client import SimulatedClient
 from services.trainer.slot.stopwatch import Stopwatch
 from services.trainer.train_task import TrainTask
-from services.trainer.training import loop, step_environment, strategy_steps
+from services.trainer.training import custom_step, loop, strategy_steps
 from services.trainer.training.custom_step import step
 from services.trainer.training.strategy_steps import Drift
 from shared.aggregation.weights import File, Flat
@@ -99,7 +99,7 @@ class Clients:
                 return step(model, x, y, how, **common)
             correction = self._drift.correction(state.control) if self._drift else None
             if isinstance(order.spec.model, CustomModel):  # its forward may draw from any of them
-                step_environment.seed_all(loop.shuffle_seed(order.spec.seed, client, order.round, 0))
+                custom_step.seed_all(loop.shuffle_seed(order.spec.seed, client, order.round, 0))
             rounds = order.spec.rounds.count
             return loop.train(model, x, y, how, rounds=rounds, correction=correction, **common)
         except (Stale, Unavailable) as error:

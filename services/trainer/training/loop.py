@@ -1,21 +1,26 @@
 """Local training: a model, a client's examples and a seed in, the same bits out on any process like this one.
 
 Pure. Bit for bit holds for one version of torch, one device and one number of threads.
+
+The last example of a pass may be a batch by itself, and batch norm cannot normalize one value. Then it joins the batch
+before it. Nothing changes for models that can take it alone: those without batch norm, and those whose batch norm sees
+images of more than a pixel.
 """
 
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from services.trainer.training import last_example, precision
+from services.trainer.training import gradients
 from services.trainer.training.gradients import changes_of, corrections
-from services.trainer.training.optimizers import Gradients, optimizer_of
-from services.trainer.training.schedules import rate
+from services.trainer.training.optimizers import Gradients, optimizer_of, rate
 from shared.errors import BadInput, Stale
 from shared.job import user_code
 from shared.job.catalog.training import TrainSpec
@@ -45,8 +50,8 @@ def train(
     """Trains `model` in place on x (n, …) and y (n,): the local epochs of FedAvg (McMahan et al. 2017, ClientUpdate).
 
     Cross-entropy, in round `number` of `rounds`, by which a schedule knows the learning rate. `correction` is added to
-    the gradient of each batch, by the names of the parameters (see `control.correction`). An epoch is a pass over the
-    examples in a new order, its last batch what is left (see `lonely`); `spec.steps` ends in the middle of one.
+    the gradient of each batch, by the names of the parameters (see `strategy_steps.control_correction`). An epoch is a pass over the
+    examples in a new order, its last batch what is left (see `batches_of`); `spec.steps` ends in the middle of one.
 
     Returns `train_loss`, the mean over the last pass, whole or not, and `steps`, how many batches there were; raises
     `Stale` between two batches once `stopped()`.
@@ -54,9 +59,9 @@ def train(
     take = _Step(model, spec, rate(spec.schedule, spec.optimizer.lr, number, rounds), x.device, correction)
     model.train()
     total = torch.zeros((), device=x.device)
-    joined = len(y) % spec.batch_size == 1 % spec.batch_size and last_example.is_normalised_alone(model, x[:1])
+    joined = len(y) % spec.batch_size == 1 % spec.batch_size and is_normalised_alone(model, x[:1])
     if joined:
-        last_example.check(client, len(y), spec.batch_size)
+        check_last_example(client, len(y), spec.batch_size)
     done, steps = 0, spec.steps or spec.epochs * (-(-len(y) // spec.batch_size) - joined)
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         for epoch in itertools.count():
@@ -64,7 +69,7 @@ def train(
             _seed_layers(epoch_seed, x.device)
             order = torch.randperm(len(y), generator=torch.Generator().manual_seed(epoch_seed)).to(x.device)
             total.zero_()
-            batches = last_example.split(order, spec.batch_size, joined=joined)[: steps - done]
+            batches = batches_of(order, spec.batch_size, joined=joined)[: steps - done]
             for batch in batches:
                 if stopped():
                     raise Stale(f"round {number} is over")
@@ -95,9 +100,9 @@ class _Step:
             spec, self._parameters, None if correction is None else corrections(named, correction)
         )
         self._optimizer = optimizer_of(spec.optimizer, lr, self._parameters)
-        dtype = precision.lower(spec, device)
-        self._autocast = precision.autocast(dtype, device)
-        self._scaled = precision.Scaled(self._parameters, device) if dtype == torch.float16 else None
+        dtype = gradients.lower_precision(spec, device)
+        self._autocast = gradients.autocast(dtype, device)
+        self._scaled = gradients.ScaledLoss(self._parameters, device) if dtype == torch.float16 else None
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of the batch, shape (), before the step."""
@@ -154,3 +159,43 @@ def _check(logits: Any, y: Tensor) -> None:
             f"the model gave {logits.shape[1]} logits for each example, and there is a label {most}, counted from 0; "
             "it gives one for each class of the data"
         )
+
+
+def is_normalised_alone(model: nn.Module, x: Tensor) -> bool:
+    """True where a batch norm layer of a model in training gets one value a channel of one example x, (1, *shape)."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    found: list[bool] = []
+
+    def look(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found.append(inputs[0].numel() == inputs[0].shape[1])
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        model.eval()  # or statistics would learn of the example, and layers draw
+        if layers:
+            with torch.no_grad(), suppress(ValueError):  # of a layer without running statistics, once it was looked at
+                model(x)
+    finally:
+        model.train()
+        for hook in hooks:
+            hook.remove()
+    return any(found)
+
+
+def check_last_example(client: str, examples: int, batch_size: int) -> None:
+    """`BadInput` where there is no batch that the example could join."""
+    if examples == 1:
+        raise BadInput(
+            f"{client} has one example to train on, and the model's batch norm cannot normalise one by itself; give it "
+            "more, or take a model without batch norm"
+        )
+    if batch_size == 1:
+        raise BadInput("train.batch_size is 1, and the model's batch norm cannot normalise one example; take 2 or more")
+
+
+def batches_of(order: Tensor, batch_size: int, *, joined: bool) -> list[Tensor]:
+    """The batches of a pass, of the examples' places in `order`, shape (n,)."""
+    batches = list(torch.split(order, batch_size))
+    if joined:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches

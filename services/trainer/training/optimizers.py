@@ -1,8 +1,9 @@
-"""What torch's optimizers do, by torch's own functions for it.
+"""The steps of torch's optimizers, by torch's own functions for them, and the learning rate of a round.
 
-The classes would load torch's compiler, which nobody uses here: 150 MB and more than a second, in every slot.
+The classes would load torch's compiler, which nothing uses here: 150 MB and more than a second, in every slot.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from shared.job.catalog.training import Adam, AdamW, OptimizerSpec, Sgd
+from shared.job.catalog.training import Adam, AdamW, Cosine, Exponential, OptimizerSpec, ScheduleSpec, Sgd, StepDecay
 
 Gradients = Sequence[Tensor | None]  #: of each parameter; None where the loss does not reach it
 
@@ -91,3 +92,26 @@ def _used(gradients: Gradients) -> list[int]:
 def _foreach(parameters: Sequence[Tensor]) -> bool | None:
     """Whether to take all parameters at once: never in main memory, which torch would find out anew at every step."""
     return False if all(parameter.device.type == "cpu" for parameter in parameters) else None
+
+
+def rate(schedule: ScheduleSpec, lr: float, number: int, rounds: int) -> float:
+    """The learning rate of round `number`, from 1, of `rounds`, where the optimizer's is `lr`.
+
+    In the first `warmup` rounds it is lr · number / warmup; what the schedule does begins where that has reached lr
+    (Goyal et al. 2017 for the warm-up, Loshchilov and Hutter 2016 for the cosine). It is never above lr, and after the
+    warm-up never below the schedule's floor, unless lr itself is.
+    """
+    if number < schedule.warmup:
+        return lr * number / schedule.warmup
+    whole = max(1, schedule.warmup)
+    elapsed = max(0, number - whole)
+    match schedule:
+        case StepDecay(every=every, gamma=gamma, floor=floor):
+            return max(lr * gamma ** (elapsed // every), min(lr, floor))
+        case Exponential(gamma=gamma, floor=floor):
+            return max(lr * gamma**elapsed, min(lr, floor))
+        case Cosine(floor=floor):
+            part = min(1.0, elapsed / max(1, rounds - whole))
+            share = (1 + math.cos(math.pi * part)) / 2
+            return share * lr + (1 - share) * min(lr, floor)
+    return lr
