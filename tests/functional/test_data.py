@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from services.trainer.data import dataset, download, leaf, pictures, split
+from services.trainer.data import dataset, leaf, library, split
 from services.trainer.data.own import OwnData
 from services.trainer.data.sharing import SharedOut, held_out
 from shared.errors import BadInput
@@ -189,7 +189,7 @@ def test_a_slot_that_trains_digits_imports_no_torchvision() -> None:
     """It would cost a second and 160 MB in each; torch is a stand-in here, to save the time."""
     script = (
         "import sys, types; torch = types.ModuleType('torch'); torch.Tensor = object; sys.modules['torch'] = torch;"
-        "from services.trainer.data import dataset, digits; digits.read();"
+        "from services.trainer.data import dataset, library; library.read_digits();"
         "print(*({'torchvision', 'PIL', 'sklearn', 'pandas'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -234,7 +234,7 @@ def test_mnist_is_read_from_its_files_and_normalised(folder: Path, name: str, ki
     raw = np.frombuffer(files[f"{kind}/raw/train-images-idx3-ubyte"][16:], np.uint8).reshape(-1, 1, 28, 28)
 
     assert (found.shape, found.classes, len(found.names)) == ((1, 28, 28), 10, 10)
-    known = pictures.KNOWN[name]
+    known = library.TORCHVISION_SETS[name]
     assert np.allclose(x * known.deviation[0] + known.mean[0], raw / 255, atol=1e-6)
     assert (x.dtype, found.source.x.dtype, y.tolist()) == (np.float32, np.uint8, [i % 10 for i in range(40)])
     assert (test_x.shape, test_y.tolist()) == ((10, 1, 28, 28), list(range(10)))
@@ -308,7 +308,7 @@ def test_cifar_is_read_from_its_files_and_normalised_by_channel(cifar: tuple[str
     raw = pickle.loads(first.read_bytes())["data"].reshape(-1, 3, 32, 32)  # noqa: S301 - written above
 
     assert (found.shape, found.classes, found.names[7]) == ((3, 32, 32), int(name[5:]), "class 7")
-    known = pictures.KNOWN[name]
+    known = library.TORCHVISION_SETS[name]
     mean, deviation = (np.array(values).reshape(3, 1, 1) for values in (known.mean, known.deviation))
     assert np.allclose(x[: len(raw)] * deviation + mean, raw / 255, atol=1e-6)
     assert len(y) == 40
@@ -340,21 +340,21 @@ def test_archives_that_are_there_are_unpacked_without_a_network(folder: Path, mo
     archives = {f"{name}.gz": gzip.compress(content) for name, content in mnist_files("MNIST").items()}
     sums = {Path(name).name: hashlib.md5(content).hexdigest() for name, content in archives.items()}  # noqa: S324
     monkeypatch.setattr(MNIST, "resources", [(file, sums[file]) for file, _ in MNIST.resources])
-    monkeypatch.setattr(download.socket, "setdefaulttimeout", lambda _seconds: None)  # it is this process's here
+    monkeypatch.setattr(library.socket, "setdefaulttimeout", lambda _seconds: None)  # it is this process's here
     write(folder / "mnist", archives)
 
     def fetch(kind: str, where: Path) -> str:
-        download.main(kind, where)
+        library.main(kind, where)
         return ""
 
-    found = pictures.read("mnist", folder / "mnist", True, fetch)
+    found = library.read_torchvision("mnist", folder / "mnist", True, fetch)
     assert len(found.y) == 40
 
 
 def test_what_prevents_a_download_is_told_with_where_the_data_belong(folder: Path) -> None:
     """The sentence of data that are not there, and why."""
     with pytest.raises(BadInput) as caught:
-        pictures.read("mnist", folder, True, lambda _kind, _folder: "no route to host")
+        library.read_torchvision("mnist", folder, True, lambda _kind, _folder: "no route to host")
 
     assert (
         f"has no {folder}/MNIST/raw/train-images-idx3-ubyte; it could not be downloaded: no route to host; put"
@@ -368,10 +368,10 @@ def test_a_download_ends_at_its_time_and_tells_the_last_line(folder: Path) -> No
     hangs = (*python, "import time; time.sleep(60)")
     fails = (*python, "raise SystemExit('first\\nno route to host')")
 
-    assert download.fetch("MNIST", folder, hangs, 0.3) == "not done after 0.3 s"
-    assert download.fetch("MNIST", folder, fails, 30) == "no route to host"
-    assert download.fetch("MNIST", folder, (*python, "raise SystemExit(3)"), 30) == "its process ended with 3"
-    assert download.fetch("MNIST", folder, (*python, "pass"), 30) == ""
+    assert library.fetch("MNIST", folder, hangs, 0.3) == "not done after 0.3 s"
+    assert library.fetch("MNIST", folder, fails, 30) == "no route to host"
+    assert library.fetch("MNIST", folder, (*python, "raise SystemExit(3)"), 30) == "its process ended with 3"
+    assert library.fetch("MNIST", folder, (*python, "pass"), 30) == ""
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_a_download_ends_at_its_time_and_tells_the_last_line(folder: Path) -> No
 )
 def test_the_reason_is_a_few_words(said: str, words: str) -> None:
     """Of urllib's brackets and torchvision's lines."""
-    assert download._reason(RuntimeError(said)) == words
+    assert library._reason(RuntimeError(said)) == words
 
 
 # --- LEAF ---------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.trainer.data import dataset, place
-from services.trainer.data.inputs import inputs_of, refuse_others
+from services.trainer.data import dataset, source
+from services.trainer.data.dataset import inputs_of, refuse_others
 from services.trainer.data.sharing import SharedOut
 from shared.errors import BadInput
 from shared.events import Inputs
@@ -140,7 +140,7 @@ def test_a_trainer_with_other_files_than_the_job_began_with_is_named(
     found = []
     for number, rows in enumerate((4, 4, 6)):
         place = tmp_path / f"trainer-{number}"
-        place.mkdir()
+        source.mkdir()
         make(place, rows)
         (place / "notes.txt").write_text(f"{number}")
         monkeypatch.setenv("FEDQ_DATA_DIR", str(place))
@@ -184,27 +184,27 @@ def test_silos_have_files_of_their_own_to_begin_with(folder: Path) -> None:
 def test_what_programs_leave_behind_changes_nothing(folder: Path) -> None:
     """A look at a folder by a file manager or a notebook does not have its images read again."""
     pictures(folder, 4)
-    before = place.stamp(folder, folder)
+    before = source.stamp(folder, folder)
     write(
         folder,
         dict.fromkeys((".DS_Store", "pets/Thumbs.db", "pets/.ipynb_checkpoints/1.png", "__MACOSX/pets/x"), b"?"),
     )
 
-    assert place.stamp(folder, folder) == before
+    assert source.stamp(folder, folder) == before
     os.utime(folder / "pets/0/0.png", (1, 1))
-    assert place.stamp(folder, folder) != before
+    assert source.stamp(folder, folder) != before
 
 
 def test_a_copy_with_the_time_and_size_of_what_it_replaces_is_another(folder: Path) -> None:
     """As `cp -p` and `rsync -t` write over a file."""
     table(folder, 4)
     os.utime(folder / "t.csv", (1, 1))
-    before = place.stamp(folder / "t.csv", folder)
+    before = source.stamp(folder / "t.csv", folder)
     until_the_clock_ticks(folder)
     (folder / "t.csv").write_bytes((folder / "t.csv").read_bytes()[::-1])
     os.utime(folder / "t.csv", (1, 1))
 
-    assert place.stamp(folder / "t.csv", folder) != before
+    assert source.stamp(folder / "t.csv", folder) != before
 
 
 def until_the_clock_ticks(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from services.trainer.models import catalog, classic
+from services.trainer.models import catalog, feed_forward
 from services.trainer.models.flat import FlatModel, layout_of
 from services.trainer.models.start import begin_with
 from services.trainer.training import loop
@@ -60,7 +60,7 @@ HEAD_ONLY = Kept(personal=("head.*",))
 @pytest.fixture(autouse=True)
 def allowed(allow: Callable[..., None]) -> None:
     """The code that the tests of this file name."""
-    allow(f"{classic.__name__}.", "json:dumps", "torch.nn.", f"{__name__}.")
+    allow(f"{feed_forward.__name__}.", "json:dumps", "torch.nn.", f"{__name__}.")
 
 
 @pytest.fixture(autouse=True)
@@ -286,7 +286,7 @@ def test_a_model_of_ours_needs_neither_torchvision_nor_peft() -> None:
 
 def test_own_model_gets_what_its_signature_names() -> None:
     """`args` from the job file, shape and classes from the data."""
-    spec = CustomModel(name="services.trainer.models.classic:mlp", args={"hidden": [4]})
+    spec = CustomModel(name="services.trainer.models.feed_forward:mlp", args={"hidden": [4]})
     model = catalog.build(spec, (3,), 2, seed=0)
 
     assert model(torch.zeros(1, 3)).shape == (1, 2)
@@ -461,7 +461,7 @@ def test_training_that_leaves_another_dtype_is_refused() -> None:
         (ResNet(adapters=Lora(rank=2)), (1, 8, 8)),
         (Transformer(width=16, adapters=Lora(rank=2)), (6,)),
         (Torchvision(arch="shufflenet_v2_x0_5", adapters=Lora(rank=2, targets=("branch2.0",))), (3, 32, 32)),
-        (CustomModel(name=f"{classic.__name__}:mlp", args={"hidden": [8]}, adapters=Lora(rank=2)), (5,)),
+        (CustomModel(name=f"{feed_forward.__name__}:mlp", args={"hidden": [8]}, adapters=Lora(rank=2)), (5,)),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else "",
 )

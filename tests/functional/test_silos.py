@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from structlog.testing import capture_logs
 
-from services.trainer.data import dataset, pictures
-from services.trainer.data.inputs import inputs_of, refuse_others
+from services.trainer.data import dataset, library
+from services.trainer.data.dataset import inputs_of, refuse_others
 from services.trainer.data.sharing import SharedOut
 from services.trainer.data.source import Source, as_floats, normalised
 from shared.errors import BadInput
@@ -264,7 +264,7 @@ def test_what_the_data_look_like_is_told(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
 def test_pixels_that_are_normalised_are_told_by_channel(name: str) -> None:
     """The same numbers that are used: raw bytes through them are what the model sees."""
-    known = pictures.KNOWN[name]
+    known = library.TORCHVISION_SETS[name]
     prepare = normalised(known.mean, known.deviation)
     raw = np.arange(4 * len(known.mean) * 9, dtype=np.uint8).reshape(4, len(known.mean), 3, 3)
     assert prepare.offset is not None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from services.trainer.data import dataset, rows, tables
+from services.trainer.data import dataset, tables
 from services.trainer.data.source import Source
 from shared.errors import BadInput
 from shared.job import job_spec
@@ -162,9 +162,9 @@ def test_a_pipe_or_a_folder_is_no_table(tmp_path: Path) -> None:
 
     os.mkfifo(tmp_path / "t.csv")
     with pytest.raises(BadInput, match=r"t.csv is no file"):
-        rows.read(tmp_path / "t.csv")
+        tables.read_table(tmp_path / "t.csv")
     with pytest.raises(BadInput, match="is no file"):
-        rows.read(tmp_path)
+        tables.read_table(tmp_path)
 
 
 def test_a_table_of_one_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

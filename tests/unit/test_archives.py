@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.trainer.data import arrays, leaf, pictures
+from services.trainer.data import arrays, leaf, library
 from services.trainer.data.source import Source
 from shared.errors import BadInput
 from shared.job.catalog.data import Npz
@@ -185,4 +185,4 @@ def test_parts_that_are_not_of_one_data_set_are_refused(
     """A file of another data set under the name of one of MNIST's."""
     write(tmp_path, {**mnist_files("MNIST"), f"MNIST/raw/{file}": content})
     with pytest.raises(BadInput, match=sentence):
-        pictures.read("mnist", tmp_path, False)
+        library.read_torchvision("mnist", tmp_path, False)

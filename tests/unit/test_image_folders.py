@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.trainer.data import images, picture
+from services.trainer.data import images
 from services.trainer.data.source import Source
 from shared.errors import BadInput
 from shared.job.catalog.data import Images
@@ -35,7 +35,7 @@ def save(folder: Path, name: str, image: Image.Image | np.ndarray, **how: Any) -
 
 
 def pixels(file: Path, grey: bool = True) -> np.ndarray:
-    return picture.read(file, 16, grey)[0]
+    return images.read_image(file, 16, grey)[0]
 
 
 # --- what is in a file --------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_of_16_bits_the_upper_8_are_taken(tmp_path: Path, name: str) -> None:
 
 def test_a_tiff_says_itself_how_many_bits_it_has_and_what_is_white(tmp_path: Path) -> None:
     """0 may be white, and 4095 too."""
-    file = save(tmp_path, "a.tif", LEVELS, tiffinfo={picture.PHOTOMETRIC: 0})
+    file = save(tmp_path, "a.tif", LEVELS, tiffinfo={images.PHOTOMETRIC: 0})
     assert np.array_equal(pixels(file)[0], 255 - BYTES)
 
     twelve = (LEVELS >> 4).astype(np.uint16)

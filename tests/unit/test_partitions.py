@@ -8,18 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.data import partitions
-from services.trainer.data.partitions import (
-    classes,
-    dirichlet,
-    drawn,
-    iid,
-    natural,
-    q_sampler,
-    quantity,
-    shards,
-    shares,
-)
+from services.trainer.data import sharing
+from services.trainer.data.sharing import classes, dirichlet, drawn, iid, natural, q_sampler, quantity, shards, shares
 from shared.errors import BadInput
 from shared.job.catalog.data import Classes, Dirichlet, Iid, Natural, PartitionSpec, QSampler, Quantity, Shards
 
@@ -315,7 +305,7 @@ def test_a_split_that_cannot_be_is_refused_with_its_numbers() -> None:
 
 def test_a_million_draws_are_not_made_for_a_split_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Giving up has its bound."""
-    monkeypatch.setattr(partitions, "REDRAWS", 3)
+    monkeypatch.setattr(sharing, "REDRAWS", 3)
     with pytest.raises(BadInput, match="3 draws with alpha"):
         dirichlet(np.arange(100) % 10, 10, 0.01, 10, 0)
 

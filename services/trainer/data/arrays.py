@@ -7,8 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.checks import floats, labels, refuse_unfit
-from services.trainer.data.source import Source, as_floats, existing, numbered, pixels, refuse_undeclared
+from services.trainer.data.source import (
+    Source,
+    as_floats,
+    existing,
+    floats,
+    labels,
+    numbered,
+    pixels,
+    refuse_undeclared,
+    refuse_unfit,
+)
 from shared.errors import BadInput
 from shared.job.catalog.data import Npz
 

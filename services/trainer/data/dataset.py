@@ -1,10 +1,13 @@
-"""The seam between training and data: whatever has these four members can be trained on."""
+"""The seam between training and data: whatever has the four members of `Dataset` can be trained on.
+
+The form of a client's examples is told once, with the initial model, and compared with ever after.
+"""
 
 import hashlib
 from collections import OrderedDict, deque
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -12,12 +15,12 @@ import structlog
 import torch
 from torch import Tensor
 
-from services.trainer.data import arrays, digits, images, leaf, pictures, tables
+from services.trainer.data import arrays, images, leaf, library, tables
 from services.trainer.data.own import OwnData
-from services.trainer.data.place import contents, inside, stamp
 from services.trainer.data.sharing import SharedOut
-from services.trainer.data.source import Floats, Labels, Source
+from services.trainer.data.source import Floats, Labels, Source, contents, inside, stamp
 from shared.errors import BadInput
+from shared.events import LISTED, Inputs
 from shared.job import user_code
 from shared.job.catalog.choice import Custom
 from shared.job.catalog.data import Csv, Digits, Downloaded, Femnist, Images, Natural, Npz, Shakespeare, Shared
@@ -191,10 +194,10 @@ def _base() -> Path:
 
 def _read(data: Shared, place: Path | None, key: str | None, base: Path) -> Source:
     if place is None:
-        return digits.read()
+        return library.read_digits()
     match data:
         case Downloaded(name=name):  # type: ignore[misc] # each of them has one
-            source = pictures.read(name, place, data.download)
+            source = library.read_torchvision(name, place, data.download)
         case Femnist():
             source = leaf.femnist(place)
         case Shakespeare():
@@ -220,3 +223,50 @@ def _own(spec: JobSpec) -> Dataset:
     except Exception as error:
         raise BadInput(f"data.name: {spec.data.name} failed: {type(error).__name__}: {error}") from error
     return OwnData(made, spec.data.name)
+
+
+MOST = 16 * 1024  #: bytes of labels that are listed
+LONGEST = 200  #: characters of one of them
+SHOWN = 60  #: characters of a value in a sentence
+NAMES = {"digest": "files of digest"}  #: in a sentence
+
+
+def inputs_of(data: Dataset) -> Inputs:
+    """The form of the data. Of the user's own nothing is known beside shape and classes."""
+    about: dict[str, Any] = {"shape": tuple(data.shape), "classes": data.classes}
+    if not isinstance(data, SharedOut):
+        return Inputs(**about)
+    prepared, labels = data.source.prepare, data.names
+    is_short = sum(len(label.encode()) for label in labels) <= MOST and max(map(len, labels)) <= LONGEST
+    return Inputs(
+        **about,
+        labels=_listed(labels) if is_short else None,
+        offset=_listed(prepared.offset),
+        scale=_listed(prepared.scale),
+        digest=data.source.digest if data.is_common else None,
+    )
+
+
+def refuse_others(data: Dataset, first: Inputs, trainer: str) -> None:
+    """`BadInput` that says in what a trainer's data differ from those that the job's initial model was made for."""
+    own = inputs_of(data)
+    found = [
+        f"{NAMES.get(name, name)} {_shown(mine)} in place of {_shown(theirs)}"
+        for name in sorted(Inputs.model_fields, key=lambda name: name != "digest")  # of which all else is a consequence
+        if (mine := getattr(own, name)) != (theirs := getattr(first, name))
+    ]
+    if found:
+        common = isinstance(data, SharedOut) and data.is_common
+        remedy = "; give all trainers the same data, then start the job again" if common else ""
+        raise BadInput(
+            f"the data of trainer {trainer} are not like those that the job began with: {'; '.join(found)}{remedy}"
+        )
+
+
+def _listed(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    return None if values is None or len(values) > LISTED else values
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

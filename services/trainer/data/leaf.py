@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.place import is_litter
-from services.trainer.data.source import Labels, Preparation, Source, Stored, as_floats, existing, pixels
+from services.trainer.data.source import Labels, Preparation, Source, Stored, as_floats, existing, is_litter, pixels
 from shared.errors import BadInput
 
 SIDE = 28  #: pixels

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from services.trainer.data.checks import floats, labels
-from services.trainer.data.source import Floats, Labels
+from services.trainer.data.source import Floats, Labels, floats, labels
 from shared.errors import BadInput
 
 Array = npt.NDArray[Any]

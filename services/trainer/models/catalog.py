@@ -6,11 +6,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from services.trainer.models.classic import lenet, mlp, softmax
-from services.trainer.models.convolutional import cnn, vgg9, vgg11
-from services.trainer.models.residual import resnet
+from services.trainer.models.feed_forward import Shape, cnn, lenet, mlp, resnet, softmax, vgg9, vgg11
 from services.trainer.models.sequences import CharLstm, Transformer
-from services.trainer.models.shapes import Shape
 from shared.errors import BadInput
 from shared.job import user_code
 from shared.job.catalog import models

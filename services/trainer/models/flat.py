@@ -17,9 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from services.trainer.models.hidden import has_adapters, refuse_hidden
-from services.trainer.models.tied import is_one, refuse_expanded, refuse_overlaps, tie, tied, unite
-from services.trainer.models.transient_state import Beside
+from services.trainer.models.module_state import (
+    TransientState,
+    has_adapters,
+    is_one,
+    refuse_expanded,
+    refuse_hidden,
+    refuse_overlaps,
+    tie,
+    tied,
+    unite,
+)
 from shared.aggregation import weights
 from shared.aggregation.weights import File, Layout
 from shared.errors import BadInput, Refused
@@ -75,7 +83,7 @@ class FlatModel:
             tie(model.to(device), self.layout.tied)
             state = model.state_dict()
         self._own = apart if kept.buffers == "local" else personal
-        self._beside = Beside(model)
+        self._beside = TransientState(model)
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
         self._kinds = _kinds(state)
         # What is not in the base must not pass from one client to the next: it begins as it was.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.trainer.models.shapes import Shape, image, sequence
+from services.trainer.models.feed_forward import Shape, image, sequence
 from shared.errors import BadInput
 
 

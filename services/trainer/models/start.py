@@ -7,8 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from services.trainer.models.hidden import has_adapters
-from services.trainer.models.tied import tied
+from services.trainer.models.module_state import has_adapters, tied
 from shared.errors import BadInput
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models  # type: ignore[import-untyped]
 
-from services.trainer.models.shapes import Shape, image
+from services.trainer.models.feed_forward import Shape, image
 from shared.errors import BadInput
 
 

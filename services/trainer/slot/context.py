@@ -13,8 +13,7 @@ from weakref import ref
 import structlog
 import torch
 
-from services.trainer.data.dataset import Dataset
-from services.trainer.data.inputs import refuse_others
+from services.trainer.data.dataset import Dataset, refuse_others
 from services.trainer.models import catalog, start
 from services.trainer.models.flat import FlatModel
 from services.trainer.signals import Signals

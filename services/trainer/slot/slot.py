@@ -9,7 +9,7 @@ from contextlib import suppress
 import structlog
 
 from services.trainer.data import dataset
-from services.trainer.data.inputs import inputs_of
+from services.trainer.data.dataset import inputs_of
 from services.trainer.slot import batch, evaluation, replies, update_file
 from services.trainer.slot.client import Clients
 from services.trainer.slot.context import SlotContext

@@ -50,8 +50,9 @@ def train(
     """Trains `model` in place on x (n, …) and y (n,): the local epochs of FedAvg (McMahan et al. 2017, ClientUpdate).
 
     Cross-entropy, in round `number` of `rounds`, by which a schedule knows the learning rate. `correction` is added to
-    the gradient of each batch, by the names of the parameters (see `strategy_steps.control_correction`). An epoch is a pass over the
-    examples in a new order, its last batch what is left (see `batches_of`); `spec.steps` ends in the middle of one.
+    the gradient of each batch, by the names of the parameters (see `strategy_steps.control_correction`). An epoch is a
+    pass over the examples in a new order, its last batch what is left (see `batches_of`); `spec.steps` ends in the
+    middle of one.
 
     Returns `train_loss`, the mean over the last pass, whole or not, and `steps`, how many batches there were; raises
     `Stale` between two batches once `stopped()`.

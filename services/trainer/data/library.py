@@ -1,23 +1,93 @@
-"""The data sets that torchvision reads: MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100.
+"""Data sets that come with a library: scikit-learn's digits, and those that torchvision reads and downloads.
 
 Nothing imports torchvision before one of them is asked for: it takes more than a second and 160 MB in every slot.
 MNIST's files are plain bytes; CIFAR's are pickles, which torchvision opens after it has checked their MD5 sums. Nothing
 else is unpickled.
+
+Each download of torchvision runs in a process by itself, `python -m services.trainer.data.library KIND FOLDER`, KIND a
+class of `torchvision.datasets`: it can be ended, and its limits are no other's.
 """
 
+import fcntl
+import gzip
 import importlib
+import re
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from services.trainer.data import download
-from services.trainer.data.source import Labels, Source, Stored, normalised
+from services.trainer.data.source import Labels, Source, Stored, as_floats, normalised, numbered
 from shared.errors import BadInput
 
 
-class Known(NamedTuple):
+def read_digits() -> Source:
+    """Images (1797, 1, 8, 8) with values in [0, 1], and their labels."""
+    # The file that `sklearn.datasets.load_digits` reads: importing sklearn takes a second and 80 MB in every slot.
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise BadInput("data.name is digits: this trainer has no scikit-learn, which carries them")
+    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    with gzip.open(path, "rt") as text:
+        table = np.loadtxt(text, delimiter=",", dtype=np.float32)
+    images = np.ascontiguousarray((table[:, :-1] / 16).reshape(-1, 1, 8, 8))
+    return Source(
+        x=images,
+        y=table[:, -1].astype(np.int64),
+        shape=(1, 8, 8),
+        names=numbered(10),
+        prepare=replace(as_floats, scale=(16.0,)),
+    )
+
+
+LONGEST = 600.0  #: seconds that a download may take, with the wait for one that another slot has begun
+SILENCE = 15.0  #: seconds without a byte from a server, or without its answer to a call
+COMMAND = (sys.executable, "-m", "services.trainer.data.library")
+
+
+def fetch(kind: str, folder: Path, command: tuple[str, ...] = COMMAND, longest: float = LONGEST) -> str:
+    """Downloads a data set to `folder`; what prevented it in a few words, or nothing where all went well."""
+    try:
+        found = subprocess.run(
+            [*command, kind, str(folder)], capture_output=True, text=True, timeout=longest, check=False
+        )
+    except subprocess.TimeoutExpired:  # the process is killed by now
+        return f"not done after {longest:g} s"
+    if found.returncode == 0:
+        return ""
+    lines = found.stderr.strip().splitlines()
+    return lines[-1] if lines else f"its process ended with {found.returncode}"
+
+
+def main(kind: str, folder: Path) -> None:
+    """Downloads what is not there, one process of a machine at a time; ends with one line that says why not."""
+    socket.setdefaulttimeout(SILENCE)  # urllib has none
+    make = getattr(importlib.import_module("torchvision.datasets"), kind)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a bar for people
+                make(folder, download=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise SystemExit(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The words of the last line that is not empty: torchvision tells of each mirror, and urllib wraps its reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return re.sub(r"^(<urlopen error )?(\[Errno -?\d+\] )?(.*?)>?$", r"\3", lines[-1])
+
+
+class TorchvisionSet(NamedTuple):
     """How torchvision calls a data set, and the mean and deviation of its training images by channel, in [0, 1]."""
 
     kind: str
@@ -25,39 +95,39 @@ class Known(NamedTuple):
     deviation: tuple[float, ...]
 
 
-KNOWN = {
-    "mnist": Known("MNIST", (0.1307,), (0.3081,)),
-    "fashion_mnist": Known("FashionMNIST", (0.2860,), (0.3530,)),
-    "cifar10": Known("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": Known("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+TORCHVISION_SETS = {
+    "mnist": TorchvisionSet("MNIST", (0.1307,), (0.3081,)),
+    "fashion_mnist": TorchvisionSet("FashionMNIST", (0.2860,), (0.3530,)),
+    "cifar10": TorchvisionSet("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": TorchvisionSet("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 Examples = tuple[Stored, Labels]
 
 
-class Absent(Exception):
+class FilesAbsent(Exception):
     """The files are not there, or not as they should be; the text says which."""
 
 
-def read(name: str, folder: Path, may_download: bool, fetch: Callable[[str, Path], str] = download.fetch) -> Source:
+def read_torchvision(name: str, folder: Path, may_download: bool, fetch: Callable[[str, Path], str] = fetch) -> Source:
     """The data set `name` from `folder`, downloaded to it first where it is not there and that is allowed.
 
     Images are kept as bytes and become float32 (n, channels, height, width), normalised by channel. `BadInput` where
     there are none and they cannot be downloaded within `download.LONGEST` seconds.
     """
-    known = KNOWN[name]
+    known = TORCHVISION_SETS[name]
     kind = getattr(importlib.import_module("torchvision.datasets"), known.kind)
     tried = ""
     try:
         try:
             training, test, names = _files(kind, folder)
-        except Absent:
+        except FilesAbsent:
             if not may_download:
                 raise
             reason = fetch(known.kind, folder)  # or waits until another slot has
             tried = f"; it could not be downloaded: {reason}" if reason else ""
             training, test, names = _files(kind, folder)
-    except Absent as absent:
+    except FilesAbsent as absent:
         raise BadInput(
             f"data.name is {name}: {absent}{tried}; put torchvision's {known.kind} there, or say by FEDQ_DATA_DIR "
             "below which folder this trainer's data are"
@@ -79,12 +149,12 @@ def _files(kind: Any, folder: Path) -> tuple[Examples, Examples, tuple[str, ...]
     wanted = _wanted(kind, folder)
     place = wanted[0].parent
     if missing := [file for file in wanted if not file.is_file()]:
-        raise Absent(f"this trainer has no {missing[0]}")
+        raise FilesAbsent(f"this trainer has no {missing[0]}")
     try:
         return _fitting(*(_pickled(kind, folder) if is_cifar else _plain(kind, wanted)))
     except (RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:
         words = " ".join(str(error).split()) or type(error).__name__  # an assertion of torchvision's has none
-        raise Absent(f"{place} is damaged ({words}), delete it") from error
+        raise FilesAbsent(f"{place} is damaged ({words}), delete it") from error
 
 
 def _wanted(kind: Any, folder: Path) -> list[Path]:
@@ -124,3 +194,7 @@ def _paired(x: Stored, y: Stored) -> Examples:
     if len(x) != len(y) or not len(x):
         raise ValueError(f"{len(x)} images and {len(y)} labels")
     return np.ascontiguousarray(x), y.astype(np.int64)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
