@@ -15,7 +15,7 @@ from kombu import Connection, Producer
 from services.trainer.data import dataset
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
-from services.trainer.parent.task_message import CONTENT_ENCODING, CONTENT_TYPE, Task
+from services.trainer.train_task import CONTENT_ENCODING, CONTENT_TYPE, Task
 from shared import names
 from shared.aggregation.weights import File
 from shared.amqp import topology

@@ -140,7 +140,7 @@ def test_a_trainer_with_other_files_than_the_job_began_with_is_named(
     found = []
     for number, rows in enumerate((4, 4, 6)):
         place = tmp_path / f"trainer-{number}"
-        source.mkdir()
+        place.mkdir()
         make(place, rows)
         (place / "notes.txt").write_text(f"{number}")
         monkeypatch.setenv("FEDQ_DATA_DIR", str(place))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.trainer.slot import update_file
+from services.trainer.slot.client import check_initial
 from shared.aggregation import initial_model, weights
 from shared.errors import BadInput, Refused
 from shared.job import job_spec
@@ -68,11 +68,11 @@ def test_a_model_is_as_long_as_the_job_allows() -> None:
 
 def test_a_trainer_sends_no_initial_model_that_would_be_refused() -> None:
     """It says where the values come from: the file that the job begins with, or the model's own code."""
-    update_file.check_initial(model(), LAYOUT, spec())
+    check_initial(model(), LAYOUT, spec())
     with pytest.raises(
         BadInput,
         match=r"^model\.start, base\.safetensors: the model's tensor w holds NaN or Inf, or values beyond float32$",
     ):
-        update_file.check_initial(model(w=np.nan), LAYOUT, spec(start="base.safetensors"))
+        check_initial(model(w=np.nan), LAYOUT, spec(start="base.safetensors"))
     with pytest.raises(BadInput, match=r"^model, softmax: the model's tensor w holds"):
-        update_file.check_initial(model(w=np.nan), LAYOUT, spec())
+        check_initial(model(w=np.nan), LAYOUT, spec())

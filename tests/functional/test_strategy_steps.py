@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.trainer.slot import update_file
-from services.trainer.slot.client import Trained
+from services.trainer.slot.client import Trained, pack_update
 from services.trainer.training import strategy_steps
 from shared.aggregation import weights
 from shared.errors import BadInput
@@ -55,5 +54,5 @@ def test_what_may_not_be_sent_says_why(compress: dict[str, Any], values: tuple[f
     spec = digits(compress=compress, limits={"max_norm": 4.0 if values[0] == 3 else 1000})
     layout = weights.layout_of({"w": ("F32", (2,))})
     with pytest.raises(BadInput, match=f"^{reason}"):
-        update_file.pack(trained(*values), np.zeros(2, np.float32), layout, spec)
-    assert update_file.pack(trained(1.0, 2.0), np.zeros(2, np.float32), layout, spec)[0].nbytes
+        pack_update(trained(*values), np.zeros(2, np.float32), layout, spec)
+    assert pack_update(trained(1.0, 2.0), np.zeros(2, np.float32), layout, spec)[0].nbytes

@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from services.trainer.parent.dispatch import Dispatch, on_notice, tasks
-from services.trainer.parent.task_message import Task
 from services.trainer.parent.worker import make_app
 from services.trainer.signals import EVER, Signals
 from services.trainer.slot.model_cache import Cache
+from services.trainer.train_task import Task
 from shared import names
 from shared.aggregation import weights
 from shared.errors import BadInput, Refused

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.trainer.parent.task_message import Task
-from services.trainer.train_task import TrainTask
+from services.trainer.train_task import Task, TrainTask
 from shared import names
 from shared.events import ModelUpdate
 from tests.by_hand import Federation, digits

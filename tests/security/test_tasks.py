@@ -12,7 +12,7 @@ import pytest
 from kombu import Connection, Exchange, Queue
 
 from services.trainer.parent.dispatch import tasks
-from services.trainer.parent.task_message import Task
+from services.trainer.train_task import Task
 from shared import names
 from shared.events import BlobRef, RoundStart
 from shared.job.job_spec import JobSpec

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu.message import Message
 
-from services.trainer.parent.task_message import CONTENT_ENCODING, CONTENT_TYPE, Task, fault
 from services.trainer.parent.worker import Content
+from services.trainer.train_task import CONTENT_ENCODING, CONTENT_TYPE, Task, fault
 from shared.events import MAX_BODY
 
 TASK = Task("train", "2813d126-3e1b-50ee-9f63-a801a635de88", "client-2, round 2", {"job": "t-abc234", "round": 2})

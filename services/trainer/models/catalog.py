@@ -1,19 +1,32 @@
-"""The models that a job file may name, and the way to the user's own."""
+"""The models that a job file may name, the user's own among them, and low-rank adapters around any of them.
 
+Torchvision's models and the library peft are imported for jobs that ask for them alone: either takes a second or more.
+"""
+
+import difflib
 import itertools
+import re
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from services.trainer.models.feed_forward import Shape, cnn, lenet, mlp, resnet, softmax, vgg9, vgg11
+from services.trainer.models.feed_forward import Shape, cnn, image, lenet, mlp, resnet, softmax, vgg9, vgg11
 from services.trainer.models.sequences import CharLstm, Transformer
 from shared.errors import BadInput
 from shared.job import user_code
 from shared.job.catalog import models
-from shared.job.catalog.models import CustomModel, ModelSpec
+from shared.job.catalog.models import CustomModel, Lora, ModelSpec
 
 __all__ = ["build", "lenet"]
+
+_LORA_TARGETS = {
+    "transformer": ("query", "value")
+}  #: targets of a model, as the paper has them; else every layer that would do
+_LISTED = 12
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def build(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:
@@ -26,9 +39,7 @@ def build(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model = _named(spec, shape, classes, seed)
         if spec.adapters is not None:
-            from services.trainer.models import adapters  # noqa: PLC0415 - seconds of imports, for who asks alone
-
-            adapters.adapt(model, spec.adapters, spec.name)
+            adapt(model, spec.adapters, spec.name)
     return model
 
 
@@ -62,9 +73,7 @@ def _named(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:
         case models.Vgg11():
             return vgg11(shape, classes)
         case models.Torchvision(arch=arch):
-            from services.trainer.models import vision  # noqa: PLC0415 - a second of imports, for who asks alone
-
-            return vision.by_name(arch, shape, classes)
+            return from_torchvision(arch, shape, classes)
         case models.CharLstm(embedding=embedding, hidden=width, layers=layers):
             return CharLstm(shape, classes, embedding, width, layers)
         case models.Transformer():
@@ -86,3 +95,98 @@ def _own(spec: CustomModel, shape: Shape, classes: int, seed: int) -> nn.Module:
             "model(torch.zeros(2, *shape))"
         )
     return model
+
+
+def from_torchvision(arch: str, shape: Shape, classes: int) -> nn.Module:
+    """torchvision's `arch` with random weights and that many classes, for images of `shape`.
+
+    Grey images are repeated to three channels, so that the network and the names and shapes of its tensors are those
+    of its paper, and published weights fit as a start file. `BadInput` for a name that torchvision does not have as a
+    classification model, and for images that the network has no way to take.
+    """
+    from torchvision import models as zoo  # type: ignore[import-untyped]  # noqa: PLC0415 - a second of imports
+
+    known = zoo.list_models(module=zoo)
+    if arch not in known:
+        close = difflib.get_close_matches(arch, known, 3) or ["resnet18", "mobilenet_v3_small"]
+        raise BadInput(f"model.arch: torchvision has no classification model {arch}; it has {', '.join(close)}")
+    channels, height, width = image(f"torchvision ({arch})", shape)
+    if channels not in (1, 3):
+        raise BadInput(f"model.arch: {arch} takes images of 1 or 3 channels, not {channels}")
+    try:
+        model: nn.Module = zoo.get_model(arch, weights=None, num_classes=classes, **_options(arch, height, width))
+        if channels == 1:
+            model.register_forward_pre_hook(_repeated)
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, *shape))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"model.arch: {arch} does not take images of {height}×{width}: {reason}") from error
+    return model.train()
+
+
+def _options(arch: str, height: int, width: int) -> dict[str, Any]:
+    if arch.startswith("vit_"):
+        return {"image_size": height}
+    if arch.startswith("maxvit_"):
+        return {"input_size": (height, width)}
+    if arch in ("googlenet", "inception_v3"):  # one output, not three; and the initialization that it says to choose
+        return {"aux_logits": False, "init_weights": True}
+    return {}
+
+
+def _repeated(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """(n, 1, height, width) as (n, 3, height, width)."""
+    return inputs[0].expand(-1, 3, -1, -1)
+
+
+def adapt(model: nn.Module, spec: Lora, name: str) -> None:
+    """Freezes `model` in place but for its last layer, and puts low-rank adapters around its targets (Hu et al. 2021).
+
+    Targets are linear layers and convolutions below the last layer, by their names or the ends of these. The last one
+    is trained in full: it is new for the data's classes. `BadInput` where there is no target, with those that would do.
+    """
+    try:
+        import peft  # noqa: PLC0415 - seconds of imports
+    except ModuleNotFoundError as error:
+        if error.name != "peft":
+            raise
+        raise BadInput("model.adapters: this trainer has no module peft; install fedq[lora] there") from error
+    layers = _layers(model)
+    if not layers:
+        raise BadInput(f"model.adapters: {name} has no linear layer and no convolution that lora could adapt")
+    *below, last = layers
+    wanted = spec.targets or _LORA_TARGETS.get(name)
+    found = [layer for layer in below if wanted is None or any(f".{layer}".endswith(f".{end}") for end in wanted)]
+    if not found:
+        shown = ", ".join(below[:_LISTED]) + (f" and {len(below) - _LISTED} more" if len(below) > _LISTED else "")
+        asked = f" called {', '.join(wanted)}" if wanted else ""
+        would = f"these would do: {shown}" if below else "it has none below its last layer, which is trained as it is"
+        raise BadInput(f"model.adapters.targets: {name} has no layer{asked} that lora can adapt; {would}")
+    config = peft.LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # any number: it is divided by the rank
+        lora_dropout=spec.dropout,
+        target_modules="|".join(map(re.escape, found)),  # one string is a pattern that the whole name must match
+    )
+    try:
+        peft.inject_adapter_in_model(config, model)
+    except (ValueError, NotImplementedError) as error:
+        raise BadInput(f"model.adapters: peft cannot adapt {name}: {error}") from error
+    model.get_submodule(last).requires_grad_(True)
+
+
+def _layers(model: nn.Module) -> list[str]:
+    """The names of the linear layers and convolutions, in order, that are called as modules.
+
+    Not those of torch's own attention, which reads their weights past any adapter, and not grouped convolutions, which
+    are small and need a rank that the groups divide.
+    """
+    apart = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, _FUSED))
+    return [
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear) or (isinstance(module, _CONVOLUTIONS) and module.groups == 1))
+        and not name.startswith(apart)
+    ]

@@ -11,9 +11,8 @@ from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
-from services.trainer.parent.task_message import CONTENT_ENCODING, CONTENT_TYPE, Task
 from services.trainer.signals import ROUND, Signals
-from services.trainer.train_task import orders, task_id
+from services.trainer.train_task import CONTENT_ENCODING, CONTENT_TYPE, Task, orders, task_id
 from shared.amqp import topology
 from shared.amqp.bus import Bus
 from shared.amqp.connection import Subscription

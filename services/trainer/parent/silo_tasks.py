@@ -18,7 +18,7 @@ from celery.worker import state
 from kombu.message import Message
 
 from services.trainer.parent.dispatch import tasks
-from services.trainer.parent.task_message import CONTENT_ENCODING, CONTENT_TYPE, Task
+from services.trainer.train_task import CONTENT_ENCODING, CONTENT_TYPE, Task
 from shared.amqp import topology
 from shared.amqp.bus import Bus
 from shared.amqp.connection import Delivery, Subscription

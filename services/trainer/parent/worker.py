@@ -34,8 +34,8 @@ from kombu.asynchronous import get_event_loop
 from kombu.common import ignore_errors
 from kombu.entity import Exchange, Queue
 
-from services.trainer.parent.task_message import CONTENT_ENCODING, fault
 from services.trainer.signals import Signals
+from services.trainer.train_task import CONTENT_ENCODING, fault
 from shared import names
 from shared.amqp import topology
 from shared.errors import BadInput, FedqError, Unavailable, tls_trouble

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from services.trainer.slot import replies, update_file
-from services.trainer.slot.client import Clients
+from services.trainer.slot import replies
+from services.trainer.slot.client import Clients, Stopwatch, measured
 from services.trainer.slot.context import SlotContext
 from services.trainer.slot.replies import REASON, sentence
 from services.trainer.slot.simulated_client import Absent, SimulatedClient
-from services.trainer.slot.stopwatch import Stopwatch
 from services.trainer.train_task import TrainTask
 from shared.aggregation import fold, weights
 from shared.aggregation.fold import Buffers, Fold
@@ -67,7 +66,7 @@ def train(context: SlotContext, order: TrainTask, base: BlobRef, watch: Stopwatc
         try:
             simulated.appear()
             trained = clients.train(client, simulated)
-            norm = update_file.measured(trained.delta, trained.examples, clients.base, layout, spec).norm
+            norm = measured(trained.delta, trained.examples, clients.base, layout, spec).norm
             simulated.upload(trained.file.nbytes)
         except Absent as absent:
             log.info("says nothing", job=order.job, round=order.round, client=client, reason=str(absent))

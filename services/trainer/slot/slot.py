@@ -1,32 +1,45 @@
-"""One slot of a trainer: a warm process that does one task at a time and tells the aggregator."""
+"""One slot of a trainer: a warm process that does one task at a time and tells the aggregator.
+
+It makes its imports, threads and connections first, so that no task pays for them. A task trains clients, or evaluates
+a model: on the test set, or on the examples that clients hold out for it.
+"""
 
 import functools
+import multiprocessing
 import sys
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from pathlib import Path
 
 import structlog
+import torch
 
 from services.trainer.data import dataset
-from services.trainer.data.dataset import inputs_of
-from services.trainer.slot import batch, evaluation, replies, update_file
-from services.trainer.slot.client import Clients
-from services.trainer.slot.context import SlotContext
+from services.trainer.data.dataset import Examples, inputs_of
+from services.trainer.models import catalog
+from services.trainer.signals import Signals
+from services.trainer.slot import batch, replies
+from services.trainer.slot.client import Clients, Stopwatch, check_initial, pack_update
+from services.trainer.slot.client_state import InStore, Keeper, OnDisk
+from services.trainer.slot.context import PATIENCE, SlotContext
+from services.trainer.slot.model_cache import Cache
 from services.trainer.slot.replies import sentence
 from services.trainer.slot.simulated_client import SimulatedClient
-from services.trainer.slot.stopwatch import Stopwatch
 from services.trainer.train_task import TrainTask, check_sizes
+from services.trainer.training import loop
 from shared import names
 from shared.aggregation import weights
 from shared.aggregation.weights import File
 from shared.amqp.bus import Bus
-from shared.errors import FedqError, QueueFull, Refused, Stale, Unavailable
-from shared.events import BlobRef, EvaluateModel, ModelEvaluated, ModelUpdate
-from shared.job import user_modules
+from shared.errors import BadInput, FedqError, QueueFull, Refused, Stale, Unavailable
+from shared.events import BlobRef, EvaluateModel, Member, ModelEvaluated, ModelUpdate
+from shared.job import user_code, user_modules
+from shared.job.catalog.training import TrainSpec
+from shared.process import logs, settings
 from shared.process.failpoints import failpoint
 from shared.record import receipts
-from shared.s3.store import NotFound
+from shared.s3.store import Blobs, NotFound
 
 log = structlog.get_logger()
 
@@ -93,11 +106,11 @@ class Slot:
                 return
             check_sizes(event)
             if event.clients:
-                members = evaluation.on_clients(context, event)
+                members = on_clients(context, event)
                 examples = sum(member.examples for member in members)
                 answer = replies.evaluated(event, context.trainer, examples=examples, members=members)
             else:
-                examples, metrics = evaluation.on_test_set(context, event)
+                examples, metrics = on_test_set(context, event)
                 answer = replies.evaluated(event, context.trainer, examples=examples, metrics=metrics)
         except Unavailable:
             raise
@@ -161,7 +174,7 @@ class Slot:
             dataset.of_test(data)  # each trainer has it: one that cannot be used is found before anybody trains
         model = self._context.fresh_model(order.job, order.spec, data)
         file = model.save()
-        update_file.check_initial(file, model.layout, order.spec)
+        check_initial(file, model.layout, order.spec)
         watch.lap("train")
         update = replies.update(order, self._context.trainer, examples=1).model_copy(update={"inputs": inputs_of(data)})
         return self._uploaded(update, file, order, watch)
@@ -173,7 +186,7 @@ class Slot:
         simulated.appear()
         clients = Clients(context, order, base, watch)
         trained = clients.train(client, simulated)
-        file, state = update_file.pack(trained, clients.base, clients.layout, order.spec)
+        file, state = pack_update(trained, clients.base, clients.layout, order.spec)
         simulated.upload(file.nbytes)
         update = replies.update(
             order,
@@ -268,3 +281,97 @@ def _same(asked: TrainTask, order: TrainTask) -> bool:
     return all(getattr(asked, name) == getattr(order, name) for name in ("members", "spec", "state", "server")) and (
         replies.base_of(asked) == replies.base_of(order)
     )
+
+
+def on_test_set(context: SlotContext, event: EvaluateModel) -> tuple[int, dict[str, float]]:
+    """How many examples the test set has, and the figures on them; (0, {}) where there is none."""
+    data = dataset.load(event.spec, event.job)
+    test = dataset.of_test(data)
+    if test is None:
+        return 0, {}
+    model = context.model(event.job, event.spec, data)
+    model.load(context.patiently(lambda: context.cache.get(event.model)))
+    x, y = _on(context, test)
+    return len(y), loop.evaluate(model.model, x, y)
+
+
+def on_clients(context: SlotContext, event: EvaluateModel) -> tuple[Member, ...]:
+    """The figures of each client, on its own held-out examples and with what it keeps of the model.
+
+    Left out is who holds out nothing, and who fails; where nobody is left for that, the last one's error is raised.
+    """
+    data = dataset.load(event.spec, event.job)
+    file = context.patiently(lambda: context.cache.get(event.model))
+    found: list[Member] = []
+    failure: Exception | None = None
+    for client, ref in zip(event.clients, event.states or (None,) * len(event.clients), strict=True):
+        try:
+            held = dataset.held_by(data, event.spec, client)
+            if held is None:
+                continue
+            model = context.model(event.job, event.spec, data)
+            model.load(file, context.state(event.job, event.spec, client, ref, model.layout).personal)
+            x, y = _on(context, held)
+            found.append(Member(client=client, examples=len(y), metrics=loop.evaluate(model.model, x, y)))
+        except Unavailable:
+            raise
+        except Exception as error:
+            replies.log_failure(log.bind(job=event.job, round=event.round, client=client), error)
+            context.forget_model()
+            failure = error
+    if failure is not None and not found:
+        raise failure
+    return tuple(found)
+
+
+def _on(context: SlotContext, examples: Examples) -> Examples:
+    x, y = examples
+    return x.to(context.device), y.to(context.device)
+
+
+GLANCE = 10.0  #: of a slot's patience in one call of the store: between two, it looks whether somebody still waits
+
+
+def start_slot(trainer: str, directory: str, index: int, *, silo: bool) -> Slot:
+    """The slot that this process is from now on."""
+    configuration = settings.load(settings.Trainer)
+    logs.configure(configuration, "trainer")
+    structlog.contextvars.bind_contextvars(trainer=trainer)
+    user_code.permit(configuration.allow, f"the trainer {trainer}")
+    # Python lets no daemon have children, and Celery's processes are daemons; the workers of a DataLoader are children.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    device = _device(configuration.device, index)
+    torch.set_num_threads(configuration.threads)
+    signals = Signals(Path(directory))
+    blobs = Blobs(configuration, patience=GLANCE)
+    cache = Cache(configuration.cache_dir, configuration.cache_mb << 20, blobs)
+    keeper: Keeper = OnDisk(configuration.state_dir.expanduser()) if silo else InStore(blobs)
+    bus = Bus(configuration, trainer, patience=PATIENCE)
+    _rehearse(device)
+    try:
+        bus.declare()  # connects
+    except Unavailable as error:
+        log.warning("not connected yet", reason=str(error))
+    signals.tell(f"warm {device if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
+    return Slot(SlotContext(trainer, signals, blobs, cache, keeper, device), bus)
+
+
+def _device(name: str, index: int) -> torch.device:
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", index % torch.cuda.device_count())  # each slot its own, where there are enough
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise BadInput(f"FEDQ_DEVICE: {name} cannot be used here: {error}") from error
+    return device
+
+
+def _rehearse(device: torch.device) -> None:
+    """Trains for one step on nothing: torch loads half of itself when it is first used."""
+    model = catalog.lenet((1, 8, 8), 2).to(device)
+    x, y = torch.zeros(4, 1, 8, 8, device=device), torch.zeros(4, dtype=torch.int64, device=device)
+    loop.train(model, x, y, TrainSpec(), seed=0, client="nobody", number=0)
+    loop.evaluate(model, x, y)

@@ -110,10 +110,8 @@ def warm_up(**_: Any) -> None:
     signals = Signals(Path(place.signals))
     _job_process = JobProcess(place)
     try:
-        from services.trainer.parent import store_check  # noqa: PLC0415 - not in the parent
-
         if place.index == 0 and signals.is_heard():
-            store_check.check_store(place.trainer)  # before torch: it is the quicker
+            warming.check_store(place.trainer)  # before torch: it is the quicker
         _slot = warming.slot(place)
     except Exception as error:
         # Celery would log it and go on with a slot that can do nothing.

@@ -3,15 +3,20 @@
 import gc
 import os
 import signal
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from celery import platforms
 
-from shared.process import failpoints
+from shared import names
+from shared.errors import Unavailable
+from shared.process import failpoints, logs, service, settings
 
 if TYPE_CHECKING:
     from services.trainer.slot.slot import Slot
+    from shared.s3.store import Blobs
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,31 @@ def slot(place: Place) -> "Slot":
     """Imports torch, connects, and trains on nothing once."""
     gc.disable()  # torch makes a third of a million objects that stay: looking through them is a fifth of our start
     failpoints.arm()
-    from services.trainer.slot import startup  # noqa: PLC0415 - not in the parent, and after this
+    from services.trainer.slot import slot  # noqa: PLC0415 - not in the parent, and after this
 
-    found = startup.start(place.trainer, place.signals, place.index, silo=place.silo)
+    found = slot.start_slot(place.trainer, place.signals, place.index, silo=place.silo)
     gc.freeze()  # nor does a collection look through them later, for 0.15 s each time
     gc.enable()
     return found
+
+
+def check_store(trainer: str) -> None:
+    """`Unavailable` unless the bucket can be read, and written where updates go; waits for a store that is starting.
+
+    With a wrong key a trainer would fail every task that it takes, so this must hold before it joins.
+    """
+    from shared.s3.store import Blobs  # noqa: PLC0415 - a slot needs it, and the parent, which imports this, does not
+
+    configuration = settings.load(settings.Trainer)
+    logs.configure(configuration, "trainer")
+    store = Blobs(configuration, patience=service.TRY)
+    never = threading.Event()  # stays unset: the trainer stops by killing this process
+    service.at_start(never, {"FEDQ_S3_URL": lambda: _use(store, trainer)})
+
+
+def _use(store: "Blobs", trainer: str) -> None:
+    key = names.trial_blob(trainer)
+    store.list(key)  # before it is written: a server may make a missing bucket for a user with more rights
+    store.get(store.put(key, b"fedq"))
+    with suppress(Unavailable):  # a right that a trainer can do without
+        store.remove([key])
