@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from services.trainer.parent.dispatch import Dispatch, on_notice
-from services.trainer.parent.heartbeat import Heartbeat
+from services.trainer.parent.heartbeat import HeartbeatThread
 from services.trainer.parent.silo_tasks import SiloTasks
 from services.trainer.parent.worker import Worker, make_app
 from services.trainer.signals import Signals, private_directory
@@ -109,7 +109,7 @@ def _serve(
         bus.cancel(rounds, settling=True)
 
     app = make_app(configuration, group, name, signals.directory, silo=silo)
-    heartbeat = Heartbeat(bus, configuration.heartbeat_s, describe, probes)
+    heartbeat = HeartbeatThread(bus, configuration.heartbeat_s, describe, probes)
     worker = Worker(app, signals, name, slots, on_ready, probes.loop())
     work = SiloTasks(bus, worker, group, slots) if silo else Dispatch(bus, app, group)
 

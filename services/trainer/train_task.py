@@ -103,7 +103,7 @@ def task_id(job: str, number: int, attempt: int, *clients: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{job}/{number}/{attempt}/{','.join(clients)}"))
 
 
-def orders(event: RoundStart, asked: float) -> Iterator[TrainTask]:
+def train_tasks(event: RoundStart, asked: float) -> Iterator[TrainTask]:
     """A round-start, batch by batch: consecutive clients of the cohort, or each by itself."""
     size = event.spec.rounds.clients_per_task if event.base is not None else 1
     states = event.states or (None,) * len(event.cohort)
@@ -139,7 +139,7 @@ class Task(NamedTuple):
     kind: str  # one of `KINDS`
     identity: str  # the same for the same work, whoever publishes it
     description: str  # what a person sees in the RabbitMQ console
-    argument: dict[str, Any]  # an `Order` or an `EvaluateModel`
+    argument: dict[str, Any]  # a `TrainTask` or an `EvaluateModel`, as JSON
 
     @property
     def headers(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from services.trainer.data import dataset, library
 from services.trainer.data.dataset import inputs_of, refuse_others
 from services.trainer.data.sharing import SharedOut
-from services.trainer.data.source import Source, as_floats, normalised
+from services.trainer.data.source import StoredExamples, as_floats, normalised
 from shared.errors import BadInput
 from shared.events import Inputs, ModelUpdate, decode, encode
 from shared.job import job_spec
@@ -282,7 +282,7 @@ def test_an_event_holds_what_the_data_look_like_however_much_that_is(features: i
     """Long lists are left out, and told to be none."""
     names = tuple(f"{number}{label}" for number, label in enumerate(["a", "b", *labels] * 30))
     numbers = tuple(number / 7 for number in range(features))
-    source = Source(
+    source = StoredExamples(
         x=np.zeros((4, features), np.float32),
         y=np.zeros(4, np.int64),
         shape=(features,),

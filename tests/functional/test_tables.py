@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from services.trainer.data import dataset, tables
-from services.trainer.data.source import Source
+from services.trainer.data.source import StoredExamples
 from shared.errors import BadInput
 from shared.job import job_spec
 from shared.job.catalog.data import Csv, Natural
 
 
-def read(folder: Path, text: str | bytes, key: str | None = None, **spec: Any) -> Source:
+def read(folder: Path, text: str | bytes, key: str | None = None, **spec: Any) -> StoredExamples:
     file = folder / "t.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     return tables.read(file, Csv(**{"path": "t.csv", "scale": False, **spec}), key)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from services.trainer.models import catalog
 from services.trainer.models.flat import FlatModel
 from services.trainer.slot.client import Clients
-from services.trainer.slot.client_state import State
+from services.trainer.slot.client_state import ClientState
 from services.trainer.training import loop
 from shared.errors import BadInput, Stale
 from shared.job import job_spec
@@ -563,8 +563,8 @@ def test_what_an_own_model_draws_is_its_clients() -> None:
 
     def found(client: str) -> Tensor:
         model = Drawing()
-        clients = SimpleNamespace(_order=order, _context=context, _drift=None, _model=SimpleNamespace(model=model))
-        Clients._learned(clients, *examples(), client, State())  # type: ignore[arg-type]
+        clients = SimpleNamespace(_task=order, _context=context, _drift=None, _model=SimpleNamespace(model=model))
+        Clients._learned(clients, *examples(), client, ClientState())  # type: ignore[arg-type]
         return model.head.weight.detach()
 
     first, other = found("a"), found("b")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from services.trainer.slot.client_state import State
+from services.trainer.slot.client_state import ClientState
 from shared import names
 from shared.aggregation import weights
 from shared.aggregation.compression import difference
@@ -26,12 +26,12 @@ def layout_of(federation: Federation, base: BlobRef) -> Layout:
     return weights.read_layout(federation.blobs.get(base))
 
 
-def state_of(federation: Federation, update: ModelUpdate, layout: Layout) -> State:
+def state_of(federation: Federation, update: ModelUpdate, layout: Layout) -> ClientState:
     """What the client keeps, if the update counts."""
     ref = update.state
     assert ref is not None
     key = names.state_blob(federation.job, update.client, ref.digest)
-    return State.unpack(federation.blobs.get(BlobRef(key=key, size=ref.size, digest=ref.digest)), layout)
+    return ClientState.unpack(federation.blobs.get(BlobRef(key=key, size=ref.size, digest=ref.digest)), layout)
 
 
 def channels(federation: Federation, update: ModelUpdate, layout: Layout) -> tuple[Flat, Flat]:

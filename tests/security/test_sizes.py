@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.trainer.slot.model_cache import Cache
-from services.trainer.train_task import check_sizes, orders
+from services.trainer.train_task import check_sizes, train_tasks
 from shared.errors import Refused
 from shared.events import BlobRef, EvaluateModel, RoundStart, StateRef
 from tests.by_hand import Federation, digits
@@ -48,7 +48,7 @@ def test_each_part_of_an_order_has_its_bound(part: dict[str, Any]) -> None:
         "deadline": 0.0, "base": blob(GIB), "delta": blob(GIB), "server": blob(4 * GIB),
         "states": (StateRef(size=4 * GIB, digest="0" * 64),),
     }  # fmt: skip
-    (fine,), (long,) = (list(orders(RoundStart.model_validate(event), 0)) for event in (asked, asked | part))
+    (fine,), (long,) = (list(train_tasks(RoundStart.model_validate(event), 0)) for event in (asked, asked | part))
 
     check_sizes(fine)
     with pytest.raises(Refused, match=r"limits\.max_model_mb is 1024"):

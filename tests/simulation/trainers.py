@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from services.trainer.train_task import TrainTask, orders
+from services.trainer.train_task import TrainTask, train_tasks
 from shared import names
 from shared.amqp import topology
 from shared.errors import Unavailable
@@ -117,7 +117,7 @@ class Trainers:
             tasks.append(Task("task", b"", work=event))
             return
         assert isinstance(event, RoundStart)
-        for order in orders(event, self._world.now):
+        for order in train_tasks(event, self._world.now):
             tasks.append(Task("task", b"", work=order))
             if self._world.nemesis.happens("hear"):  # it dies half-way, and the message is another's
                 broker.give_back(names.rounds_queue(trainer.group), [message])
@@ -127,7 +127,7 @@ class Trainers:
         task = self._world.broker.queues[self._home(trainer)].pop(0)
         if not isinstance(task, Task):  # what a silo hears is its task
             event = task.decode()
-            (work,) = orders(event, self._world.now) if isinstance(event, RoundStart) else (event,)
+            (work,) = train_tasks(event, self._world.now) if isinstance(event, RoundStart) else (event,)
             task = Task("task", b"", work=work)
         if self._is_over(task):
             return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.slot.client_state import State
+from services.trainer.slot.client_state import ClientState
 from services.trainer.train_task import TrainTask
 from shared import names
 from shared.aggregation import fold, weights
@@ -168,7 +168,7 @@ class Training:
         return (
             file,
             (self._part(part.client, part.examples, decoded),),
-            self._save(order, State(control, residual).pack()),
+            self._save(order, ClientState(control, residual).pack()),
         )
 
     def _folded(self, order: TrainTask, parts: Sequence[Part]) -> File:
@@ -184,14 +184,14 @@ class Training:
         layout.views(file)["sums"][:] = summed.sums
         return file
 
-    def _state(self, order: TrainTask) -> State:
+    def _state(self, order: TrainTask) -> ClientState:
         if order.state is None:
-            return State()
+            return ClientState()
         digest, size = order.state.digest, order.state.size
         if order.spec.pool is None:
-            return State.unpack(self._disk[digest], LAYOUT)
+            return ClientState.unpack(self._disk[digest], LAYOUT)
         key = names.state_blob(order.job, order.client, digest)
-        return State.unpack(self._blobs.get(BlobRef(key=key, size=size, digest=digest)), LAYOUT)
+        return ClientState.unpack(self._blobs.get(BlobRef(key=key, size=size, digest=digest)), LAYOUT)
 
     def _save(self, order: TrainTask, file: File | None) -> StateRef | None:
         if file is None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.trainer.data import arrays, leaf, library
-from services.trainer.data.source import Source
+from services.trainer.data.source import StoredExamples
 from shared.errors import BadInput
 from shared.job.catalog.data import Npz
 from tests.datasets import idx, leaf_file, mnist_files, write, writer
@@ -20,7 +20,7 @@ X = np.arange(24).reshape(4, 3, 2)
 Y = np.array([0, 1, 2, 1])
 
 
-def read(folder: Path, key: str | None = None, **given_arrays: Any) -> Source:
+def read(folder: Path, key: str | None = None, **given_arrays: Any) -> StoredExamples:
     np.savez(folder / "t.npz", **given_arrays)
     return arrays.read(folder / "t.npz", Npz(path="t.npz"), key)
 

@@ -1,7 +1,7 @@
 """Who is asked again, and with whom."""
 
 from services.aggregator.opening import batches_again
-from services.trainer.train_task import orders
+from services.trainer.train_task import train_tasks
 from shared.events import BlobRef, RoundStart
 from shared.job import job_spec
 from tests.unit.test_job_spec import document
@@ -22,7 +22,7 @@ def batches(cohort: tuple[str, ...]) -> list[tuple[str, ...]]:
         spec=spec,
         deadline=0.0,
     )
-    return [order.members for order in orders(event, 0.0)]
+    return [order.members for order in train_tasks(event, 0.0)]
 
 
 def test_a_batch_that_is_asked_again_holds_nobody_of_another() -> None:

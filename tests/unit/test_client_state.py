@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.trainer.slot.client_state import OnDisk, State
+from services.trainer.slot.client_state import ClientState, OnDisk
 from shared.aggregation import weights
 from shared.errors import BadInput, Refused
 from shared.events import StateRef
@@ -16,34 +16,34 @@ MODEL = weights.layout_of({"w": ("F32", (3,)), "n": ("I64", ())})
 
 def test_a_state_comes_back_from_its_file() -> None:
     """Vectors and the client's own tensors, of any dtype; nothing gives no file."""
-    state = State(
+    state = ClientState(
         control=np.arange(3, dtype=np.float32),
         personal={"head.w": np.ones((2, 2), np.float32), "norm.count": np.array(7, np.int64)},
     )
     file = state.pack()
     assert file is not None
-    found = State.unpack(file, MODEL)
+    found = ClientState.unpack(file, MODEL)
     np.testing.assert_array_equal(found.control, state.control)
     assert found.residual is None
     assert {name: tensor.tolist() for name, tensor in found.personal.items()} == {
         "head.w": [[1.0, 1.0], [1.0, 1.0]],
         "norm.count": 7,
     }
-    assert State().pack() is None
+    assert ClientState().pack() is None
 
 
 @pytest.mark.parametrize("name", ["control", "residual"])
 def test_a_state_of_another_model_is_refused(name: str) -> None:
-    file = State(**{name: np.zeros(4, np.float32)}).pack()  # type: ignore[arg-type]
+    file = ClientState(**{name: np.zeros(4, np.float32)}).pack()  # type: ignore[arg-type]
     assert file is not None
     with pytest.raises(Refused, match=f"of another model: its {name} has shape \\[4\\]"):
-        State.unpack(file, MODEL)
+        ClientState.unpack(file, MODEL)
     with pytest.raises(Refused, match="not a safetensors file"):
-        State.unpack(np.zeros(20, np.uint8), MODEL)
+        ClientState.unpack(np.zeros(20, np.uint8), MODEL)
 
 
 def states(number: int) -> np.ndarray:
-    file = State(control=np.full(3, number, np.float32)).pack()
+    file = ClientState(control=np.full(3, number, np.float32)).pack()
     assert file is not None
     return file
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from services.trainer.data import images
-from services.trainer.data.source import Source
+from services.trainer.data.source import StoredExamples
 from shared.errors import BadInput
 from shared.job.catalog.data import Images
 
@@ -23,7 +23,7 @@ LEVELS = np.random.default_rng(0).integers(0, 65536, (16, 16)).astype(np.uint16)
 BYTES = (LEVELS >> 8).astype(np.uint8)
 
 
-def read(folder: Path, **spec: Any) -> Source:
+def read(folder: Path, **spec: Any) -> StoredExamples:
     return images.read(folder / "pets", Images(path="pets", **{"size": 16, **spec}), folder)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.trainer.data.source import (
-    Source,
+    StoredExamples,
     as_floats,
     existing,
     floats,
@@ -26,7 +26,7 @@ FEW = 1000  #: classes that there may be of fewer examples; more are identities,
 Array = npt.NDArray[Any]
 
 
-def read(file: Path, spec: Npz, key: str | None) -> Source:
+def read(file: Path, spec: Npz, key: str | None) -> StoredExamples:
     """The arrays `spec.x` (n, …) and `spec.y` (n,) or (n, 1); `key` is the array (n,) of owners, if any.
 
     Bytes are taken for pixels and become float32 in [0, 1]; other numbers become float32 as they are. There are as
@@ -44,7 +44,7 @@ def read(file: Path, spec: Npz, key: str | None) -> Source:
         )
     if spec.classes is not None:
         refuse_undeclared(file, map(str, np.unique(y).tolist()), numbered(len(spec.classes)))
-    return Source(
+    return StoredExamples(
         x=x,
         y=y,
         shape=x.shape[1:],

@@ -18,7 +18,7 @@ from torch import Tensor
 from services.trainer.data import arrays, images, leaf, library, tables
 from services.trainer.data.own import OwnData
 from services.trainer.data.sharing import SharedOut
-from services.trainer.data.source import Floats, Labels, Source, contents, inside, stamp
+from services.trainer.data.source import Floats, Labels, StoredExamples, contents, inside, stamp
 from shared.errors import BadInput
 from shared.events import LISTED, Inputs
 from shared.job import user_code
@@ -55,7 +55,9 @@ class _Kept(NamedTuple):
 
 
 _loaded: OrderedDict[str, _Kept] = OrderedDict()
-_sources: WeakValueDictionary[str, Source] = WeakValueDictionary()  # of those loaded, whatever split they are in
+_sources: WeakValueDictionary[str, StoredExamples] = (
+    WeakValueDictionary()
+)  # of those loaded, whatever split they are in
 
 
 def load(spec: JobSpec, job: str = "") -> Dataset:
@@ -159,7 +161,7 @@ def _made(spec: JobSpec, before: SharedOut | None) -> Dataset:
     return found
 
 
-def read_source(data: Shared) -> Source:
+def read_source(data: Shared) -> StoredExamples:
     """What a data set of the catalog holds: the same arrays for all jobs that share it out, each in its way."""
     base, place = _base(), place_of(data)
     key = data.partition.key if isinstance(data, Csv | Npz) and isinstance(data.partition, Natural) else None
@@ -192,7 +194,7 @@ def _base() -> Path:
     return settings.load(settings.Data).data_dir.expanduser()
 
 
-def _read(data: Shared, place: Path | None, key: str | None, base: Path) -> Source:
+def _read(data: Shared, place: Path | None, key: str | None, base: Path) -> StoredExamples:
     if place is None:
         return library.read_digits()
     match data:

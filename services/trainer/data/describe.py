@@ -12,7 +12,7 @@ import numpy as np
 
 from services.trainer.data import dataset
 from services.trainer.data.sharing import held_out
-from services.trainer.data.source import Source
+from services.trainer.data.source import StoredExamples
 from services.trainer.data.split import THERE, answering
 from shared.errors import BadInput
 from shared.job import job_spec
@@ -44,7 +44,7 @@ def described(draft: job_spec.Draft) -> dict[str, Any]:
     }
 
 
-def _read(data: InFiles) -> tuple[Source, str | None]:
+def _read(data: InFiles) -> tuple[StoredExamples, str | None]:
     """The data as they are, and why they are not as the job file says."""
     by_itself: dict[str, Any] = {"scale": True, "statistics": None} if isinstance(data, Csv) else {}
     views: list[dict[str, Any]] = [{**by_itself, "classes": None}, by_itself]  # some labels are none unless declared
@@ -65,7 +65,7 @@ def _read(data: InFiles) -> tuple[Source, str | None]:
     raise reason
 
 
-def _statistics(source: Source) -> dict[str, list[float]]:
+def _statistics(source: StoredExamples) -> dict[str, list[float]]:
     means, deviations = source.prepare.offset or (), source.prepare.scale or ()  # as the file has them, in float64
     return {
         "mean": [_rounded(mean, deviation) for mean, deviation in zip(means, deviations, strict=True)],

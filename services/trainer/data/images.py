@@ -9,7 +9,16 @@ from unicodedata import normalize
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.source import Source, alike, existing, files_in, is_litter, pixels, refuse_undeclared, some
+from services.trainer.data.source import (
+    StoredExamples,
+    alike,
+    existing,
+    files_in,
+    is_litter,
+    pixels,
+    refuse_undeclared,
+    some,
+)
 from shared.errors import BadInput
 from shared.job.catalog.data import Images
 
@@ -97,7 +106,7 @@ UNREAD |= {".orf", ".pam", ".pcx", ".pfm", ".psd", ".raf", ".rw2", ".sgi", ".svg
 SPLITS = {"test", "testing", "train", "training", "val", "valid", "validation"}
 
 
-def read(folder: Path, spec: Images, base: Path) -> Source:
+def read(folder: Path, spec: Images, base: Path) -> StoredExamples:
     """Images (channels, size, size) with values in [0, 1]; classes are `spec.classes`, else the folders by name.
 
     Each image, in its own folder or further below, is scaled to a square of `spec.size` pixels and kept as bytes.
@@ -137,7 +146,9 @@ def read(folder: Path, spec: Images, base: Path) -> Source:
         )
     places = {name: place for place, name in enumerate(names)}
     y = np.array([places[label] for _, label in files], dtype=np.int64)
-    return Source(x=x, y=y, shape=x.shape[1:], names=names, prepare=pixels, files=tuple(file for file, _ in files))
+    return StoredExamples(
+        x=x, y=y, shape=x.shape[1:], names=names, prepare=pixels, files=tuple(file for file, _ in files)
+    )
 
 
 def _label(name: str) -> str:

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.source import Labels, Preparation, Source, Stored, as_floats, existing, is_litter, pixels
+from services.trainer.data.source import (
+    Labels,
+    Preparation,
+    Stored,
+    StoredExamples,
+    as_floats,
+    existing,
+    is_litter,
+    pixels,
+)
 from shared.errors import BadInput
 
 SIDE = 28  #: pixels
@@ -29,7 +38,7 @@ SIGNS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 Reader = Callable[[Any, Any], tuple[Stored, Labels]]  # of one user's x and y
 
 
-def femnist(folder: Path) -> Source:
+def femnist(folder: Path) -> StoredExamples:
     """Images (1, 28, 28) with values in [0, 1], dark on white, and 62 classes: digits, capitals, small letters.
 
     LEAF writes a byte over 255 for each pixel, and the byte is what is kept.
@@ -37,12 +46,14 @@ def femnist(folder: Path) -> Source:
     return _source(folder, "femnist", _images, (1, SIDE, SIDE), SIGNS, pixels)
 
 
-def shakespeare(folder: Path) -> Source:
+def shakespeare(folder: Path) -> StoredExamples:
     """Eighty characters as float32 (80,) of their places in `VOCABULARY`, and the place of the one that follows."""
     return _source(folder, "shakespeare", _lines, (CHARACTERS,), VOCABULARY, as_floats)
 
 
-def _source(folder: Path, name: str, read: Reader, shape: tuple[int, ...], names: str, prepare: Preparation) -> Source:
+def _source(
+    folder: Path, name: str, read: Reader, shape: tuple[int, ...], names: str, prepare: Preparation
+) -> StoredExamples:
     existing(folder, name, "LEAF's JSON files")
     training = _found(folder, "train/*.json") or _found(folder, "all_data*.json") or _found(folder, "all_data/*.json")
     if not training:
@@ -58,7 +69,7 @@ def _source(folder: Path, name: str, read: Reader, shape: tuple[int, ...], names
                 f"data.name is {name}: {folder.absolute()} has labels from {labels.min()} to {labels.max()}; there are "
                 f"{len(names)} classes"
             )
-    return Source(x, y, shape, tuple(names), prepare, owners, test, files=(*training, *tested))
+    return StoredExamples(x, y, shape, tuple(names), prepare, owners, test, files=(*training, *tested))
 
 
 def _found(folder: Path, pattern: str) -> list[Path]:

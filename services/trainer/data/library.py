@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from services.trainer.data.source import Labels, Source, Stored, as_floats, normalised, numbered
+from services.trainer.data.source import Labels, Stored, StoredExamples, as_floats, normalised, numbered
 from shared.errors import BadInput
 
 
-def read_digits() -> Source:
+def read_digits() -> StoredExamples:
     """Images (1797, 1, 8, 8) with values in [0, 1], and their labels."""
     # The file that `sklearn.datasets.load_digits` reads: importing sklearn takes a second and 80 MB in every slot.
     package = find_spec("sklearn")
@@ -39,7 +39,7 @@ def read_digits() -> Source:
     with gzip.open(path, "rt") as text:
         table = np.loadtxt(text, delimiter=",", dtype=np.float32)
     images = np.ascontiguousarray((table[:, :-1] / 16).reshape(-1, 1, 8, 8))
-    return Source(
+    return StoredExamples(
         x=images,
         y=table[:, -1].astype(np.int64),
         shape=(1, 8, 8),
@@ -109,7 +109,9 @@ class FilesAbsent(Exception):
     """The files are not there, or not as they should be; the text says which."""
 
 
-def read_torchvision(name: str, folder: Path, may_download: bool, fetch: Callable[[str, Path], str] = fetch) -> Source:
+def read_torchvision(
+    name: str, folder: Path, may_download: bool, fetch: Callable[[str, Path], str] = fetch
+) -> StoredExamples:
     """The data set `name` from `folder`, downloaded to it first where it is not there and that is allowed.
 
     Images are kept as bytes and become float32 (n, channels, height, width), normalised by channel. `BadInput` where
@@ -132,7 +134,7 @@ def read_torchvision(name: str, folder: Path, may_download: bool, fetch: Callabl
             f"data.name is {name}: {absent}{tried}; put torchvision's {known.kind} there, or say by FEDQ_DATA_DIR "
             "below which folder this trainer's data are"
         ) from absent
-    return Source(
+    return StoredExamples(
         x=training[0],
         y=training[1],
         shape=training[0].shape[1:],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.data.source import Floats, Labels, Source
+from services.trainer.data.source import Floats, Labels, StoredExamples
 from shared.errors import BadInput
 from shared.job.catalog.data import (
     Classes,
@@ -267,13 +267,13 @@ def _refuse_too_few(size: int, clients: int, min_size: int) -> None:
 
 
 class SharedOut:
-    """A `Source` in shares, one for each client: places in its arrays, which all splits of it have in common.
+    """A `StoredExamples` in shares, one for each client: places in its arrays, which all splits of it have in common.
 
     Where the source is the client's own (`whole`), all of it is the share of whoever asks. `owners` are the names of
     those whose examples a natural partition shares out, in the order of the clients; none stands for those beyond them.
     """
 
-    def __init__(self, spec: Shared, clients: int, seed: int, source: Source, *, whole: bool = False) -> None:
+    def __init__(self, spec: Shared, clients: int, seed: int, source: StoredExamples, *, whole: bool = False) -> None:
         self.source = source
         self.is_common = not whole  # to all clients, which have the same files
         self.shape = source.shape

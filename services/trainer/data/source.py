@@ -66,7 +66,7 @@ def normalised(mean: Sequence[float], deviation: Sequence[float]) -> Preparation
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class StoredExamples:
     """Examples as they are kept: once in a process, and no wider than their file has them (pixels are bytes)."""
 
     x: Stored  # (n, *stored)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from services.trainer.data.source import (
     Labels,
     Preparation,
-    Source,
+    StoredExamples,
     alike,
     as_floats,
     existing,
@@ -206,7 +206,7 @@ _ROUNDING = 2.0**-40  #: of a mean, what its error may be
 _WHOLE = re.compile(r"[-+]?[0-9]+(\.0*)?")
 
 
-def read(file: Path, spec: Csv, key: str | None) -> Source:
+def read(file: Path, spec: Csv, key: str | None) -> StoredExamples:
     """Features (n, columns) and the classes of the column `spec.label`; `key` is the column of owners, if any.
 
     Features are `spec.columns`, in that order whatever the file's, else every column but these and `spec.drop`. Labels
@@ -229,7 +229,7 @@ def read(file: Path, spec: Csv, key: str | None) -> Source:
     y, names = _classes(table, spec.label, spec.classes)
     if key is not None:
         table.refuse_words_for_nothing(key, "or remove the row")
-    return Source(
+    return StoredExamples(
         x=floats(x, f"{file}: scaled by data.statistics it has values"),
         y=y,
         shape=(len(features),),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from services.trainer.models.feed_forward import Shape, cnn, image, lenet, mlp, resnet, softmax, vgg9, vgg11
-from services.trainer.models.sequences import CharLstm, Transformer
+from services.trainer.models.sequences import CharLstmNetwork, TransformerNetwork
 from shared.errors import BadInput
 from shared.job import user_code
 from shared.job.catalog import models
@@ -75,10 +75,10 @@ def _named(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:
         case models.Torchvision(arch=arch):
             return from_torchvision(arch, shape, classes)
         case models.CharLstm(embedding=embedding, hidden=width, layers=layers):
-            return CharLstm(shape, classes, embedding, width, layers)
+            return CharLstmNetwork(shape, classes, embedding, width, layers)
         case models.Transformer():
             options = spec.model_dump(exclude={"name", "start", "adapters"})
-            return Transformer(shape, classes, **options)
+            return TransformerNetwork(shape, classes, **options)
         case models.CustomModel():
             return _own(spec, shape, classes, seed)
 

@@ -11,7 +11,7 @@ from services.trainer.models.feed_forward import Shape, image, sequence
 from shared.errors import BadInput
 
 
-class CharLstm(nn.Module):
+class CharLstmNetwork(nn.Module):
     """The next token after a sequence (n, length), from the last state of an LSTM: logits (n, classes).
 
     LEAF's model for Shakespeare (Caldas et al. 2018), 0.82 M parameters for its vocabulary of 80.
@@ -29,7 +29,7 @@ class CharLstm(nn.Module):
         return self.head(states[:, -1])  # type: ignore[no-any-return]
 
 
-class Transformer(nn.Module):
+class TransformerNetwork(nn.Module):
     """An encoder (Vaswani et al. 2017) with learnt positions, read off at a token of its own (Dosovitskiy et al. 2020).
 
     Takes token ids (n, length), or images (n, channels, height, width) cut into patches; gives logits (n, classes).

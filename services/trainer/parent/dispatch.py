@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
 from services.trainer.signals import ROUND, Signals
-from services.trainer.train_task import CONTENT_ENCODING, CONTENT_TYPE, Task, orders, task_id
+from services.trainer.train_task import CONTENT_ENCODING, CONTENT_TYPE, Task, task_id, train_tasks
 from shared.amqp import topology
 from shared.amqp.bus import Bus
 from shared.amqp.connection import Subscription
@@ -137,10 +137,10 @@ def tasks(event: AnyEvent, now: float) -> Iterator[Task]:
     """The tasks that an event is, heard `now`, in seconds since the epoch; `Stale` where it is no work."""
     match event:
         case RoundStart():
-            for order in orders(event, now):
-                others = f" and {len(order.members) - 1} more" if len(order.members) > 1 else ""
-                description = f"{order.client}{others}, round {order.round} of {order.job}"
-                yield Task("train", order.identity, description, order.model_dump(mode="json"))
+            for task in train_tasks(event, now):
+                others = f" and {len(task.members) - 1} more" if len(task.members) > 1 else ""
+                description = f"{task.client}{others}, round {task.round} of {task.job}"
+                yield Task("train", task.identity, description, task.model_dump(mode="json"))
         case EvaluateModel():
             identity = task_id(event.job, event.round, 0, event.model.digest, *event.clients[:1])
             yield Task("evaluate", identity, f"round {event.round} of {event.job}", event.model_dump(mode="json"))

@@ -15,7 +15,7 @@ log = structlog.get_logger()
 GOODBYE = 2.0  #: seconds for the last one; the lease of a trainer that could not say it runs out
 
 
-class Heartbeat:
+class HeartbeatThread:
     """A thread that publishes what `describe(leaving)` returns, at once and then every `interval` seconds."""
 
     def __init__(self, bus: Bus, interval: float, describe: Callable[[bool], events.Heartbeat], probes: Probes) -> None:

@@ -29,19 +29,23 @@ from shared.process.failpoints import failpoint
 log = structlog.get_logger()
 
 
-class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no types
-    """Celery's loop without a broker: tasks come from a `Handover`."""
+class SiloSteps(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]  # Celery has no types
+    """The one step that a silo's consumer needs."""
+
+    default_steps = (f"{__name__}:Turning",)
+
+
+class SiloConsumer(celery_consumer.Consumer):  # type: ignore[misc]
+    """Celery's loop without a broker: tasks come from `SiloTasks`."""
 
     connection = task_consumer = event_dispatcher = qos = None
-
-    class Blueprint(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]
-        default_steps = (f"{__name__}:Turning",)
+    Blueprint = SiloSteps
 
 
 class Turning(bootsteps.StartStopStep):  # type: ignore[misc]
     """The event loop, until the worker is asked to stop."""
 
-    def start(self, consumer: Consumer) -> None:
+    def start(self, consumer: SiloConsumer) -> None:
         consumer.update_strategies()
         consumer.controller.register_with_event_loop(consumer.hub)
         consumer.on_ready()

@@ -88,7 +88,7 @@ def make_app(settings: Trainer, group: str, trainer: str, signals: Path, *, silo
 
 def _without_broker() -> dict[str, Any]:
     # A transport that goes nowhere: Celery asks each for the classes of its errors.
-    return {"broker_url": "memory://", "worker_consumer": "services.trainer.parent.silo_tasks:Consumer"}
+    return {"broker_url": "memory://", "worker_consumer": "services.trainer.parent.silo_tasks:SiloConsumer"}
 
 
 def _with_queue(app: Celery, settings: Trainer, group: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _with_queue(app: Celery, settings: Trainer, group: str) -> dict[str, Any]:
         "task_default_exchange": names.TASKS,
         "task_default_exchange_type": "topic",
         "task_default_routing_key": queue.name,
-        "worker_consumer": f"{__name__}:Consumer",
+        "worker_consumer": f"{__name__}:PoolConsumer",
     }
 
 
@@ -157,19 +157,24 @@ def _with_readable_key(method: tuple[int, int], arguments: memoryview) -> memory
 method_framing.Message = Content
 
 
-class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no types
-    """A consumer of tasks and nothing else.
+class PoolSteps(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]  # Celery has no types
+    """The steps of Celery that a pool's consumer needs.
 
-    Left out is the step that declares 28 queues for delayed tasks as soon as one queue is a quorum queue, and with
-    it those for remote control and monitoring events.
+    Left out is the step that declares 28 queues for delayed tasks as soon as one queue is a quorum queue, and with it
+    those for remote control and monitoring events.
     """
 
-    class Blueprint(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]
-        default_steps = (
-            "celery.worker.consumer.connection:Connection",
-            "celery.worker.consumer.tasks:Tasks",
-            "celery.worker.consumer.consumer:Evloop",
-        )
+    default_steps = (
+        "celery.worker.consumer.connection:Connection",
+        "celery.worker.consumer.tasks:Tasks",
+        "celery.worker.consumer.consumer:Evloop",
+    )
+
+
+class PoolConsumer(celery_consumer.Consumer):  # type: ignore[misc]
+    """A consumer of tasks and nothing else."""
+
+    Blueprint = PoolSteps
 
     def start(self) -> None:
         # Tried again: a quorum queue that has no leader for a moment is not found, or held by another.

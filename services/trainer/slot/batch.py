@@ -53,28 +53,28 @@ class Folded:
         return {name: sum(member.metrics[name] * member.examples for member in self.members) / total for name in shared}
 
 
-def train(context: SlotContext, order: TrainTask, base: BlobRef, watch: Stopwatch) -> Folded:
+def train(context: SlotContext, task: TrainTask, base: BlobRef, watch: Stopwatch) -> Folded:
     """Trains the clients of a batch; `Stale` where there is nothing to say of any."""
-    spec = order.spec
-    clients = Clients(context, order, base, watch)
+    spec = task.spec
+    clients = Clients(context, task, base, watch)
     strategy = strategy_of(spec.strategy, spec.population)
-    layout, grid = clients.layout.of_updates(), fold.grid_of(spec, order.cohort_size)
+    layout, grid = clients.layout.of_updates(), fold.grid_of(spec, task.cohort_size)
     folded = Fold(layout.size, grid, Buffers.of(clients.base, layout, grid.max_abs))
     members, failures = [], {}
-    for client in order.members:
-        simulated = SimulatedClient(context, order, client)
+    for client in task.members:
+        simulated = SimulatedClient(context, task, client)
         try:
             simulated.appear()
             trained = clients.train(client, simulated)
             norm = measured(trained.delta, trained.examples, clients.base, layout, spec).norm
             simulated.upload(trained.file.nbytes)
         except Absent as absent:
-            log.info("says nothing", job=order.job, round=order.round, client=client, reason=str(absent))
+            log.info("says nothing", job=task.job, round=task.round, client=client, reason=str(absent))
             continue
         except (Stale, Unavailable):
             raise
         except BaseException as error:  # user code may do anything
-            replies.log_failure(log.bind(job=order.job, round=order.round, client=client), error)
+            replies.log_failure(log.bind(job=task.job, round=task.round, client=client), error)
             clients.renew()
             failures[client] = sentence(error, REASON)
             continue

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from services.trainer.data import dataset
-from services.trainer.slot.client_state import State
+from services.trainer.slot.client_state import ClientState
 from services.trainer.slot.context import SlotContext
 from services.trainer.slot.simulated_client import SimulatedClient
 from services.trainer.train_task import TrainTask
@@ -64,33 +64,33 @@ class Trained:
     delta: Flat  # in it: what training changed of the parameters, and the buffers; shape (P,)
     change: Flat | None = None  # of its control variate, shape (parameters,)
     metrics: dict[str, float] = field(default_factory=dict)
-    state: State = field(default_factory=State)  # what it keeps; of the residual, what there was before
+    state: ClientState = field(default_factory=ClientState)  # what it keeps; of the residual, what there was before
 
 
 class Clients:
-    """Trains the clients of one order, one after the other, each on the order's base."""
+    """Trains the clients of one task, one after the other, each on the task's base."""
 
-    def __init__(self, context: SlotContext, order: TrainTask, base: BlobRef, watch: Stopwatch) -> None:
-        self._context, self._order, self._watch = context, order, watch
-        self._data = dataset.load(order.spec, order.job)
-        self._model = context.model(order.job, order.spec, self._data)
+    def __init__(self, context: SlotContext, task: TrainTask, base: BlobRef, watch: Stopwatch) -> None:
+        self._context, self._task, self._watch = context, task, watch
+        self._data = dataset.load(task.spec, task.job)
+        self._model = context.model(task.job, task.spec, self._data)
         self.layout = self._model.layout
         before = context.cache.received
-        self._base = context.patiently(lambda: context.base(order, base), order)
+        self._base = context.patiently(lambda: context.base(task, base), task)
         self.base = self.layout.flat(self._base)
-        self._drift = Drift.of(order.spec, order.round, self._server(), self._model)
+        self._drift = Drift.of(task.spec, task.round, self._server(), self._model)
         self.downloaded = context.cache.received - before
 
     def train(self, client: str, simulated: SimulatedClient) -> Trained:
         """What a client's training gives."""
-        order, spec, watch = self._order, self._order.spec, self._watch
+        task, spec, watch = self._task, self._task.spec, self._watch
         x, y = (part.to(self._context.device) for part in dataset.of_client(self._data, spec, client))
         if len(y) > spec.limits.max_examples:
             raise BadInput(
                 f"{client} has {len(y)} examples, and limits.max_examples is {spec.limits.max_examples}: raise that, "
                 "or give it fewer"
             )
-        state = self._context.state(order.job, spec, client, order.state, self.layout, order)
+        state = self._context.state(task.job, spec, client, task.state, self.layout, task)
         self._model.load(self._base, state.personal)
         simulated.download()
         watch.lap("fetch")
@@ -111,39 +111,39 @@ class Clients:
         parameters, buffers = delta[:edge], delta[edge:]
         control, change = self._drift.renewed(parameters, state.control, metrics) if self._drift else (None, None)
         simulated.attack(parameters, buffers, self.base[edge:])
-        strategy_steps.shape(parameters, spec, order.round, metrics)
-        kept = State(control, state.residual, self._model.personal())
+        strategy_steps.shape(parameters, spec, task.round, metrics)
+        kept = ClientState(control, state.residual, self._model.personal())
         return Trained(len(y), file, delta, change, metrics, kept)
 
     def renew(self) -> None:
         """For when a client failed: its code may have broken the model."""
         self._context.forget_model()
-        self._model = self._context.model(self._order.job, self._order.spec, self._data)
+        self._model = self._context.model(self._task.job, self._task.spec, self._data)
 
-    def _learned(self, x: torch.Tensor, y: torch.Tensor, client: str, state: State) -> dict[str, float]:
-        order, how, model = self._order, self._order.spec.train, self._model.model
-        stopped = functools.partial(self._context.stopped, order)
-        common: dict[str, Any] = {"seed": order.spec.seed, "client": client, "number": order.round, "stopped": stopped}
+    def _learned(self, x: torch.Tensor, y: torch.Tensor, client: str, state: ClientState) -> dict[str, float]:
+        task, how, model = self._task, self._task.spec.train, self._model.model
+        stopped = functools.partial(self._context.stopped, task)
+        common: dict[str, Any] = {"seed": task.spec.seed, "client": client, "number": task.round, "stopped": stopped}
         try:
             if isinstance(how, CustomTrain):
                 return step(model, x, y, how, **common)
             correction = self._drift.correction(state.control) if self._drift else None
-            if isinstance(order.spec.model, CustomModel):  # its forward may draw from any of them
-                custom_step.seed_all(loop.shuffle_seed(order.spec.seed, client, order.round, 0))
-            rounds = order.spec.rounds.count
+            if isinstance(task.spec.model, CustomModel):  # its forward may draw from any of them
+                custom_step.seed_all(loop.shuffle_seed(task.spec.seed, client, task.round, 0))
+            rounds = task.spec.rounds.count
             return loop.train(model, x, y, how, rounds=rounds, correction=correction, **common)
         except (Stale, Unavailable) as error:
-            if self._context.stopped(order):
-                raise self._context.why_stopped(order) from None
+            if self._context.stopped(task):
+                raise self._context.why_stopped(task) from None
             raise user_code.failure(error) from error
 
     def _server(self) -> File | None:
         """The server state, where the round has one for its clients."""
-        server = self._order.server
-        return None if server is None else self._context.patiently(lambda: self._context.cache.get(server), self._order)
+        server = self._task.server
+        return None if server is None else self._context.patiently(lambda: self._context.cache.get(server), self._task)
 
 
-def pack_update(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> tuple[File, State]:
+def pack_update(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> tuple[File, ClientState]:
     """The update's file, and the state that counts if the update does; `BadInput` where it cannot be sent.
 
     `base` is the model that was trained on, shape (P,).
@@ -183,7 +183,7 @@ def check_initial(file: File, layout: Layout, spec: JobSpec) -> None:
         raise BadInput(f"{place}: {refused}") from refused
 
 
-def _compressed(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> tuple[File, State]:
+def _compressed(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> tuple[File, ClientState]:
     layout = model.of_updates()
     encoding = encoding_of(spec.compress.update, layout)
     file, residual = encoding.layout.empty_file(), None

@@ -31,7 +31,7 @@ PERSONAL = "personal."  #: before the name of a tensor of the model
 
 
 @dataclass(frozen=True)
-class State:
+class ClientState:
     """What a client keeps, as far as its job asks for it; nothing before its first round."""
 
     control: Flat | None = None  # its control variate, shape (parameters,)
@@ -52,7 +52,7 @@ class State:
         return file
 
     @classmethod
-    def unpack(cls, file: File, model: Layout) -> "State":
+    def unpack(cls, file: File, model: Layout) -> "ClientState":
         """The state in a file, or `Refused` where it is not of this model."""
         layout = weights.read_layout(file)
         views = layout.views(file)

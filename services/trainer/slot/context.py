@@ -17,7 +17,7 @@ from services.trainer.data.dataset import Dataset, refuse_others
 from services.trainer.models import catalog, start
 from services.trainer.models.flat import FlatModel
 from services.trainer.signals import Signals
-from services.trainer.slot.client_state import Keeper, State
+from services.trainer.slot.client_state import ClientState, Keeper
 from services.trainer.slot.model_cache import Cache, Shortcut
 from services.trainer.train_task import HandedBack, TrainTask
 from shared import names
@@ -89,31 +89,31 @@ class SlotContext:
         """For when the user's code failed: who knows what it left behind."""
         self._warm = None
 
-    def base(self, order: TrainTask, ref: BlobRef) -> File:
-        """The model that an order begins with, from the node's cache; made of the one before where that is shorter."""
-        how = order.spec.compress.model
-        if order.delta is None or order.previous is None or how is None:
+    def base(self, task: TrainTask, ref: BlobRef) -> File:
+        """The model that a task begins with, from the node's cache; made of the one before where that is shorter."""
+        how = task.spec.compress.model
+        if task.delta is None or task.previous is None or how is None:
             return self.cache.get(ref)
-        return self.cache.get(ref, Shortcut(order.previous, order.delta, functools.partial(_rebuilt, how)))
+        return self.cache.get(ref, Shortcut(task.previous, task.delta, functools.partial(_rebuilt, how)))
 
     def state(
-        self, job: str, spec: JobSpec, client: str, ref: StateRef | None, model: Layout, order: TrainTask | None = None
-    ) -> State:
+        self, job: str, spec: JobSpec, client: str, ref: StateRef | None, model: Layout, task: TrainTask | None = None
+    ) -> ClientState:
         """What a client keeps of the rounds before."""
         if ref is None or not spec.is_stateful:
-            return State()
-        file = self.patiently(lambda: self.keeper.load(job, client, ref), order)
-        return State() if file is None else State.unpack(file, model)
+            return ClientState()
+        file = self.patiently(lambda: self.keeper.load(job, client, ref), task)
+        return ClientState() if file is None else ClientState.unpack(file, model)
 
-    def began(self, order: TrainTask) -> float:
-        """When an order's job began: its first round, in seconds since the epoch. The clocks are taken for equal."""
-        with reading(names.manifest_blob(order.job, 0)):
-            return float(self._first(order.job, order)["opened"])
+    def began(self, task: TrainTask) -> float:
+        """When a task's job began: its first round, in seconds since the epoch. The clocks are taken for equal."""
+        with reading(names.manifest_blob(task.job, 0)):
+            return float(self._first(task.job, task)["opened"])
 
-    def _first(self, job: str, order: TrainTask | None = None) -> dict[str, Any]:
+    def _first(self, job: str, task: TrainTask | None = None) -> dict[str, Any]:
         """The manifest of a job's round 0, kept for the next task; `NotFound` where the store has none."""
         if self._manifest[0] != job:
-            self._manifest = (job, self.patiently(lambda: self.blobs.get_json(names.manifest_blob(job, 0)), order))
+            self._manifest = (job, self.patiently(lambda: self.blobs.get_json(names.manifest_blob(job, 0)), task))
         return self._manifest[1]
 
     def _compare(self, job: str, data: Dataset) -> None:
@@ -125,14 +125,14 @@ class SlotContext:
                 refuse_others(data, Inputs.model_validate(inputs), self.trainer)
             self._compared = (job, ref(data))
 
-    def patiently(self, call: Callable[[], Result], order: TrainTask | None = None) -> Result:
+    def patiently(self, call: Callable[[], Result], task: TrainTask | None = None) -> Result:
         """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""
         deadline, delay = time.monotonic() + PATIENCE, 0.2
         while True:
             try:
                 return call()
             except Unavailable as error:
-                if order is not None and self.signals.is_over(*order.work):
+                if task is not None and self.signals.is_over(*task.work):
                     raise Stale("nobody waits for it any more") from error
                 if self.signals.is_stopping:
                     raise HandedBack(str(error)) from error
@@ -149,14 +149,14 @@ class SlotContext:
             raise Refused(f"{key} does not say its digest: start the job again, by fedq")
         return self.cache.get(BlobRef(key=key, size=size, digest=about["digest"]))
 
-    def stopped(self, order: TrainTask) -> bool:
+    def stopped(self, task: TrainTask) -> bool:
         """Whether training shall stop between two batches. Takes 4 µs."""
-        return self.signals.is_over(*order.work) or self.signals.grace <= 0
+        return self.signals.is_over(*task.work) or self.signals.grace <= 0
 
-    def why_stopped(self, order: TrainTask) -> Stale | HandedBack:
+    def why_stopped(self, task: TrainTask) -> Stale | HandedBack:
         """What to raise then."""
-        if self.signals.is_over(*order.work):
-            return Stale(f"round {order.round} is over")
+        if self.signals.is_over(*task.work):
+            return Stale(f"round {task.round} is over")
         return HandedBack("this trainer stops before the client is trained")
 
 

@@ -14,7 +14,7 @@ SENTENCE = 1000  #: characters of any other reason
 
 
 def update(
-    order: TrainTask,
+    task: TrainTask,
     trainer: str,
     *,
     examples: int = 0,
@@ -25,12 +25,12 @@ def update(
 ) -> ModelUpdate:
     """What training gave, as it will be told once it is in the store."""
     return ModelUpdate(
-        job=order.job,
-        round=order.round,
-        attempt=order.attempt,
-        client=order.client,
+        job=task.job,
+        round=task.round,
+        attempt=task.attempt,
+        client=task.client,
         trainer=trainer,
-        base=base_of(order),
+        base=base_of(task),
         update=None,
         examples=examples,
         members=members,
@@ -40,11 +40,11 @@ def update(
     )
 
 
-def failed(order: TrainTask, trainer: str, reason: str, failures: dict[str, str] | None = None) -> ModelUpdate:
+def failed(task: TrainTask, trainer: str, reason: str, failures: dict[str, str] | None = None) -> ModelUpdate:
     """That there will be no update, of the client or of any of the batch."""
-    if order.is_batch and not failures:
-        failures = dict.fromkeys(order.members, reason[:REASON])
-    return update(order, trainer, failures=failures).model_copy(update={"error": reason})
+    if task.is_batch and not failures:
+        failures = dict.fromkeys(task.members, reason[:REASON])
+    return update(task, trainer, failures=failures).model_copy(update={"error": reason})
 
 
 def evaluated(event: EvaluateModel, trainer: str, **found: Any) -> ModelEvaluated:
@@ -59,9 +59,9 @@ def evaluated(event: EvaluateModel, trainer: str, **found: Any) -> ModelEvaluate
     )
 
 
-def base_of(order: TrainTask) -> str | None:
-    """The digest of the model that an order begins with."""
-    return order.base.digest if order.base is not None else None
+def base_of(task: TrainTask) -> str | None:
+    """The digest of the model that a task begins with."""
+    return task.base.digest if task.base is not None else None
 
 
 def log_failure(about: Any, error: BaseException) -> None:

@@ -25,8 +25,8 @@ class Absent(Stale):
 class SimulatedClient:
     """One client's, in one task; none where its job simulates nothing."""
 
-    def __init__(self, context: SlotContext, order: TrainTask, client: str) -> None:
-        self._context, self._order, self._client, self._spec = context, order, client, order.spec
+    def __init__(self, context: SlotContext, task: TrainTask, client: str) -> None:
+        self._context, self._task, self._client, self._spec = context, task, client, task.spec
 
     def appear(self) -> None:
         """`Absent` where the client is away or drops out, `Refused` where it drops out and says so."""
@@ -34,19 +34,19 @@ class SimulatedClient:
         if simulate is None:
             return
         if simulate.availability is not None and not simulate.aware:
-            since = time.time() - self._context.began(self._order)
+            since = time.time() - self._context.began(self._task)
             if not profiles.is_there(self._spec, self._client, since):
                 raise Absent(f"{self._client} is away (simulated)")
         dropout = simulate.dropout
-        if dropout is not None and profiles.drops_out(self._spec, self._client, self._order.round, self._order.attempt):
+        if dropout is not None and profiles.drops_out(self._spec, self._client, self._task.round, self._task.attempt):
             if dropout.how == "silent":
                 raise Absent(f"{self._client} drops out (simulated)")
             raise Refused(f"{self._client} drops out (simulated)")
 
     def download(self) -> None:
         """Takes as long as what the round sends needs to the client: by itself, whatever the node's cache has."""
-        order = self._order
-        sent = (order.delta or order.base, order.server)
+        task = self._task
+        sent = (task.delta or task.base, task.server)
         self._travel(sum(ref.size for ref in sent if ref is not None), up=False)
 
     def upload(self, size: int) -> None:
@@ -85,6 +85,6 @@ class SimulatedClient:
         # Simulated time alone may be waited for like this: at its end nothing happens that could wake us.
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            if self._context.stopped(self._order):
-                raise self._context.why_stopped(self._order)
+            if self._context.stopped(self._task):
+                raise self._context.why_stopped(self._task)
             time.sleep(min(left, GLANCE))

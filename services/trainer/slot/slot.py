@@ -69,15 +69,15 @@ class Slot:
         else:
             self._say(replies.evaluated(work, self._context.trainer, error=reason))
 
-    def train(self, order: TrainTask, tries: int) -> None:
+    def train(self, task: TrainTask, tries: int) -> None:
         """Trains a client, or a batch, and publishes the update, or the error that prevented it."""
-        about = log.bind(job=order.job, round=order.round, client=order.client)
+        about = log.bind(job=task.job, round=task.round, client=task.client)
         watch = Stopwatch()
         failpoint("trainer.taken")
         try:
-            self._refuse_if_over(order)
-            check_sizes(order)
-            update = self._answered(order, tries, watch)
+            self._refuse_if_over(task)
+            check_sizes(task)
+            update = self._answered(task, tries, watch)
         except Stale as stale:
             about.info("abandoned", reason=str(stale), **watch.total())
             return
@@ -85,13 +85,13 @@ class Slot:
             raise
         except Refused as refused:
             about.warning("failed", reason=str(refused))
-            update = replies.failed(order, self._context.trainer, sentence(refused))
+            update = replies.failed(task, self._context.trainer, sentence(refused))
         except BaseException as error:  # user code may do anything
             replies.log_failure(about, error)
             self._context.forget_model()
-            update = replies.failed(order, self._context.trainer, sentence(error))
-        if not self._say(update.model_copy(update={"attempt": order.attempt, "tries": tries})):
-            self._take_back(update, order)
+            update = replies.failed(task, self._context.trainer, sentence(error))
+        if not self._say(update.model_copy(update={"attempt": task.attempt, "tries": tries})):
+            self._take_back(update, task)
         failpoint("trainer.told")
         about.info("trained" if update.error is None else "reported", **watch.total())
 
@@ -123,88 +123,88 @@ class Slot:
 
     # --- an update ------------------------------------------------------------------------------
 
-    def _answered(self, order: TrainTask, tries: int, watch: Stopwatch) -> ModelUpdate:
+    def _answered(self, task: TrainTask, tries: int, watch: Stopwatch) -> ModelUpdate:
         """The update that is asked for: the one made before, where it is asked for again."""
-        asked, known = self._answers.get(order.identity, (None, None))
-        if asked is not None and known is not None and _same(asked, order):
+        asked, known = self._answers.get(task.identity, (None, None))
+        if asked is not None and known is not None and _same(asked, task):
             return known
         # A look costs milliseconds, so only where there may be something to find; a batch leaves no receipt.
-        if (tries > 1 or order.again) and not order.is_batch and (found := self._stored(order)) is not None:
+        if (tries > 1 or task.again) and not task.is_batch and (found := self._stored(task)) is not None:
             return found
-        watch.timings["wait"] = max(0.0, round(time.time() - order.asked, 6))
-        update = self._made(order, watch).model_copy(update={"code": self._code(order)})
-        self._answers[order.identity] = (order, update)
+        watch.timings["wait"] = max(0.0, round(time.time() - task.asked, 6))
+        update = self._made(task, watch).model_copy(update={"code": self._code(task)})
+        self._answers[task.identity] = (task, update)
         while len(self._answers) > ANSWERS:
             self._answers.popitem(last=False)
         return update
 
-    def _stored(self, order: TrainTask) -> ModelUpdate | None:
+    def _stored(self, task: TrainTask) -> ModelUpdate | None:
         """The client's update to the same base, where a slot that could not tell of it had it uploaded."""
         context = self._context
-        prefix = f"{names.updates_prefix(order.job, order.round)}{order.client}-"
-        for key in context.patiently(lambda: context.blobs.list(prefix), order):
+        prefix = f"{names.updates_prefix(task.job, task.round)}{task.client}-"
+        for key in context.patiently(lambda: context.blobs.list(prefix), task):
             try:
-                found = receipts.told_again(key, *context.patiently(functools.partial(context.blobs.stat, key), order))
+                found = receipts.told_again(key, *context.patiently(functools.partial(context.blobs.stat, key), task))
             except (NotFound, Refused) as error:
                 log.info("not told again", key=key, reason=str(error))
                 continue
-            if (found.client, found.base) == (order.client, replies.base_of(order)):  # `a-b` begins like `a`
+            if (found.client, found.base) == (task.client, replies.base_of(task)):  # `a-b` begins like `a`
                 return found
         return None
 
-    def _made(self, order: TrainTask, watch: Stopwatch) -> ModelUpdate:
-        if order.base is None:
-            return self._initial(order, watch)
-        if order.is_batch:
-            return self._batch(order, order.base, watch)
-        return self._client(order, order.base, watch)
+    def _made(self, task: TrainTask, watch: Stopwatch) -> ModelUpdate:
+        if task.base is None:
+            return self._initial(task, watch)
+        if task.is_batch:
+            return self._batch(task, task.base, watch)
+        return self._client(task, task.base, watch)
 
-    def _code(self, order: TrainTask) -> str | None:
+    def _code(self, task: TrainTask) -> str | None:
         """The digest of the user's files that this process ran: all trainers of a pool should have the same."""
-        if order.spec.pool is None or not order.spec.has_code:
+        if task.spec.pool is None or not task.spec.has_code:
             return None
-        modules = tuple(name.partition(":")[0] for name in order.spec.code)
+        modules = tuple(name.partition(":")[0] for name in task.spec.code)
         # Who made the initial model has imported no local step: that would be the digest of other files.
         return user_modules.digest(modules) if sys.modules.keys() >= set(modules) else None
 
-    def _initial(self, order: TrainTask, watch: Stopwatch) -> ModelUpdate:
+    def _initial(self, task: TrainTask, watch: Stopwatch) -> ModelUpdate:
         """The model that a job begins with, whole."""
-        data = dataset.load(order.spec, order.job)
-        if order.spec.pool is not None and order.spec.needs_test_set:
+        data = dataset.load(task.spec, task.job)
+        if task.spec.pool is not None and task.spec.needs_test_set:
             dataset.of_test(data)  # each trainer has it: one that cannot be used is found before anybody trains
-        model = self._context.fresh_model(order.job, order.spec, data)
+        model = self._context.fresh_model(task.job, task.spec, data)
         file = model.save()
-        check_initial(file, model.layout, order.spec)
+        check_initial(file, model.layout, task.spec)
         watch.lap("train")
-        update = replies.update(order, self._context.trainer, examples=1).model_copy(update={"inputs": inputs_of(data)})
-        return self._uploaded(update, file, order, watch)
+        update = replies.update(task, self._context.trainer, examples=1).model_copy(update={"inputs": inputs_of(data)})
+        return self._uploaded(update, file, task, watch)
 
-    def _client(self, order: TrainTask, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
+    def _client(self, task: TrainTask, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
         """A client's update to the base model, its metrics and timings."""
-        context, client = self._context, order.client
-        simulated = SimulatedClient(context, order, client)
+        context, client = self._context, task.client
+        simulated = SimulatedClient(context, task, client)
         simulated.appear()
-        clients = Clients(context, order, base, watch)
+        clients = Clients(context, task, base, watch)
         trained = clients.train(client, simulated)
-        file, state = pack_update(trained, clients.base, clients.layout, order.spec)
+        file, state = pack_update(trained, clients.base, clients.layout, task.spec)
         simulated.upload(file.nbytes)
         update = replies.update(
-            order,
+            task,
             context.trainer,
             examples=trained.examples,
             metrics=trained.metrics,
             downloaded=clients.downloaded,
         )
-        return self._uploaded(update, file, order, watch, state.pack())
+        return self._uploaded(update, file, task, watch, state.pack())
 
-    def _batch(self, order: TrainTask, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
+    def _batch(self, task: TrainTask, base: BlobRef, watch: Stopwatch) -> ModelUpdate:
         """The folded updates of a batch."""
-        folded = batch.train(self._context, order, base, watch)
+        folded = batch.train(self._context, task, base, watch)
         if folded.file is None:
             reason = next(iter(folded.failures.values()))
-            return replies.failed(order, self._context.trainer, reason, folded.failures)
+            return replies.failed(task, self._context.trainer, reason, folded.failures)
         update = replies.update(
-            order,
+            task,
             self._context.trainer,
             examples=folded.examples,
             metrics=folded.metrics,
@@ -212,10 +212,10 @@ class Slot:
             failures=folded.failures,
             downloaded=folded.downloaded,
         )
-        return self._uploaded(update, folded.file, order, watch)
+        return self._uploaded(update, folded.file, task, watch)
 
     def _uploaded(
-        self, update: ModelUpdate, file: File, order: TrainTask, watch: Stopwatch, kept: File | None = None
+        self, update: ModelUpdate, file: File, task: TrainTask, watch: Stopwatch, kept: File | None = None
     ) -> ModelUpdate:
         """The update, its file in the store with a receipt: whoever finds it there can tell of it.
 
@@ -223,31 +223,31 @@ class Slot:
         """
         failpoint("trainer.trained")
         if kept is not None:
-            ref = self._context.patiently(lambda: self._context.keeper.save(order.job, order.client, kept), order)
+            ref = self._context.patiently(lambda: self._context.keeper.save(task.job, task.client, kept), task)
             update = update.model_copy(update={"state": ref})
         digest, about = weights.digest_of(file), receipts.receipt(update)
-        key = names.update_blob(order.job, order.round, order.client, digest)
+        key = names.update_blob(task.job, task.round, task.client, digest)
 
         def put() -> BlobRef:
             return self._context.blobs.put(
                 key, file, digest=digest, metadata=about, on_piece=lambda: failpoint("trainer.uploading")
             )
 
-        blob = self._context.patiently(put, order)
+        blob = self._context.patiently(put, task)
         watch.lap("upload")
         failpoint("trainer.uploaded")
         return update.model_copy(update={"update": blob, "timings": watch.total()})
 
-    def _refuse_if_over(self, order: TrainTask) -> None:
+    def _refuse_if_over(self, task: TrainTask) -> None:
         """Raises `Stale` where the round was over before this task began: within 20 ms, whatever was missed."""
         context = self._context
-        if context.signals.is_over(*order.work):
-            raise Stale(f"round {order.round} is over")
+        if context.signals.is_over(*task.work):
+            raise Stale(f"round {task.round} is over")
         # Where rounds do not wait for each other, the model that ends a round's work is one of a later round.
-        manifest = names.manifest_blob(order.job, order.round + order.spec.max_staleness)
-        result = names.result_blob(order.job)
-        if context.patiently(lambda: context.blobs.exists(manifest) or context.blobs.exists(result), order):
-            raise Stale(f"round {order.round} is over, says the object store")
+        manifest = names.manifest_blob(task.job, task.round + task.spec.max_staleness)
+        result = names.result_blob(task.job)
+        if context.patiently(lambda: context.blobs.exists(manifest) or context.blobs.exists(result), task):
+            raise Stale(f"round {task.round} is over, says the object store")
 
     # --- telling --------------------------------------------------------------------------------
 
@@ -263,23 +263,23 @@ class Slot:
             return False
         return True
 
-    def _take_back(self, update: ModelUpdate, order: TrainTask) -> None:
+    def _take_back(self, update: ModelUpdate, task: TrainTask) -> None:
         """Removes what came too late for the end of its job, where the job keeps no updates."""
         blobs = self._context.blobs
-        log.info("nobody listens", job=order.job, round=order.round, client=order.client)
-        if update.update is None or order.spec.keep_updates:
+        log.info("nobody listens", job=task.job, round=task.round, client=task.client)
+        if update.update is None or task.spec.keep_updates:
             return
         with suppress(FedqError):  # it is tidiness alone
-            if blobs.exists(names.result_blob(order.job)):
+            if blobs.exists(names.result_blob(task.job)):
                 blobs.remove([update.update.key])
                 if update.state is not None:
-                    self._context.keeper.drop(order.job, order.client, update.state)
+                    self._context.keeper.drop(task.job, task.client, update.state)
 
 
-def _same(asked: TrainTask, order: TrainTask) -> bool:
-    """Whether two orders ask for the same update, of the same model with the same settings and state."""
-    return all(getattr(asked, name) == getattr(order, name) for name in ("members", "spec", "state", "server")) and (
-        replies.base_of(asked) == replies.base_of(order)
+def _same(asked: TrainTask, task: TrainTask) -> bool:
+    """Whether two tasks ask for the same update, of the same model with the same settings and state."""
+    return all(getattr(asked, name) == getattr(task, name) for name in ("members", "spec", "state", "server")) and (
+        replies.base_of(asked) == replies.base_of(task)
     )
 
 

@@ -38,14 +38,14 @@ _slot: "Slot | None" = None
 _job_process: JobProcess | None = None
 
 
-def train(task: Any, order: dict[str, Any]) -> None:
+def train(task: Any, argument: dict[str, Any]) -> None:
     """Trains a client, or a batch of them, and says so."""
-    _try(task, _read(TrainTask, order))
+    _try(task, _read(TrainTask, argument))
 
 
-def evaluate(task: Any, event: dict[str, Any]) -> None:
+def evaluate(task: Any, argument: dict[str, Any]) -> None:
     """Evaluates a model on held-out examples and says so."""
-    _try(task, _read(EvaluateModel, event))
+    _try(task, _read(EvaluateModel, argument))
 
 
 def _read(kind: type[Work], argument: dict[str, Any]) -> Work:
