@@ -84,14 +84,14 @@ def test_a_broker_that_hangs_in_between_is_left(servers: Servers, tmp_path: Path
 import time
 from pathlib import Path
 from celery.worker.consumer.tasks import Tasks
-from services.trainer.parent import worker
+from services.trainer.parent import pool_consumer
 subscribe = Tasks.start
 def start(self, consumer):
     Path({str(tmp_path / "connected")!r}).touch()
     while not Path({str(tmp_path / "muted")!r}).exists(): time.sleep(0.01)
     subscribe(self, consumer)
 Tasks.start = start
-worker.SILENCE = 1.0
+pool_consumer.SILENCE = 1.0
 """
     port = servers.stack.state.ports["amqp"]
     with TcpProxy("127.0.0.1", port) as line, ExitStack() as ending:

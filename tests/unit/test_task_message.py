@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu.message import Message
 
-from services.trainer.parent.worker import Content
+from services.trainer.parent.pool_consumer import Content
 from services.trainer.train_task import CONTENT_ENCODING, CONTENT_TYPE, Task, fault
 from shared.events import MAX_BODY
 

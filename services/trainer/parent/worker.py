@@ -1,6 +1,7 @@
 """The trainer's parent process: a Celery worker that hands tasks to warm slots and never imports torch.
 
-The only module that knows Celery's inside; it stands on Celery 5.7.
+Celery's insides are known here and in the two consumers, `pool_consumer` and `silo_tasks`, and in no other module. They
+are those of Celery 5.7.
 """
 
 import logging
@@ -16,10 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import amqp
 import structlog
-from amqp import method_framing
-from amqp.exceptions import AMQPError, NotFound, ResourceLocked
+from amqp.exceptions import AMQPError
 from billiard.exceptions import RestartFreqExceeded
 from celery import Celery, bootsteps
 from celery.apps import worker as celery_worker
@@ -27,27 +26,22 @@ from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 from celery.exceptions import SecurityWarning
 from celery.utils.threads import bound_open_broker_sockets
-from celery.worker import consumer as celery_consumer
 from celery.worker import state
 from celery.worker.components import Pool
 from kombu.asynchronous import get_event_loop
-from kombu.common import ignore_errors
 from kombu.entity import Exchange, Queue
 
+from services.trainer.parent import pool_consumer
 from services.trainer.signals import Signals
-from services.trainer.train_task import CONTENT_ENCODING, fault
 from shared import names
 from shared.amqp import topology
 from shared.errors import BadInput, FedqError, Unavailable, tls_trouble
 from shared.process.probes import Loop
 from shared.process.settings import Trainer
 
-log = logging.getLogger("celery.worker")  # forwarded to ours, with its hints
-
 WARM_UP = 120.0  #: seconds a slot may take to import torch
 LOST = 1.0  #: seconds in which the result of a slot that died may still be read from its pipe
 CLOSING = 1.0  #: seconds that the broker may take for each answer while we stop
-SILENCE = 30.0  #: seconds that it may take otherwise
 
 
 def make_app(settings: Trainer, group: str, trainer: str, signals: Path, *, silo: bool = False) -> Celery:
@@ -112,118 +106,8 @@ def _with_queue(app: Celery, settings: Trainer, group: str) -> dict[str, Any]:
         "task_default_exchange": names.TASKS,
         "task_default_exchange_type": "topic",
         "task_default_routing_key": queue.name,
-        "worker_consumer": f"{__name__}:PoolConsumer",
+        "worker_consumer": f"{pool_consumer.__name__}:PoolConsumer",
     }
-
-
-class Content(amqp.Message):  # type: ignore[misc]
-    """A message as it comes, of which nothing is obeyed before `fault` has seen it.
-
-    Headers or a routing key that cannot be read would end Celery. By itself it would also unpack a body, to whatever
-    length, and decode it by any codec that the message names.
-    """
-
-    properties: dict[str, Any]
-
-    def __init__(self, frame_method: tuple[int, int], frame_args: memoryview) -> None:
-        super().__init__(frame_method=frame_method, frame_args=_with_readable_key(frame_method, frame_args))
-
-    def _load_properties(self, class_id: int, buf: memoryview, offset: int) -> int:
-        try:
-            after: int = super()._load_properties(class_id, buf, offset)
-        except Exception as error:  # a stranger's bytes: whatever they bring out of a parser is their fault
-            self.properties = {"application_headers": {"unreadable": f"{type(error).__name__}: {error}"}}
-            return offset
-        headers = self.properties.get("application_headers", {})
-        if "compression" in headers:
-            headers["compressed"] = headers.pop("compression")
-        if self.properties.get("content_encoding") != CONTENT_ENCODING:
-            self.properties.pop("content_encoding", None)
-        return after
-
-
-def _with_readable_key(method: tuple[int, int], arguments: memoryview) -> memoryview | bytes:
-    """The arguments of a delivery; its routing key, their last one, is one of '?' where it is no text."""
-    if method != amqp.spec.Basic.Deliver:
-        return arguments
-    raw = bytes(arguments)
-    tag = 4  # behind the method's two numbers
-    exchange = tag + 1 + raw[tag] + 9  # behind the consumer's tag, the delivery's, and whether it is another one
-    key = exchange + 1 + raw[exchange] + 1
-    text = raw[key:].decode("ascii", "replace").replace("\ufffd", "?")
-    return raw[:key] + text.encode()
-
-
-method_framing.Message = Content
-
-
-class PoolSteps(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]  # Celery has no types
-    """The steps of Celery that a pool's consumer needs.
-
-    Left out is the step that declares 28 queues for delayed tasks as soon as one queue is a quorum queue, and with it
-    those for remote control and monitoring events.
-    """
-
-    default_steps = (
-        "celery.worker.consumer.connection:Connection",
-        "celery.worker.consumer.tasks:Tasks",
-        "celery.worker.consumer.consumer:Evloop",
-    )
-
-
-class PoolConsumer(celery_consumer.Consumer):  # type: ignore[misc]
-    """A consumer of tasks and nothing else."""
-
-    Blueprint = PoolSteps
-
-    def start(self) -> None:
-        # Tried again: a quorum queue that has no leader for a moment is not found, or held by another.
-        self.connection_errors = (*self.connection_errors, NotFound, ResourceLocked)  # type: ignore[has-type]
-        try:
-            super().start()
-        except self.channel_errors as error:  # Celery ends at it, and says so to nobody but its log
-            self.controller.failure = Unavailable(
-                f"RabbitMQ refuses the queue of tasks: {error}; check the rights of the user in FEDQ_AMQP_URL"
-            )
-            raise
-
-    def connect(self) -> Any:
-        """A connection on which nothing waits without end for a broker that hangs."""
-        self.controller.turning.turned()  # a queue without a leader fails once connected, and all begins again here
-        connection = super().connect()
-        bound_open_broker_sockets(connection, SILENCE)
-        return connection
-
-    def ensure_connected(self, conn: Any) -> Any:
-        """Waits for the broker, as Celery does; its loop stands still meanwhile, so that this turns in its place."""
-
-        def failed(error: Exception, seconds: float) -> None:
-            log.error("Cannot connect to %s (%s), trying again in %g s", conn.as_uri(), error, seconds)
-
-        def turn() -> None:
-            self.controller.turning.turned()
-            state.maybe_shutdown()
-
-        return conn.ensure_connection(failed, callback=turn)
-
-    def create_task_handler(self) -> Callable[[Any], None]:
-        """Celery's, for messages that are ours to the last header; any other is a dead letter at once."""
-        handle = super().create_task_handler()
-
-        def received(message: Any) -> None:
-            if (reason := fault(message)) is None:
-                handle(message)
-            else:
-                log.error("no task, and a dead letter now: %s", reason)
-                message.reject_log_error(log, self.connection_errors)
-
-        return received
-
-    def shutdown(self) -> None:
-        """Closes the connection; Celery would cancel the consumer twice more, each time waiting for an answer."""
-        connection, self.connection = self.connection, None  # type: ignore[has-type]
-        if connection is not None:
-            ignore_errors(connection, connection.close)  # type: ignore[no-untyped-call]
 
 
 class Slots(AsynPool):  # type: ignore[misc]
