@@ -1,1 +1,1 @@
-"""Whose data a client trains on: the catalog's data sets, or the user's own."""
+"""The data that clients train on: the catalog's data sets, or the user's own."""

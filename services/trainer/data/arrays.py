@@ -21,7 +21,7 @@ from services.trainer.data.source import (
 from shared.errors import BadInput
 from shared.job.catalog.data import Npz
 
-FEW = 1000  #: classes that there may be of fewer examples; more are identities, or measurements
+FEW = 1000  #: limit of labels if there are fewer examples; larger ones are identities, or measurements
 
 Array = npt.NDArray[Any]
 
@@ -69,7 +69,7 @@ def _numbers(x: Array, what: str) -> Array:
 
 
 def _names(owners: Array, examples: int, what: str) -> Array:
-    """Whose each example is: whole numbers or words."""
+    """The owner of each example, as whole numbers or words."""
     if owners.ndim == 2 and owners.shape[1] == 1:
         owners = owners[:, 0]
     if owners.dtype.kind == "S" and owners.tobytes().isascii():
@@ -95,12 +95,12 @@ def _arrays(file: Path, names: list[str]) -> list[Array]:
             found = []
             for name in names:
                 found.append(archive[name])
-                if not isinstance(found[-1], np.ndarray):  # another file in the same archive
+                if not isinstance(found[-1], np.ndarray):  # the archive holds another kind of file under that name
                     raise BadInput(f"{file}: {name} is no array")
             return found
     except BadInput:
         raise
-    except Exception as error:  # of zipfile, zlib and NumPy
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own kinds
         raise BadInput(f"{file} is no NumPy archive of plain arrays: {_words(error, name)}") from error
 
 

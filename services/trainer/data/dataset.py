@@ -31,9 +31,9 @@ Examples = tuple[Tensor, Tensor]
 
 log = structlog.get_logger()
 
-KEPT = 4  #: data sets that a process keeps loaded
-KNOWN = 64  #: jobs of each that are remembered
-TRIES = 3  #: readings of files that change meanwhile
+KEPT = 4  #: data sets that stay loaded in a process
+KNOWN = 64  #: latest jobs remembered for each loaded data set, so that each checks the files once
+TRIES = 3  #: attempts to read files that change while they are read
 
 
 class Dataset(Protocol):
@@ -51,27 +51,26 @@ class Dataset(Protocol):
 
 class _Kept(NamedTuple):
     dataset: Dataset
-    jobs: deque[str]  # that have it already
+    jobs: deque[str]  # the jobs that use it already
 
 
 _loaded: OrderedDict[str, _Kept] = OrderedDict()
-_sources: WeakValueDictionary[str, StoredExamples] = (
-    WeakValueDictionary()
-)  # of those loaded, whatever split they are in
+# Shared by all splits of the same files that are loaded.
+_sources: WeakValueDictionary[str, StoredExamples] = WeakValueDictionary()
 
 
 def load(spec: JobSpec, job: str = "") -> Dataset:
     """The data set of a job, kept loaded for its next rounds; `BadInput` where it is not there, or lacks a member.
 
-    A new `job` has its files looked at, and what changed is read again; the user's own data, which nobody can look
-    into, are made anew.
+    For a new `job` its files are looked at, and read again if they changed. The user's own data cannot be looked into,
+    and are made again.
     """
     key = f"{spec.seed} {spec.population} {spec.data.model_dump_json()}"
     kept = _loaded.pop(key, None)
     if kept is None or job not in kept.jobs:
         jobs: deque[str] = deque(maxlen=KNOWN) if kept is None else kept.jobs
         before = kept.dataset if kept is not None and isinstance(kept.dataset, SharedOut) else None
-        kept = None  # the user's own are not in memory twice
+        kept = None  # drops the user's old data first: both would not fit into memory
         jobs.append(job)
         kept = _Kept(_made(spec, before), jobs)
     while len(_loaded) >= KEPT:
@@ -162,10 +161,11 @@ def _made(spec: JobSpec, before: SharedOut | None) -> Dataset:
 
 
 def read_source(data: Shared) -> StoredExamples:
-    """What a data set of the catalog holds: the same arrays for all jobs that share it out, each in its way."""
+    """The contents of a data set of the catalog: all jobs that share it out, each in its way, have the same arrays."""
     base, place = _base(), place_of(data)
     key = data.partition.key if isinstance(data, Csv | Npz) and isinstance(data.partition, Natural) else None
-    how = {"clients", "partition", "local_test", "test_fraction", "fraction", "download"}  # it is used, not what it is
+    # These say how the data are used, not what they are.
+    how = {"clients", "partition", "local_test", "test_fraction", "fraction", "download"}
     identity = f"{place} {key!r} {data.model_dump_json(exclude=how)}"
     for _ in range(TRIES):
         before = stamp(place, base) if place is not None else ""
@@ -234,7 +234,7 @@ NAMES = {"digest": "files of digest"}  #: in a sentence
 
 
 def inputs_of(data: Dataset) -> Inputs:
-    """The form of the data. Of the user's own nothing is known beside shape and classes."""
+    """The form of the data. Only shape and classes are known of the user's own data."""
     about: dict[str, Any] = {"shape": tuple(data.shape), "classes": data.classes}
     if not isinstance(data, SharedOut):
         return Inputs(**about)
@@ -254,7 +254,8 @@ def refuse_others(data: Dataset, first: Inputs, trainer: str) -> None:
     own = inputs_of(data)
     found = [
         f"{NAMES.get(name, name)} {_shown(mine)} in place of {_shown(theirs)}"
-        for name in sorted(Inputs.model_fields, key=lambda name: name != "digest")  # of which all else is a consequence
+        # The digest first: other files explain all other differences.
+        for name in sorted(Inputs.model_fields, key=lambda name: name != "digest")
         if (mine := getattr(own, name)) != (theirs := getattr(first, name))
     ]
     if found:

@@ -18,7 +18,7 @@ from shared.errors import BadInput
 from shared.job import job_spec
 from shared.job.catalog.data import Csv, InFiles
 
-DIGITS = 6  #: of a mean or a deviation that is published: it need not be exact, only the same everywhere
+DIGITS = 6  #: significant digits of a published mean or deviation: it need not be exact, only the same everywhere
 
 
 def described(draft: job_spec.Draft) -> dict[str, Any]:
@@ -45,9 +45,10 @@ def described(draft: job_spec.Draft) -> dict[str, Any]:
 
 
 def _read(data: InFiles) -> tuple[StoredExamples, str | None]:
-    """The data as they are, and why they are not as the job file says."""
+    """The data as they are, and the reason why they are not as the job file says, if they are not."""
     by_itself: dict[str, Any] = {"scale": True, "statistics": None} if isinstance(data, Csv) else {}
-    views: list[dict[str, Any]] = [{**by_itself, "classes": None}, by_itself]  # some labels are none unless declared
+    # Some values are labels only if the job file declares them.
+    views: list[dict[str, Any]] = [{**by_itself, "classes": None}, by_itself]
     if isinstance(data, Csv):
         views += [{**view, "columns": None} for view in views]
     try:
@@ -59,14 +60,14 @@ def _read(data: InFiles) -> tuple[StoredExamples, str | None]:
     for view in views:
         try:
             return dataset.read_source(data.model_copy(update=view)), problem
-        except BadInput as error:  # of a column that holds words, say
+        except BadInput as error:  # a column holds words, say
             reason = reason or error
     assert reason is not None  # noqa: S101 - for the type checker
     raise reason
 
 
 def _statistics(source: StoredExamples) -> dict[str, list[float]]:
-    means, deviations = source.prepare.offset or (), source.prepare.scale or ()  # as the file has them, in float64
+    means, deviations = source.prepare.offset or (), source.prepare.scale or ()  # in the units of the file, as float64
     return {
         "mean": [_rounded(mean, deviation) for mean, deviation in zip(means, deviations, strict=True)],
         "deviation": [_rounded(deviation, deviation) for deviation in deviations],
@@ -74,7 +75,7 @@ def _statistics(source: StoredExamples) -> dict[str, list[float]]:
 
 
 def _rounded(value: float, deviation: float) -> float:
-    """A number to as many digits that what is lost is little beside the deviation: of a time in seconds, more."""
+    """A number to so many digits that the loss is small against the deviation: more digits for a time in seconds."""
     more = math.floor(math.log10(abs(value) / deviation)) if value else 0
     return float(f"{value:.{DIGITS + max(more, 0)}g}")
 

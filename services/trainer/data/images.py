@@ -23,7 +23,7 @@ from shared.errors import BadInput
 from shared.job.catalog.data import Images
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-WHITE = 65535  #: of 16 bits
+WHITE = 65535  #: value of white in 16 bits
 DARK = 4096  #: 16-bit images without a value from here on are of 12 bits, or fewer
 BITS, PHOTOMETRIC = 258, 262  #: tags of TIFF
 
@@ -41,21 +41,22 @@ def read_image(file: Path, size: int, grey: bool) -> tuple[npt.NDArray[np.uint8]
     """
     if not file.is_file():
         raise BadInput(f"{file} is no file, or a link to none; remove it")
-    pillow, operations = (
-        importlib.import_module(f"PIL.{name}") for name in ("Image", "ImageOps")
-    )  # others pay nothing
+    # Imported here: other data sets do not pay for Pillow.
+    pillow, operations = (importlib.import_module(f"PIL.{name}") for name in ("Image", "ImageOps"))
     try:
         with pillow.open(file, formats=FORMATS) as image:
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's, with a preview beside it
+            # MPO is a camera's photo, with a preview in the same file.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise _Unfit(f"it holds {image.n_frames} images; save each of them by itself")
-            is_wide = any(";16" in str(tile[3]) for tile in image.tile)  # known until it is decoded
+            # Read now: Pillow forgets the tiles when it decodes the image.
+            is_wide = any(";16" in str(tile[3]) for tile in image.tile)
             flat, highest = _of_bytes(operations.exif_transpose(image), image, pillow)
-            if is_wide and not image.mode.startswith("I"):  # of colours Pillow gives the upper 8 bits alone
+            if is_wide and not image.mode.startswith("I"):  # Pillow gives only the upper 8 bits of 16-bit colours
                 highest = 256 * max(most for _, most in flat.convert("RGB").getextrema()) + 255
             scaled = flat.convert("L" if grey else "RGB").resize((size, size), pillow.Resampling.BILINEAR)
     except _Unfit as unfit:
         raise BadInput(f"{file}: {unfit}") from None
-    except Exception as error:  # each format has its own ways to fail
+    except Exception as error:  # each format of Pillow fails with its own kinds of errors
         raise BadInput(f"{file} is no image that can be read: {_image_trouble(error)}") from error
     found = np.asarray(scaled, dtype=np.uint8).reshape(size, size, -1)
     return found.transpose(2, 0, 1), highest
@@ -68,7 +69,7 @@ def _of_bytes(image: Any, opened: Any, pillow: Any) -> tuple[Any, int]:
         bits = max(tags.get(BITS, (16,)))
         values = np.asarray(image).astype(np.int64)
         if tags.get(PHOTOMETRIC, 1) == 0:
-            values = 2**bits - 1 - values  # 0 is white
+            values = 2**bits - 1 - values  # in this photometric kind 0 is white
         return pillow.fromarray((values >> (bits - 8)).astype(np.uint8)), int(values.max()) << (16 - bits)
     if image.mode in ("I", "F"):
         raise _Unfit(

@@ -59,7 +59,7 @@ def fetch(kind: str, folder: Path, command: tuple[str, ...] = COMMAND, longest: 
         found = subprocess.run(
             [*command, kind, str(folder)], capture_output=True, text=True, timeout=longest, check=False
         )
-    except subprocess.TimeoutExpired:  # the process is killed by now
+    except subprocess.TimeoutExpired:  # `run` has killed the process
         return f"not done after {longest:g} s"
     if found.returncode == 0:
         return ""
@@ -69,13 +69,14 @@ def fetch(kind: str, folder: Path, command: tuple[str, ...] = COMMAND, longest: 
 
 def main(kind: str, folder: Path) -> None:
     """Downloads what is not there, one process of a machine at a time; ends with one line that says why not."""
-    socket.setdefaulttimeout(SILENCE)  # urllib has none
+    socket.setdefaulttimeout(SILENCE)  # urllib would wait for ever
     make = getattr(importlib.import_module("torchvision.datasets"), kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a bar for people
+            # Torchvision shows a progress bar, which no one sees here.
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 make(folder, download=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise SystemExit(_reason(error)) from error
@@ -88,7 +89,7 @@ def _reason(error: Exception) -> str:
 
 
 class TorchvisionSet(NamedTuple):
-    """How torchvision calls a data set, and the mean and deviation of its training images by channel, in [0, 1]."""
+    """The class of torchvision for a data set, and its training images' mean and deviation by channel, in [0, 1]."""
 
     kind: str
     mean: tuple[float, ...]
@@ -126,7 +127,7 @@ def read_torchvision(
         except FilesAbsent:
             if not may_download:
                 raise
-            reason = fetch(known.kind, folder)  # or waits until another slot has
+            reason = fetch(known.kind, folder)  # another slot may hold the lock and download it meanwhile
             tried = f"; it could not be downloaded: {reason}" if reason else ""
             training, test, names = _files(kind, folder)
     except FilesAbsent as absent:
@@ -155,7 +156,7 @@ def _files(kind: Any, folder: Path) -> tuple[Examples, Examples, tuple[str, ...]
     try:
         return _fitting(*(_pickled(kind, folder) if is_cifar else _plain(kind, wanted)))
     except (RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:
-        words = " ".join(str(error).split()) or type(error).__name__  # an assertion of torchvision's has none
+        words = " ".join(str(error).split()) or type(error).__name__  # torchvision's assertions have no text
         raise FilesAbsent(f"{place} is damaged ({words}), delete it") from error
 
 

@@ -13,7 +13,7 @@ from shared.errors import BadInput
 
 Array = npt.NDArray[Any]
 
-MOST_CLASSES = 1_000_000  #: a model gives a number for each
+MOST_CLASSES = 1_000_000  #: limit of classes: a model's last layer has an output for each
 
 _ABSENT = object()
 
@@ -84,14 +84,15 @@ def _array(value: Any, what: str) -> Array:
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu().resolve_conj().resolve_neg()
             if value.is_floating_point() and value.dtype != torch.float64:
-                value = value.to(torch.float32)  # NumPy lacks some of torch's
+                value = value.to(torch.float32)  # NumPy lacks some of torch's dtypes, such as bfloat16
             value = value.numpy()
         if np.ma.is_masked(value):
             raise BadInput(f"{what} with values that are masked; leave these examples out, or fill them in")
         found = np.asarray(value)
-        if found.dtype.kind == "O" and found.ndim:  # a table of pandas with numbers of several kinds
+        if found.dtype.kind == "O" and found.ndim:  # a pandas table whose columns have numbers of several kinds
             found = np.asarray(found.tolist())
-            found = found.astype(np.float64) if found.dtype.kind == "O" else found  # what is missing becomes NaN
+            # Missing values become NaN, which `floats` refuses.
+            found = found.astype(np.float64) if found.dtype.kind == "O" else found
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise BadInput(f"{what}, which is no array of numbers: {error}") from error
     if found.dtype.kind not in "fiub":

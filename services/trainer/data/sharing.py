@@ -27,9 +27,9 @@ from shared.job.catalog.data import (
 )
 
 Indices = npt.NDArray[np.int64]
-Groups = npt.NDArray[Any]  # whose each example is, (n,): names, or numbers
+Groups = npt.NDArray[Any]  # owner of each example, (n,): names, or numbers
 
-REDRAWS = 1000  #: of a split whose smallest share is below `min_size`, before giving up
+REDRAWS = 1000  #: draws of a split before it is given up, because its smallest share stays below `min_size`
 
 
 def shares(spec: PartitionSpec, labels: Indices, groups: Groups | None, clients: int, seed: int) -> Sequence[Indices]:
@@ -108,7 +108,7 @@ def dirichlet(labels: Indices, clients: int, alpha: float, min_size: int, seed: 
     for _ in range(REDRAWS):
         proportions = rng.dirichlet(np.full(clients, alpha), size=len(members))
         cuts = np.rint(np.cumsum(proportions, axis=1) * totals[:, None]).astype(np.int64)
-        cuts[:, -1] = totals  # whatever the rounding: every example has an owner
+        cuts[:, -1] = totals  # every example gets an owner, however the proportions were rounded
         sizes = np.diff(cuts, axis=1, prepend=0).sum(axis=0)
         if sizes.min() >= min_size:
             pieces = [np.split(each, cut[:-1]) for each, cut in zip(members, cuts, strict=True)]
@@ -136,7 +136,8 @@ def classes(labels: Indices, clients: int, n: int, seed: int) -> list[Indices]:
     takers: list[list[int]] = [[] for _ in present]
     taken = np.zeros(present.size, dtype=np.int64)
     for client in range(clients):
-        fewest = np.lexsort((rng.random(present.size), taken))[:n]  # the least taken ones, in any order among equals
+        # The classes with the fewest takers, in random order among equals.
+        fewest = np.lexsort((rng.random(present.size), taken))[:n]
         taken[fewest] += 1
         for place in fewest:
             takers[place].append(client)
@@ -185,7 +186,7 @@ def quantity(
     parts = rng.lognormal(0.0, sigma, clients) if weights is None else np.asarray(weights, dtype=np.float64)
     if parts.size != clients:
         raise BadInput(f"data.partition.weights has {parts.size} weights for {clients} clients")
-    parts = np.ldexp(parts, -np.frexp(parts.max())[1])  # by a power of 2: as they were, and their sum is a number
+    parts = np.ldexp(parts, -np.frexp(parts.max())[1])  # scaled by a power of 2: exact, and the sum cannot overflow
     sizes = _proportional(size, parts, min_size)
     return [np.sort(share) for share in np.split(rng.permutation(size), np.cumsum(sizes)[:-1])]
 
@@ -269,13 +270,13 @@ def _refuse_too_few(size: int, clients: int, min_size: int) -> None:
 class SharedOut:
     """A `StoredExamples` in shares, one for each client: places in its arrays, which all splits of it have in common.
 
-    Where the source is the client's own (`whole`), all of it is the share of whoever asks. `owners` are the names of
-    those whose examples a natural partition shares out, in the order of the clients; none stands for those beyond them.
+    If the source is the client's own (`whole`), all of it is the share of any client that asks. `owners` are the names
+    of those whose examples a natural partition shares out, in the order of the clients; no client has the others.
     """
 
     def __init__(self, spec: Shared, clients: int, seed: int, source: StoredExamples, *, whole: bool = False) -> None:
         self.source = source
-        self.is_common = not whole  # to all clients, which have the same files
+        self.is_common = not whole  # all clients share the same files
         self.shape = source.shape
         self.names = source.names
         self.classes = len(source.names)

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from shared.errors import BadInput
 
-SHOWN = 8  #: names in a sentence
-TOLD = 32  #: labels that are not declared, at most, where any of them is named
+SHOWN = 8  #: most names that a sentence lists
+TOLD = 32  #: most undeclared labels that a sentence may name; with more, it names none
 
 Stored = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -71,14 +71,14 @@ class StoredExamples:
 
     x: Stored  # (n, *stored)
     y: Labels  # (n,)
-    shape: tuple[int, ...]  # of one example as models see it
-    names: tuple[str, ...]  # of the classes 0, 1, …
-    prepare: Preparation = as_floats  # of some examples, to float32 (m, *shape)
-    owners: npt.NDArray[Any] | None = None  # (n,): whose each example is
-    test: tuple[Stored, Labels] | None = None  # a test set of its own
-    features: tuple[str, ...] = ()  # their names, where they have some
-    files: tuple[Path, ...] = ()  # that all this was read from
-    digest: str | None = None  # of these files; see `contents`
+    shape: tuple[int, ...]  # one example's, as models see it
+    names: tuple[str, ...]  # the classes' names, for labels 0, 1, …
+    prepare: Preparation = as_floats  # makes float32 (m, *shape) of stored examples
+    owners: npt.NDArray[Any] | None = None  # (n,): the owner of each example
+    test: tuple[Stored, Labels] | None = None  # the test set, if the files have one
+    features: tuple[str, ...] = ()  # the features' names, if they have any
+    files: tuple[Path, ...] = ()  # the files that were read
+    digest: str | None = None  # the files' digest; see `contents`
 
     def examples(self, places: npt.NDArray[np.int64]) -> tuple[Floats, Labels]:
         """Some of the examples as models see them."""
@@ -147,7 +147,7 @@ def inside(base: Path, path: str | Path, setting: str) -> Path:
     """
     try:
         root, found = base.resolve(), (base / path).resolve()
-    except (OSError, ValueError, RuntimeError):  # a NUL, a name that is too long, a circle of links
+    except (OSError, ValueError, RuntimeError):  # the path has a NUL, a name that is too long, or a circle of links
         raise BadInput(
             f"{setting}: {str(path)!r} is no path that can be followed; give one below FEDQ_DATA_DIR"
         ) from None
@@ -189,7 +189,7 @@ def _walk(folder: Path, base: Path) -> Iterator[Path]:
 
 
 def is_litter(name: str) -> bool:
-    """True for the name of a file or folder that programs leave behind, and that is nobody's data."""
+    """True for the name of a file or folder that programs leave behind, and that holds no data."""
     return name.startswith(".") or name.lower() in {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 
@@ -204,7 +204,7 @@ def contents(files: Sequence[Path], folder: Path) -> str:
 
 
 def stamp(path: Path, base: Path) -> str:
-    """Of what `path` is made: another string once a file of it is changed, added, removed or replaced."""
+    """A string for the files of `path`: another one once a file is changed, added, removed or replaced."""
     files = files_in(path, base) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:

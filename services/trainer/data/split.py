@@ -1,4 +1,4 @@
-"""Who gets what: `python -m services.trainer.data.split < job.json` prints each client's examples by class.
+"""The split of a job's data: `python -m services.trainer.data.split < job.json` prints client by client, by class.
 
 The answer is JSON: `classes` (their names), `clients` (for each the examples of every class, held out ones too), `test`
 (the same of the test set, or null), `shape` (of one example), `elsewhere` (silos whose data are not here, and what was

@@ -31,7 +31,7 @@ from shared.job.catalog.data import MOST_CLASSES, Csv
 Column = tuple[str, ...]
 Numbers = npt.NDArray[np.float64]
 
-LONGEST = 200  #: characters of a label
+LONGEST = 200  #: most characters of a label
 LARGEST = float(np.finfo(np.float32).max)
 
 _WORDS_FOR_NOTHING = {"nan", "-nan", "na", "n/a", "#na", "#n/a", "<na>", "nat", "null", "none", "nil", "-", "?"}
@@ -65,7 +65,7 @@ class Table:
     def numbers(self, name: str) -> Numbers:
         """A column of numbers (n,), of which true and false are 1 and 0; `BadInput` names the row."""
         column = self.columns[name]
-        if not any(map(is_number, column)):  # ends at the first number
+        if not any(map(is_number, column)):  # cheap: `any` ends at the first number
             column = tuple(_TRUTH.get(value.lower(), value) for value in column)
         found = _floats(column)
         wrong = np.flatnonzero(~(np.abs(found) <= LARGEST))
@@ -75,7 +75,7 @@ class Table:
         return found
 
     def refuse_words_for_nothing(self, name: str, advice: str) -> None:
-        """`BadInput` where a column of words has one for a missing value; a minus may be a word beside a plus."""
+        """`BadInput` where a column of words has one for a missing value; `-` may be a word like `+`."""
         reason = f"a word for a missing value; mend it, {advice}"
         self.refuse(name, self.columns[name], lambda value: value.lower() in _WORDS_FOR_NOTHING - {"-"}, reason)
 
@@ -128,7 +128,8 @@ def _records(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     number = 0
     body: list[tuple[int, list[str]]] = []
     try:
-        with file.open(newline="", encoding="utf-8-sig") as text:  # a spreadsheet may begin its file with a mark
+        # A spreadsheet may begin its file with a byte order mark.
+        with file.open(newline="", encoding="utf-8-sig") as text:
             rows = csv.reader(text, strict=True, skipinitialspace=True)
             header = next(rows, [])
             number = 1

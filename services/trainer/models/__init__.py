@@ -1,1 +1,1 @@
-"""What is trained: the catalog's models, or the user's own, and their way into a flat file and back."""
+"""The models that are trained: the catalog's models, or the user's own, and their way into a flat file and back."""

@@ -21,9 +21,8 @@ from shared.job.catalog.models import CustomModel, Lora, ModelSpec
 
 __all__ = ["build", "lenet"]
 
-_LORA_TARGETS = {
-    "transformer": ("query", "value")
-}  #: targets of a model, as the paper has them; else every layer that would do
+#: Targets of a model, as the paper has them; else every layer that would do.
+_LORA_TARGETS = {"transformer": ("query", "value")}
 _LISTED = 12
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)

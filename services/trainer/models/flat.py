@@ -1,4 +1,4 @@
-"""What is shared of a model, in a flat file and back: every floating tensor as float32, the others as they are.
+"""The shared part of a model, in a flat file and back: every floating tensor as float32, the others as they are.
 
 Not all of a model is: a client may keep layers and batch norm's statistics, and what adapters freeze is the same
 everywhere. Names are those of the model's state; a tensor that has several is shared once.
@@ -36,7 +36,7 @@ from shared.job.catalog.training import Kept
 
 Array = npt.NDArray[Any]
 
-BATCH_NORM = "batch_norm"  #: in `Kept.personal`: every parameter and buffer of a batch norm layer
+BATCH_NORM = "batch_norm"  #: word in `Kept.personal` for every parameter and buffer of a batch norm layer
 
 _KEPT = {
     torch.int64: "I64",
@@ -86,7 +86,7 @@ class FlatModel:
         self._beside = TransientState(model)
         self._shapes = {name: tensor.shape for name, tensor in state.items()}
         self._kinds = _kinds(state)
-        # What is not in the base must not pass from one client to the next: it begins as it was.
+        # Tensors that are not in the base must not pass from one client to the next: each client begins with these.
         self._first = {name: state[name].clone() for name in apart}
         self._aside = {name: buffer.clone() for name, buffer in model.named_buffers() if name not in state}
         self._frozen = {name: _identity(state[name]) for name in frozen}
@@ -101,7 +101,7 @@ class FlatModel:
         """
         try:
             weights.check_header(file, self.layout)
-        except Refused as error:  # a model of the user's code, or of another version of ours
+        except Refused as error:  # the user's code differs, or this trainer runs another version of fedq
             raise Refused(
                 f"this trainer builds another model than the job's: {error}; it must be the same each time, everywhere"
             ) from error
@@ -177,7 +177,7 @@ class FlatModel:
                 )
 
     def _state(self) -> dict[str, Tensor]:
-        # Anew each time: training may have replaced a tensor. Detached, they share the model's memory.
+        # Read again each time: training may have replaced a tensor. Detached tensors share the model's memory.
         with user_code.running():
             state = self.model.state_dict()
         if (kinds := _kinds(state)) != self._kinds:
@@ -196,7 +196,7 @@ def _kinds(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def layout_of(model: nn.Module, apart: Collection[str] = ()) -> Layout:
-    """Where each tensor of a model but those `apart` lies in its file, or `BadInput` for one that cannot travel."""
+    """The place of each tensor of a model but those `apart` in its file; `BadInput` for one that cannot travel."""
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):

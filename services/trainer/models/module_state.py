@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from shared.errors import BadInput
 
-_WORK = 1_000_000  # steps that may be spent on finding out whether two views have an element in common
+_WORK = 1_000_000  # most steps that NumPy may spend to find out if two views have an element in common
 
 
 def tied(state: Mapping[str, Tensor], parameters: Collection[str] = ()) -> dict[str, str]:
     """The other names of tensors that have several, each with the name that the tensor goes by."""
     names: dict[tuple[object, ...], str] = {}
     found = {}
-    for name in sorted(state, key=lambda name: name not in parameters):  # of equals, in the order of the state
+    # Parameters first, otherwise in the order of the state.
+    for name in sorted(state, key=lambda name: name not in parameters):
         if state[name].numel():
             first = names.setdefault(_view(state[name]), name)
             if first != name:
@@ -51,7 +52,8 @@ def refuse_overlaps(state: dict[str, Tensor], beside: dict[str, Tensor]) -> None
     Those that lie `beside` the state are put back for each client, and must not take the state along; whether they
     share memory among themselves does not matter.
     """
-    before: list[tuple[int, str, Tensor]] = []  # those that may reach into the next one, with their ends
+    # Tensors that may reach into the next one, with the addresses of their ends.
+    before: list[tuple[int, str, Tensor]] = []
     for name, tensor in sorted((state | beside).items(), key=lambda item: item[1].data_ptr()):
         if not tensor.numel():
             continue
@@ -82,7 +84,7 @@ def unite(model: nn.Module) -> None:
             if parameter.requires_grad and parameter.numel():
                 first = firsts.setdefault(_view(parameter), parameter)
                 if first is not parameter:
-                    setattr(module, name, first)  # a recurrent layer takes it into its list of weights as well
+                    setattr(module, name, first)  # a recurrent layer's own list of weights follows
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:
@@ -98,7 +100,7 @@ def _shares(one: Tensor, other: Tensor) -> bool:
 
 
 def _addresses(tensor: Tensor) -> npt.NDArray[np.void]:
-    """An array of the same addresses, on whatever device: nobody looks at what is there."""
+    """An array of the same addresses, on any device: the memory itself is never read."""
     size = tensor.element_size()
     return np.asarray(_Memory({
         "version": 3,
@@ -168,14 +170,14 @@ def _inside(value: Any, deep: int = 3) -> Iterator[tuple[str, Tensor]]:
                 yield f"[{key!r}]{inner}", tensor
 
 
-_PLAIN = (bool, int, float, str, type(None))  # what cannot be changed in place
+_PLAIN = (bool, int, float, str, type(None))  # values that cannot be changed in place
 _OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 Hooks = dict[int, Any]
 
 
 class TransientState:
-    """All that of a model that was just built, to be put back before each client.
+    """The transient state of a model that was just built, to be put back before each client.
 
     Code that makes its model anew for each client has no need to remove a hook that adds to gradients: left there, the
     next client's would be added to twice. Nor has it to forget a hidden state that its forward keeps: attributes that
@@ -207,7 +209,7 @@ class TransientState:
             _forget(module, buffers)
         for where, hooks in _hooks(self._model).items():
             before = self._hooks.get(where, {})
-            if hooks != before:  # autograd has this very dict, and another one would not be looked at
+            if hooks != before:  # autograd holds this very dict and would not look at another one
                 hooks.clear()
                 hooks.update(before)
 

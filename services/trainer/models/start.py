@@ -24,11 +24,11 @@ def begin_with(model: nn.Module, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise BadInput(f"model.start: the file cannot be read as safetensors: {error}") from error
     wanted = model.state_dict()
-    if has_adapters(model):  # elsewhere such names are the model's own
+    if has_adapters(model):  # without adapters, such names are the model's own tensors
         wanted = {_plain(name): tensor for name, tensor in wanted.items() if not _adapter(name)}
     last = {name for name in wanted if name.rpartition(".")[0] == _last_layer(wanted)}
     others = tied(wanted)
-    given = {others.get(name, name): name for name in found}  # what each tensor is called in the file
+    given = {others.get(name, name): name for name in found}  # the name of each tensor in the file
     missing = [
         name for name in wanted if others.get(name, name) not in given and not (name in last and last.isdisjoint(found))
     ]
