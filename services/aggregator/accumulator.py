@@ -60,8 +60,8 @@ class Current:
     validator: Validator
 
 
-class Round(Protocol):
-    """The open round: how an answer to it is received, and what is made of those that count."""
+class AnyRound(Protocol):
+    """Open round, either round 0 or a later one: receives updates, adds those that count, and makes the next model."""
 
     grid: Grid | None  #: the round's fixed-point grid; None if nothing is summed
 
@@ -75,11 +75,11 @@ class Round(Protocol):
         """Adds the file of entries that an earlier owner accepted; `NotFound` or `Refused` if it cannot be had."""
 
     def step(self, accepted: Mapping[str, Entry]) -> Advanced:
-        """Makes the next model in place; returns what the step leaves beside it."""
+        """Makes the next model in place; returns the other files that the step makes, such as the strategy's state."""
 
 
 class InitialModel:
-    """Round 0: the one answer is the whole model."""
+    """Round 0: its only update is the whole initial model."""
 
     grid: Grid | None = None
 
@@ -106,7 +106,7 @@ class InitialModel:
 
 
 class UpdateRound:
-    """Any later round: updates of the current model are summed on a fixed-point grid."""
+    """Round from 1 on: updates of the current model are summed on a fixed-point grid."""
 
     def __init__(self, current: Current, grid: Grid, blobs: Blobs) -> None:
         self.grid: Grid | None = grid
@@ -159,7 +159,7 @@ class Accumulator:
         self.seconds = 0.0  #: seconds spent receiving and adding the counted updates
         self._clock = clock
         self._current: Current | None = None
-        self._round: Round = InitialModel(self, blobs, spec)
+        self._round: AnyRound = InitialModel(self, blobs, spec)
         self._advanced: BlobRef | None = None  # the new model's place, once the server step is taken
         self._mistake: BadInput | None = None  # the strategy's error, if it made no model
 
@@ -176,7 +176,7 @@ class Accumulator:
         return self._current.model.file if self._current is not None else np.empty(0, np.uint8)
 
     def adopt(self, model: Model, server: File | None = None) -> None:
-        """Makes a committed model, or the initial one, the model that updates refer to."""
+        """Makes a committed model, or the initial one, the base of the next updates."""
         aggregation = Aggregation(self.plan, model.layout, server)
         self._current = Current(model, aggregation, Validator(self._blobs, aggregation, self._spec.limits))
 
@@ -188,7 +188,7 @@ class Accumulator:
         )
 
     def committed(self, blob: BlobRef) -> None:
-        """Notes where the current model lies in the store, now that its round is committed."""
+        """Records the current model's blob, now that its round is committed."""
         if self._current is not None:
             self._current.model.blob = blob
 
@@ -199,7 +199,7 @@ class Accumulator:
         self.counted.clear()
         self.seconds = 0.0
         self._advanced = None
-        if number == 0:  # an attempt before this one may have adopted a model and been given up
+        if number == 0:  # an earlier attempt may have adopted a model and been abandoned
             self._current = None
             self._round = InitialModel(self, self._blobs, self._spec)
             self.bases.clear()
@@ -207,8 +207,8 @@ class Accumulator:
         if self._current is None:
             raise Stale(f"round {number} of {self._job} has no base model")
         self.bases[number] = self._current.model.blob
-        for old in [known for known in self.bases if known < number - self._spec.max_staleness]:
-            del self.bases[old]
+        for stale in [earlier for earlier in self.bases if earlier < number - self._spec.max_staleness]:
+            del self.bases[stale]
         self._round = UpdateRound(self._current, grid_of(self._spec, cohort), self._blobs)
 
     def receive(self, update: ModelUpdate, number: int) -> Pending:

@@ -1,6 +1,6 @@
 """Client history of a job: its clients' states after a round, and the figures that selection goes by.
 
-Pure. It follows from the job's manifests; a copy lies beside the last one, so that nobody has to read them all.
+Pure. It follows from the job's manifests; a copy is stored with the last one, so that the next owner need not read all.
 """
 
 from collections.abc import Mapping
@@ -12,35 +12,35 @@ from services.aggregator.selection.policy import NOTHING, Facts, History, Report
 from shared.events import StateRef
 from shared.job.job_spec import JobSpec
 
-OF_CLIENTS = ("states", "clients")  #: fields of a flat document that tell of clients; see `shared.record.parts`
+OF_CLIENTS = ("states", "clients")  #: fields of a flat document by client, stored apart; see `shared.record.parts`
 
 
 @dataclass(frozen=True)
 class ClientHistory:
     """Client history of the rounds up to the last committed one."""
 
-    states: Mapping[str, StateRef] = field(default_factory=dict)  # of each client that has one: the last that counted
+    states: Mapping[str, StateRef] = field(default_factory=dict)  # client → its state from its last counted update
     history: History = NOTHING
 
     def document(self) -> dict[str, Any]:
-        """As it is stored."""
+        """Returns the history in its stored form."""
         states = {client: [ref.size, ref.digest] for client, ref in self.states.items()}
         return {"states": states, "history": self.history.to_document()}
 
 
 def flat(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with the history's clients beside it, as it is stored in parts."""
+    """Returns a document with the figures of `history` by client at its top level, as the stored parts need them."""
     about = dict(document["history"])
     return {"states": document["states"], "clients": about.pop("clients"), "history": about}
 
 
 def is_kept(spec: JobSpec) -> bool:
-    """Whether a job has anything to remember of its clients."""
+    """Returns True if the job's clients have states, or its selection goes by figures of the clients."""
     return spec.is_stateful or policies.is_needed(spec)
 
 
 def read(document: Mapping[str, Any]) -> ClientHistory:
-    """The memory in a document, flat or not."""
+    """Returns the client history in a document, flat or not."""
     about = document["history"]
     if "clients" in document:
         about = {**about, "clients": document["clients"]}
@@ -58,9 +58,10 @@ def after(
     accepted: Mapping[str, Any],
     evaluated: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ClientHistory:
-    """What is known once round `number`, which asked `cohort` anew, is committed with these accepted updates.
+    """Returns the history after round `number` is committed with these accepted updates.
 
-    `evaluated` are the clients' figures of the last evaluation on their own held-out examples.
+    `cohort` are the clients that the round asked, without those in flight. `evaluated` are the clients' figures in the
+    last evaluation on their own held-out examples.
     """
     if number == 0 or not is_kept(spec):
         return before
@@ -71,12 +72,12 @@ def after(
         client: Report(entry["examples"], entry["metrics"], float(entry["timings"].get("total", 0.0)))
         for client, entry in accepted.items()
     }
-    known = before.history
+    figures = before.history
     if policies.is_needed(spec):
-        known = policies.observe(known, spec, Facts(number, cohort, reports, evaluated or {}))
-    return replace(before, states={**before.states, **fresh}, history=known)
+        figures = policies.observe(figures, spec, Facts(number, cohort, reports, evaluated or {}))
+    return replace(before, states={**before.states, **fresh}, history=figures)
 
 
 def superseded(before: ClientHistory, now: ClientHistory) -> list[tuple[str, StateRef]]:
-    """The states that were replaced, each with its client."""
+    """Returns the states that were replaced, each with its client."""
     return [(client, ref) for client, ref in before.states.items() if now.states.get(client, ref).digest != ref.digest]

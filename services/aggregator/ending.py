@@ -1,4 +1,4 @@
-"""Ending an attempt, a pause and the end of a job: what is written and said when no model follows.
+"""Ends an attempt, a job's run under this owner (pause), or the job: writes the records and publishes the events.
 
 Each function may run twice without harm, under this owner or the next.
 """
@@ -18,7 +18,7 @@ from shared.record.job import Result
 
 
 def abandon(context: JobContext, effect: protocol.Abandon) -> None:
-    """Ends an attempt at a round without a model; who had delivered stands in the record, with the reason."""
+    """Ends an attempt at a round without a model; records the reason, and the clients that had delivered."""
     record = record_of(context, effect.round)
     seconds = context.edges.ledger.now() - record.opened
     came_to = manifests.came_to_nothing(effect.outcome, seconds, len(record.accepted), len(record.rejected))
@@ -55,20 +55,20 @@ def pause(context: JobContext, state: State, reason: str) -> None:
     """Releases the job as paused: it has no owner until an operator resumes it."""
     context.clearing.wait()
     if context.edges.ledger.release(context.job, context.fence, "paused", reason) != "paused":
-        return  # resumed in this moment: it is claimed again
+        return  # an operator resumed the job meanwhile, so that it is to be claimed again
     context.edges.bus.publish(JobStatus(job=context.job, status="paused", detail=reason), required=False)
     context.log.info("paused", reason=reason, committed=state.artifacts.round)
 
 
 def end(context: JobContext, state: State, outcome: protocol.Outcome, reason: str) -> None:
-    """Writes the result, then says so; a job whose last figures are no numbers does not just finish."""
+    """Writes the result, then publishes it; a job that finishes with a loss that is not finite has failed."""
     ledger, blobs, accumulator = context.edges.ledger, context.edges.blobs, context.accumulator
     committed = state.artifacts.round
     if outcome == "finished":
-        outcome, said = outcomes.ending(state.evaluations.unsound, state.metrics)
+        outcome, not_finite = outcomes.ending(state.evaluations.unsound, state.metrics)
         stop = context.spec.evaluate.stop
         unmeasured = f"evaluate.stop: nobody measured {stop.metric}" if stop and not state.evaluations.progress else ""
-        reason = "; ".join(part for part in (reason, said, unmeasured) if part)
+        reason = "; ".join(part for part in (reason, not_finite, unmeasured) if part)
     context.clearing.wait()
     written = written_manifest(context, committed + 1)
     ledger.check_owned(context.job, context.fence)
@@ -100,14 +100,17 @@ def end(context: JobContext, state: State, outcome: protocol.Outcome, reason: st
 
 
 def _abandon_rest(context: JobContext, committed: int, reason: str) -> None:
-    """Ends the round that an error has ended with its job: everybody is told, and it is counted."""
+    """Abandons the round that was open or closing when an error ended the job, so that watchers and trainers know."""
     record = context.edges.ledger.round(context.job, committed + 1)
     if record is not None and record.state in ("open", "closed"):
         abandon(context, protocol.Abandon(committed + 1, record.attempt, "failed", reason))
 
 
 def _clear_late(context: JobContext, history: ClientHistory) -> None:
-    """Removes what came too late to be counted; from now on a trainer that nobody hears does so itself."""
+    """Removes update files that came too late to count.
+
+    The queue is gone, so that from now on a trainer whose update cannot be delivered removes the file itself.
+    """
     blobs = context.edges.blobs
     blobs.delete(names.rounds_prefix(context.job), holding="/updates/")
     if context.spec.is_stateful and history.states:
@@ -116,12 +119,12 @@ def _clear_late(context: JobContext, history: ClientHistory) -> None:
 
 
 def conclude(context: JobContext, ended: TrainingEnd, history: ClientHistory) -> None:
-    """Does all that follows from a job's result, by the owner that wrote it or by the next one."""
+    """Cleans up and publishes the end after a job's result is written, by this owner or by an earlier one."""
     ended = ended.model_copy(update={"fence": context.fence})
     context.edges.ledger.set_metrics(context.job, context.fence, ended.metrics)
     if context.subscription is not None:
         context.edges.bus.cancel(context.subscription)
-    # Before the ledger says that it is over, or the queue of an owner that dies here would stay.
+    # The queue is deleted before the ledger has the end: if this owner dies in between, the next one deletes it again.
     context.edges.bus.delete(names.updates_queue(context.job))
     if not context.spec.keep_updates:
         _clear_late(context, history)

@@ -236,7 +236,7 @@ def _learn_evaluated(state: State, received: Evaluated) -> State:
 
 
 def merge_metrics(earlier: Mapping[str, float], latest: Mapping[str, float]) -> dict[str, float]:
-    """Merges figures, the latest first; drops those at the end that do not fit into the job's final event."""
+    """Merges figures, the latest first; keeps as many as the job's final event has room for."""
     return fitting({**latest, **{name: value for name, value in earlier.items() if name not in latest}})
 
 

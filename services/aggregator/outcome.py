@@ -14,7 +14,7 @@ NAMED = 4  #: figures or clients in a sentence
 
 
 def early_stop(stop: StopSpec, values: Sequence[float]) -> str:
-    """Reason why a job whose evaluations gave `values`, the oldest first, needs no further round; empty if it does.
+    """Returns the reason why a job with these `values`, the oldest first, needs no further round; empty if it does.
 
     A value that is not finite reaches no target and is no improvement; any finite one improves on it.
     """
@@ -33,8 +33,8 @@ def early_stop(stop: StopSpec, values: Sequence[float]) -> str:
             since += 1
     if since < stop.patience:
         return ""
-    told = f"better than {sign * best:.4g}" if math.isfinite(best) else "a finite number"
-    return f"{stop.metric} has not been {told} for {since} evaluations (evaluate.stop.patience)"
+    goal = f"better than {sign * best:.4g}" if math.isfinite(best) else "a finite number"
+    return f"{stop.metric} has not been {goal} for {since} evaluations (evaluate.stop.patience)"
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ def read(evaluation: Mapping[str, Any]) -> Unsound:
 def after(
     before: Unsound, number: int, metrics: Mapping[str, float], clients: Mapping[str, Mapping[str, float]]
 ) -> Unsound:
-    """Figures that are not finite in the evaluation of round `number`, the next after that of `before`."""
+    """Returns the figures that are not finite in the evaluation of round `number`, which follows that of `before`."""
     since = {name: before.since.get(name, number) for name in sorted(metrics) if not is_finite(metrics[name])}
     at = tuple(client for client, own in sorted(clients.items()) if not all(map(is_finite, own.values())))
     return Unsound(since, at)
 
 
 def ending(unsound: Unsound, metrics: Mapping[str, float | None]) -> tuple[Literal["finished", "failed"], str]:
-    """The outcome of a job that has done all its rounds, and a sentence on its last figures, `metrics`.
+    """Returns the outcome of a job that has finished its rounds, and a sentence on its last figures, `metrics`.
 
-    It has failed where its model's loss is not finite: on the test set, or where there is none, on the clients.
+    The job has failed if its model's loss is not finite on the test set, or on the clients if there is no test set.
     """
     loss = "loss" if "loss" in metrics else "local_loss"
     if loss in unsound.since:
@@ -82,7 +82,7 @@ def ending(unsound: Unsound, metrics: Mapping[str, float | None]) -> tuple[Liter
 
 
 def is_finite(value: float | None) -> bool:
-    """True for a finite number; a record has null for any other."""
+    """Returns True for a finite number; a record has null for any other number."""
     return value is not None and math.isfinite(value)
 
 
