@@ -467,7 +467,7 @@ def no_end_of_trying(patch: pytest.MonkeyPatch) -> None:
     def again(state: job_state.State, _: str) -> Any:
         return job_state.replace(state, phase="looking", attempt=state.attempt + 1, deadline=None), (protocol.Look(),)
 
-    patch.setattr(job_state, "_again", again)
+    patch.setattr(job_state, "_retry_or_fail", again)
 
 
 def no_checks(patch: pytest.MonkeyPatch) -> None:
