@@ -31,7 +31,7 @@ class ClientSet(Set[str]):
         return f"ClientSet({list(self)})"
 
     def plus(self, member: str) -> "ClientSet":
-        """Return the set with one more member."""
+        """Returns the set with one more member."""
         if member in self:
             return self
         larger = ClientSet()
@@ -42,5 +42,5 @@ class ClientSet(Set[str]):
         return larger
 
     def without(self, member: str) -> "ClientSet":
-        """Return the set without a member: a copy, or the set itself if it does not have the member."""
+        """Returns the set without a member: a copy, or the set itself if it does not have the member."""
         return ClientSet(one for one in self if one != member) if member in self else self

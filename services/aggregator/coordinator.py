@@ -317,6 +317,7 @@ class Coordinator:
         return record
 
     def _start(self) -> job_state.Step:
+        """Builds the job's context and takes the job over; returns the state and the effects to begin with."""
         record = self._record()
         spec = archive.spec(self._edges.blobs, self.job)
         if spec is None:

@@ -126,7 +126,7 @@ def target_of(spec: JobSpec, number: int, cohort: int) -> int:
 Step = tuple[State, tuple[Effect, ...]]
 
 
-# --- where an owner begins ------------------------------------------------------------------
+# --- starts of an owner ----------------------------------------------------------------------
 
 
 def begin(
@@ -260,7 +260,7 @@ def step(state: State, received: Input, now: float) -> Step:  # noqa: C901, PLR0
             return _on_looked(state, received, now)
         case Joined() | Interrupted(), "waiting":
             return replace(state, phase="looking"), (Look(),)
-        case Opened(seconds), "open":
+        case Opened(seconds), "open":  # an owner's first round is reviewed before its cohort is asked
             opened = replace(state, deadline=now + seconds, recovering=False, unasked=state.recovering)
             return opened, (Review(state.round),) if state.recovering else ()
         case Reviewed(seconds), "open":
@@ -273,9 +273,8 @@ def step(state: State, received: Input, now: float) -> Step:  # noqa: C901, PLR0
             answered = replace(state, accepted=state.accepted.plus(client), failed=state.failed.without(client))
             return _close_if_done(answered, now)
         case Failed(client, why), "open" if client in state.cohort and client not in state.accepted:
-            return _close_if_done(
-                replace(state, failed=state.failed.plus(client), why=_first_reason(state, client, why)), now
-            )
+            why = _first_reason(state, client, why)
+            return _close_if_done(replace(state, failed=state.failed.plus(client), why=why), now)
         case Rejected(client, why, final), "open" if client in state.cohort and client not in state.accepted:
             failed = state.failed.plus(client) if final else state.failed
             why = _first_reason(state, client, why)

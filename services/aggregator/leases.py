@@ -32,7 +32,7 @@ class JobLeases:
         self.name = name
         self._edges = edges
         probes = probes or Probes()
-        self._taking, self._keeping = probes.loop(), probes.loop()
+        self._taking, self._keeping = probes.loop(), probes.loop()  # of the two threads below
         self._lease = lease
         self._most = most
         self._stopping = threading.Event()
@@ -106,13 +106,16 @@ class JobLeases:
             return None
 
     def _room(self) -> bool:
+        """Returns True if another job may run here, or if this replica stops and no thread should wait for room."""
         with self._lock:
             return self._has_room()
 
     def _has_room(self) -> bool:
+        """Like `_room`, for a caller that holds the lock."""
         return len(self._running) < self._most or self._stopping.is_set()
 
     def _on_command(self, event: AnyEvent) -> None:
+        """Records and claims the job of a start-training command, and runs it."""
         self._taking.turned()  # `settle` may try one command again for longer than a loop may go without a turn
         if not isinstance(event, StartTraining):
             raise BadMessage(f"{event.type} is not a command for an aggregator")
@@ -128,6 +131,7 @@ class JobLeases:
         self._run(event.job, ledger.claim(event.job, self.name, self._lease))
 
     def _run(self, job: str, fence: int) -> None:
+        """Starts a coordinator for a claimed job on a new thread."""
         coordinator = Coordinator(self._edges, job, fence)
 
         def main() -> None:
@@ -177,7 +181,7 @@ class JobLeases:
                 coordinator.fence_off()
 
     def _adopt(self, mine: set[str]) -> float | None:
-        """Claims jobs while there is room; returns the seconds until the next lease runs out, None if none matters."""
+        """Claims orphaned jobs while there is room; returns the seconds until the next lease runs out, or None."""
         orphans, next_expiry = self._edges.ledger.orphans()
         for job in orphans:
             if not self._room():

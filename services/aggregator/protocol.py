@@ -122,10 +122,10 @@ class EvaluationChanged:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The evaluation of a round's model is complete, or known to be impossible; `done` says if it ends the job."""
+    """The evaluation of a round's model is complete, or known to be impossible; `done` says why it ends the job."""
 
     round: int
-    done: str = ""  # the reason why the job needs no further round; empty if it does
+    done: str = ""  # the reason why the job needs no further round; empty if it needs one
     lacking: str = ""  # the reason why something was not measured, for a job that ends with this round
     metrics: Mapping[str, float] = field(default_factory=dict)  # the job's latest figures, with these
     clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # each client's figures

@@ -20,6 +20,7 @@ def on_model_update(context: JobContext, state: job_state.State, update: ModelUp
     number = state.round
     if state.phase != "open":
         raise Stale(f"{update.client} sent an update for round {update.round}; none is open")
+    # An earlier round's update may count in this one, but only if its client is in flight since that round.
     if (
         update.round != number
         and update.round in context.accumulator.bases

@@ -34,7 +34,7 @@ class Candidates(Collection[str]):
 
 
 def population(spec: JobSpec, alive: Mapping[str, int]) -> Listed | Numbered:
-    """Return the clients that could train now: all of a pool that has a trainer, or the silos that are alive.
+    """Returns the clients that could train now: all of a pool that has a trainer, or the silos that are alive.
 
     `alive` gives the number of slots of each pool and silo.
     """
@@ -53,7 +53,7 @@ def select(
     away: frozenset[str] = NOBODY,
     in_flight: frozenset[str] = NOBODY,
 ) -> tuple[str, ...]:
-    """Choose the clients to ask in a round, in the order of the job's clients.
+    """Chooses the clients to ask in a round, in the order of the job's clients.
 
     The result is empty if the candidates are not `enough`, or if so many clients are `in_flight` (asked in an earlier
     round and still training) that no other is needed. Round 0 asks one client for the initial model. A client that is
@@ -83,12 +83,12 @@ def enough(
     away: frozenset[str] = NOBODY,
     in_flight: frozenset[str] = NOBODY,
 ) -> bool:
-    """Return True if the clients that could be asked and those in flight reach the round's minimum."""
+    """Returns True if the clients that could be asked and those in flight reach the round's minimum."""
     return _suffice(spec, number, _candidates(spec, alive, away, in_flight), in_flight)
 
 
 def lacking(spec: JobSpec, alive: Mapping[str, int], away: frozenset[str] = NOBODY) -> str:
-    """Return a sentence that says which clients a job without a cohort waits for."""
+    """Returns a sentence that says which clients a job without a cohort waits for."""
     able = population(spec, alive)
     if spec.pool is not None and not able:
         return (
@@ -105,7 +105,7 @@ def lacking(spec: JobSpec, alive: Mapping[str, int], away: frozenset[str] = NOBO
 
 
 def _candidates(spec: JobSpec, alive: Mapping[str, int], away: Names, in_flight: Names) -> Candidates:
-    """Return the clients that could be asked: alive, present and not in flight."""
+    """Returns the clients that could be asked: alive, present and not in flight."""
     able = population(spec, alive)
     if spec.simulate is not None and not spec.simulate.aware:
         away = ()

@@ -25,7 +25,7 @@ class Lots(NamedTuple):
 
 
 def lots(spec: JobSpec, clients: Sequence[str], number: int, attempt: int) -> Lots:
-    """Return the lots of clients, in the order of `clients`."""
+    """Returns the lots of clients, in the order of `clients`."""
     prefix = f"{spec.seed}/{number}/{attempt}/"
     hashes = b"".join([hashlib.sha256((prefix + client).encode()).digest() for client in clients])
     words = np.frombuffer(hashes, ">u8").reshape(len(clients), 4).astype(np.uint64)
@@ -33,7 +33,7 @@ def lots(spec: JobSpec, clients: Sequence[str], number: int, attempt: int) -> Lo
 
 
 def drawn(spec: JobSpec, clients: Collection[str], number: int, attempt: int, size: int) -> list[str]:
-    """Draw `size` clients, each as likely as any other."""
+    """Draws `size` clients, each as likely as any other."""
     if spec.population > LISTED:
         turns = shuffled(f"{spec.seed}/{number}/{attempt}", spec.clients)
         return list(islice((client for client in turns if client in clients), size))
@@ -42,7 +42,7 @@ def drawn(spec: JobSpec, clients: Collection[str], number: int, attempt: int, si
 
 
 def shuffled(seed: str, clients: Sequence[str]) -> Iterator[str]:
-    """Yield all clients in random order; the cost grows with how many the caller takes.
+    """Yields all clients in random order; the cost grows with how many the caller takes.
 
     This is the Fisher-Yates shuffle (Durstenfeld 1964), stored as the places it has changed. With n places left, a
     64-bit word picks place ⌊word · n / 2^64⌋, which has a bias of less than n / 2^64.
@@ -61,7 +61,7 @@ def shuffled(seed: str, clients: Sequence[str]) -> Iterator[str]:
 
 
 def weighted(weights: Vector, lots: Lots, size: int) -> Places:
-    """Draw `size` places without replacement, in proportion to their weights (≥ 0), in the order they are drawn.
+    """Draws `size` places without replacement, in proportion to their weights (≥ 0), in the order they are drawn.
 
     The places with the smallest −ln(uniform) / weight have the distribution of draws one after the other, and one pass
     finds them (Efraimidis & Spirakis 2006). Places of weight 0 come last, each as likely as any other.
@@ -72,5 +72,5 @@ def weighted(weights: Vector, lots: Lots, size: int) -> Places:
 
 
 def of(lots: Lots, places: Places) -> Lots:
-    """Return the lots at some places."""
+    """Returns the lots at some places."""
     return Lots(lots.order[places], lots.uniform[places])

@@ -49,7 +49,7 @@ class OortPolicy(SelectionPolicy[Oort]):
 
 
 def choose(policy: Oort, request: Request, candidates: tuple[str, ...]) -> list[str]:
-    """Choose a share of the cohort among clients that never delivered, the rest among the others by score."""
+    """Chooses a share of the cohort among clients that never delivered, the rest among the others by score."""
     spec, number, wanted, history = request.spec, request.number, request.wanted, request.history
     lots = lottery.lots(spec, candidates, number, request.attempt)
     stats = [history.clients.get(client, STRANGER) for client in candidates]
@@ -72,7 +72,7 @@ def choose(policy: Oort, request: Request, candidates: tuple[str, ...]) -> list[
 
 
 def shares(policy: Oort, number: int, wanted: int, explored: int, unexplored: int) -> tuple[int, int]:
-    """Return the numbers of clients to explore and to exploit; at least one is explored if there is one and a share.
+    """Returns the numbers of clients to explore and to exploit; at least one is explored if there is one and a share.
 
     The share to explore is max(exploration_factor · exploration_decay^(round − 1), exploration_min).
     """
@@ -83,12 +83,12 @@ def shares(policy: Oort, number: int, wanted: int, explored: int, unexplored: in
 
 
 def utility(client: ClientStats) -> float:
-    """Return |B| · loss: the paper's |B| · √(mean of squared losses) with the mean loss; |B| if no loss is known."""
+    """Returns |B| · loss: the paper's |B| · √(mean of squared losses) with the mean loss; |B| if no loss is known."""
     return client.examples * (1.0 if client.loss is None else max(client.loss, 0.0))
 
 
 def scores(policy: Oort, clients: Sequence[ClientStats], preferred: float, number: int) -> Vector:
-    """Return the score (≥ 0) in round `number` of each client, all of which have delivered before.
+    """Returns the score (≥ 0) in round `number` of each client, all of which have delivered before.
 
     Utilities are clipped at a quantile, so that no outlier wins every round, and scaled to [0, 1]. The score adds
     √(alpha · ln(round) / last round it delivered in), since an old utility may have changed. The score of a client that
@@ -110,7 +110,7 @@ def scores(policy: Oort, clients: Sequence[ClientStats], preferred: float, numbe
 
 
 def preferred_seconds(history: History, threshold: float) -> float:
-    """Return the clients' duration at the percentile `threshold`, in seconds; infinite from the 100th on."""
+    """Returns the clients' duration at the percentile `threshold`, in seconds; infinite from the 100th on."""
     seconds = sorted(client.seconds for client in history.clients.values() if client.seconds is not None)
     return seconds[_place(threshold / 100, len(seconds))] if seconds and threshold < 100 else math.inf
 
@@ -118,7 +118,7 @@ def preferred_seconds(history: History, threshold: float) -> float:
 def observed(
     policy: Oort, pacer: Pacer | None, before: Mapping[str, ClientStats], now: Mapping[str, ClientStats], facts: Facts
 ) -> Pacer:
-    """Return the pacer after a round; every `pacer_step` rounds it compares the utility with that of as many before.
+    """Returns the pacer after a round; every `pacer_step` rounds it compares the utility with that of as many before.
 
     If the utility is about the same (± 10 %), clients this fast have nothing more to give, so slower ones are let in.
     If it differs by at least 5 times the earlier utility, the job can afford faster clients.

@@ -27,19 +27,19 @@ POLICIES: Mapping[str, SelectionPolicy[Any]] = {
 
 
 def read_history(document: Mapping[str, Any]) -> History:
-    """Return the history that `History.to_document` stored."""
+    """Returns the history that `History.to_document` stored."""
     clients = {client: ClientStats(*values) for client, values in document["clients"].items()}
     states = {name: policy.state(document[name]) for name, policy in POLICIES.items() if document.get(name)}
     return History(clients, states)
 
 
 def is_needed(spec: JobSpec) -> bool:
-    """Return True if the job's policy chooses by the history; the other policies need the round alone."""
+    """Returns True if the job's policy chooses by the history; the other policies need the round alone."""
     return POLICIES[spec.select.name].keeps_history
 
 
 def observe(history: History, spec: JobSpec, facts: Facts) -> History:
-    """Return the history once a round is committed. Round 0 changes nothing: no client trained in it."""
+    """Returns the history once a round is committed. Round 0 changes nothing: no client trained in it."""
     if facts.number == 0:
         return history
     clients = dict(history.clients)
@@ -64,5 +64,5 @@ def observe(history: History, spec: JobSpec, facts: Facts) -> History:
 
 
 def _figure(metrics: Mapping[str, float], *names: str, otherwise: float | None) -> float | None:
-    """Return the first of the named metrics that is finite; a user's own training step may report anything."""
+    """Returns the first of the named metrics that is finite; a user's own training step may report anything."""
     return next((metrics[name] for name in names if name in metrics and math.isfinite(metrics[name])), otherwise)

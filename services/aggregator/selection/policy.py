@@ -56,8 +56,8 @@ class History:
     states: Mapping[str, Any] = field(default_factory=dict)  # policy → its state; only the job's policy has one, if any
 
     def to_document(self) -> dict[str, Any]:
-        """Return the history as it is stored: exact, and about 100 bytes a client as compact JSON."""
-        document: dict[str, Any] = {"clients": {client: list(known) for client, known in self.clients.items()}}
+        """Returns the history as it is stored: exact, and about 100 bytes a client as compact JSON."""
+        document: dict[str, Any] = {"clients": {client: list(stats) for client, stats in self.clients.items()}}
         return document | {name: asdict(state) for name, state in self.states.items()}
 
 
@@ -85,7 +85,7 @@ class SelectionPolicy(Protocol[Settings_contra]):
     keeps_history: ClassVar[bool] = False  #: if False, the policy chooses without `Request.history`
 
     def choose(self, settings: Settings_contra, request: Request, /) -> Collection[str]:
-        """Return the clients to ask, at most as many as are wanted, in any order."""
+        """Returns the clients to ask, at most as many as are wanted, in any order."""
 
     def observe(
         self,
@@ -96,9 +96,9 @@ class SelectionPolicy(Protocol[Settings_contra]):
         facts: Facts,
         /,
     ) -> Any:
-        """Return the policy's state after a round, or None if it keeps none; `clients` are the figures after it."""
+        """Returns the policy's state after a round, or None if it keeps none; `clients` are the figures after it."""
         return None
 
     def state(self, document: Mapping[str, Any], /) -> Any:
-        """Return the state in its stored form; None for a policy that keeps none."""
+        """Returns the state in its stored form; None for a policy that keeps none."""
         return None

@@ -25,17 +25,17 @@ class PowerOfChoicePolicy(SelectionPolicy[PowerOfChoice]):
 
     def choose(self, settings: PowerOfChoice, request: Request, /) -> list[str]:
         candidates = tuple(request.candidates)
-        known = [request.history.clients.get(client, STRANGER) for client in candidates]
-        weights = _filled([client.examples or None for client in known])
+        stats = [request.history.clients.get(client, STRANGER) for client in candidates]
+        weights = _filled([client.examples or None for client in stats])
         lots = lottery.lots(request.spec, candidates, request.number, request.attempt)
         drawn = lottery.weighted(weights, lots, settings.candidates or 2 * request.wanted)
-        losses = np.where([client.asked > 0 for client in known], _filled([client.loss for client in known]), np.inf)
+        losses = np.where([client.asked > 0 for client in stats], _filled([client.loss for client in stats]), np.inf)
         highest = drawn[np.argsort(-losses[drawn], kind="stable")]
         return [candidates[place] for place in highest[: request.wanted]]
 
 
 def _filled(values: Sequence[float | None]) -> Vector:
-    """Return the values with each missing one replaced by their mean, or by 1 if all are missing."""
+    """Returns the values with each missing one replaced by their mean, or by 1 if all are missing."""
     filled = np.array(values, np.float64)  # numpy reads None as NaN
     missing = np.isnan(filled)
     filled[missing] = 1.0 if missing.all() else filled[~missing].mean()

@@ -52,7 +52,7 @@ class TiflPolicy(SelectionPolicy[Tifl]):
 
 
 def choose(policy: Tifl, request: Request, candidates: tuple[str, ...]) -> list[str]:
-    """Choose clients of one tier, each as likely as any other; if it has too few, those of its neighbours too."""
+    """Chooses clients of one tier, each as likely as any other; if it has too few, those of its neighbours too."""
     spec, number, wanted, history = request.spec, request.number, request.wanted, request.history
     order = lottery.lots(spec, candidates, number, request.attempt).order
     if is_profiling(spec, number):
@@ -68,12 +68,12 @@ def choose(policy: Tifl, request: Request, candidates: tuple[str, ...]) -> list[
 
 
 def is_profiling(spec: JobSpec, number: int) -> bool:
-    """Return True if a round measures clients, which ends once each client was asked."""
+    """Returns True if a round measures clients, which ends once each client was asked."""
     return asked_before(spec, number) < spec.population
 
 
 def tiers(spec: JobSpec, policy: Tifl, clients: Mapping[str, ClientStats]) -> dict[str, int]:
-    """Return each client's tier: equally many clients in each, ranked by the seconds of their last updates.
+    """Returns each client's tier: equally many clients in each, ranked by the seconds of their last updates.
 
     A client that has not delivered counts as slower than all that have.
     """
@@ -84,13 +84,13 @@ def tiers(spec: JobSpec, policy: Tifl, clients: Mapping[str, ClientStats]) -> di
 
 
 def beginning(spec: JobSpec, policy: Tifl) -> Tiers:
-    """Return the first state: equal chances, and credits for an equal share of the rounds."""
+    """Returns the first state: equal chances, and credits for an equal share of the rounds."""
     credits_ = policy.credits or math.ceil(spec.rounds.count / policy.tiers)
     return Tiers((credits_,) * policy.tiers, (1 / policy.tiers,) * policy.tiers)
 
 
 def observed(spec: JobSpec, policy: Tifl, before: History, now: Mapping[str, ClientStats], facts: Facts) -> Tiers:
-    """Return the state after a round: the trained tier loses a credit; every `interval` rounds chances may change."""
+    """Returns the state after a round: the trained tier loses a credit; every `interval` rounds chances may change."""
     state: Tiers = before.states.get(NAME) or beginning(spec, policy)
     if is_profiling(spec, facts.number):
         return state
@@ -110,7 +110,7 @@ def observed(spec: JobSpec, policy: Tifl, before: History, now: Mapping[str, Cli
 
 
 def figures(spec: JobSpec, policy: Tifl, clients: Mapping[str, ClientStats]) -> Figures:
-    """Return the quality of the model for each tier: its clients' last accuracies, weighted by their examples.
+    """Returns the quality of the model for each tier: its clients' last accuracies, weighted by their examples.
 
     The negative losses take their place if no client reports an accuracy. The quality is None if no client of the tier
     has a figure.
@@ -128,7 +128,7 @@ def figures(spec: JobSpec, policy: Tifl, clients: Mapping[str, ClientStats]) -> 
 
 
 def chances(figures: Figures) -> tuple[float, ...]:
-    """Return the chance of each tier: the i-th worst of T tiers (i from 0) gets (T − i) / (1 + … + T)."""
+    """Returns the chance of each tier: the i-th worst of T tiers (i from 0) gets (T − i) / (1 + … + T)."""
     count = len(figures)
     worst_first = sorted(range(count), key=lambda tier: -math.inf if (value := figures[tier]) is None else value)
     rank = {tier: place for place, tier in enumerate(worst_first)}

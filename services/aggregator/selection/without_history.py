@@ -39,7 +39,7 @@ class RoundRobinPolicy(SelectionPolicy[RoundRobin]):
 
 
 def asked_before(spec: JobSpec, number: int) -> int:
-    """Count the clients asked in the rounds before this one, if no round failed; a client counts each time.
+    """Counts the clients asked in the rounds before this one, if no round failed; a client counts each time.
 
     A synchronous round asks a cohort. An asynchronous round asks as many clients as the round before it took updates
     out of the buffer.
