@@ -30,11 +30,11 @@ from shared.names import CLIENT_NAME
 from shared.process import failpoints, logs, service, settings
 from shared.process.probes import Probes
 
-PATIENCE = 30.0  #: seconds that RabbitMQ may be away for what is published
+PATIENCE = 30.0  #: seconds that RabbitMQ may be away while an event is published
 RETRY = 1.0  #: seconds until a trainer that could not listen tries again
 HEED = 3.0  #: seconds after its grace until a slot that is still at work is killed
-LEAVE = 5.0  #: seconds after that until the process ends, whatever it waits for
-CLOSING = 2.0  #: seconds for what is in hand on the bus when all else has ended
+LEAVE = 5.0  #: seconds after that until the process ends, even if a library still waits for a server
+CLOSING = 2.0  #: seconds to settle the events in hand on the bus when all else has ended
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _check_states(directory: Path) -> None:
-    """`BadInput` where what a silo keeps could not be written."""
+    """`BadInput` if the states of a silo's clients could not be written."""
     try:
         private_directory(directory.expanduser(), "FEDQ_STATE_DIR")
     except RuntimeError as error:
@@ -90,7 +90,7 @@ def _serve(
         )
 
     def on_ready() -> None:
-        # Last of all: who hears of this trainer may give it work.
+        # Last of all: from the first heartbeat on, aggregators may give this trainer work.
         threading.Thread(target=listen, name="listen", daemon=True).start()
 
     def listen() -> None:
@@ -152,7 +152,7 @@ def _stop_in_time(
         worker.kill_slots()
         if ended.wait(LEAVE):
             return
-    # A server hangs and some library waits for it; whatever is not acknowledged goes to another trainer.
+    # A library waits for a server that hangs. Tasks that are not acknowledged go to another trainer.
     log.warning("leaving at once")
     worker.signals.remove()
     os._exit(os.EX_OK)

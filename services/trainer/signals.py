@@ -1,7 +1,8 @@
-"""What the processes of one trainer tell each other at once: what is over, when to stop, which slots are warm.
+"""Signals between the processes of one trainer: which work is over, when to stop, which slots are warm.
 
-A private directory. What is over is a symbolic link for each job: it holds a few bytes, is replaced in one step and
-read by one system call, so that training may look between any two batches. Words to the parent go through a pipe.
+They live in a private directory. The end of work is a symbolic link for each job: it holds a few bytes, is replaced in
+one step and read by one system call, so that training may look between any two batches. Words to the parent go through
+a pipe.
 """
 
 import fcntl
@@ -17,11 +18,11 @@ from pathlib import Path
 
 from shared.errors import BadInput
 
-REMEMBERED = 1024  #: jobs; whoever asks about an older one learns of its end from the object store
+REMEMBERED = 1024  #: jobs whose ends are kept; the object store tells the end of an older one
 ROUND = "round"  #: the line that tells a slot to look whether its work is over
 EVER = 2**62  #: later than any fence or attempt
 
-Work = tuple[int, int, int]  # round, fence, attempt: what comes later is asked for later
+Work = tuple[int, int, int]  # round, fence, attempt: a larger value was asked for later
 
 
 class Signals:
@@ -34,10 +35,11 @@ class Signals:
     @classmethod
     @contextmanager
     def create(cls, parent: Path, name: str) -> Iterator["Signals"]:
-        """Creates signals below `parent` that go with this process; what killed ones left behind is removed."""
+        """Creates signals below `parent` that go with this process, and removes those that killed processes left."""
         private_directory(parent)
         with open(parent / "lock", "w") as others:
-            fcntl.flock(others, fcntl.LOCK_EX)  # or one that starts beside us would take ours for left behind
+            # Or another trainer that starts now would take our directory for one that was left behind.
+            fcntl.flock(others, fcntl.LOCK_EX)
             _sweep(parent)
             directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
             own = open(directory / "lock", "w")  # noqa: SIM115 - closed below
@@ -50,11 +52,11 @@ class Signals:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def remove(self) -> None:
-        """For a process that ends without leaving `create`."""
+        """Removes the directory, for a process that ends without leaving `create`."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def end(self, job: str, number: int, fence: int = EVER, attempt: int = EVER) -> None:
-        """A job's work is over up to this round, in it up to this fence, and under that up to this attempt."""
+        """Tells that a job is over up to this round, in it up to this fence, and under that up to this attempt."""
         last = (number, fence, attempt)
         last = max(last, self._ends.pop(job, last))
         self._ends[job] = last
@@ -64,12 +66,12 @@ class Signals:
             (self.directory / f"over-{forgotten}").unlink(missing_ok=True)
 
     def is_over(self, job: str, number: int, fence: int, attempt: int) -> bool:
-        """Whether nobody waits for this work any more. Takes 2 µs."""
+        """True if this work is not wanted any more. Takes 2 µs."""
         last = self._read(f"over-{job}")
         return last is not None and tuple(map(int, last.split("."))) >= (number, fence, attempt)
 
     def stop(self, until: float) -> None:
-        """This trainer is asked to stop, by `until` on the monotonic clock: wait for nothing that may take long."""
+        """Tells that this trainer must stop by `until` on the monotonic clock: no slot starts a long wait any more."""
         self._write("stopping", repr(until))
 
     @property
@@ -83,8 +85,8 @@ class Signals:
         return math.inf if until is None else float(until) - time.monotonic()
 
     def tell(self, word: str) -> None:
-        """Says a line to whoever listens."""
-        # Nobody listens any more, or nobody reads: it was of use at the start alone.
+        """Says a line to the parent, if it listens."""
+        # The pipe is closed or full: the parent listens at the start alone, and needs no line later.
         with suppress(OSError):
             descriptor = os.open(self.directory / "words", os.O_WRONLY | os.O_NONBLOCK)
             try:
@@ -95,7 +97,7 @@ class Signals:
     def tell_slots(self, word: str) -> None:
         """Says a line to each slot."""
         for path in self.directory.glob("slot-*"):
-            with suppress(OSError):  # its slot died; what replaces that has another
+            with suppress(OSError):  # the slot died, and the one that replaces it has another pipe
                 descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
                 try:
                     os.write(descriptor, (word + "\n").encode())
@@ -106,13 +108,13 @@ class Signals:
         """The lines that this slot is told, as they come, without end."""
         path = self.directory / f"slot-{os.getpid()}"
         os.mkfifo(path, 0o600)
-        # For writing too: without a writer it would be at its end, again and again.
+        # Opened for writing too: without a writer each read would return the end of the file.
         with open(os.open(path, os.O_RDWR)) as lines:
             for line in lines:
                 yield line.rstrip("\n")
 
     def is_heard(self) -> bool:
-        """Whether somebody listens to words: while the trainer starts, and not when a slot is replaced later."""
+        """True if the parent listens to words: while the trainer starts, and not when a slot is replaced later."""
         try:
             os.close(os.open(self.directory / "words", os.O_WRONLY | os.O_NONBLOCK))
         except OSError:
@@ -122,7 +124,7 @@ class Signals:
     @contextmanager
     def listen(self) -> Iterator[int]:
         """A descriptor that the lines can be read from."""
-        # For writing too: without a writer it would be at its end, again and again.
+        # Opened for writing too: without a writer each read would return the end of the file.
         descriptor = os.open(self.directory / "words", os.O_RDWR | os.O_NONBLOCK)
         try:
             yield descriptor
@@ -143,7 +145,7 @@ class Signals:
 
 
 def private_directory(path: Path, setting: str = "FEDQ_CACHE_DIR") -> None:
-    """Makes a directory for this user alone, or `BadInput` that names its setting where that cannot be."""
+    """Makes a directory for this user alone, or `BadInput` that names its setting if that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
@@ -152,12 +154,12 @@ def private_directory(path: Path, setting: str = "FEDQ_CACHE_DIR") -> None:
         raise BadInput(f"{setting}: {path} cannot be made: {error.strerror}") from error
     if owner != os.getuid():
         raise BadInput(f"{setting}: {path} belongs to another user, who could put any model there")
-    if not os.access(path, os.W_OK | os.X_OK):  # a read-only file system among the reasons
+    if not os.access(path, os.W_OK | os.X_OK):  # the file system may be read-only
         raise BadInput(f"{setting}: {path} cannot be written")
 
 
 def _sweep(parent: Path) -> None:
     for directory in parent.iterdir():
         with suppress(OSError), open(directory / "lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its process is gone, or this fails
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails unless the process of this directory is gone
             shutil.rmtree(directory, ignore_errors=True)

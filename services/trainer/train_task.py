@@ -32,18 +32,17 @@ from shared.events import (
 from shared.job.job_spec import JobSpec
 from shared.text import plain
 
-_NAMESPACE = uuid.UUID("8a0c9f2e-5d0b-5c6e-9d0e-6f6564710001")  # any fixed one
+_NAMESPACE = uuid.UUID("8a0c9f2e-5d0b-5c6e-9d0e-6f6564710001")  # any fixed value will do
 
-
-VECTORS = 4  #: what a client or a strategy keeps is at most this many times as long as the model
+VECTORS = 4  #: most times that the state of a client or a strategy is as long as the model
 
 
 class HandedBack(Unavailable):
-    """This trainer stops before the work is done: another one does it."""
+    """Raised if this trainer stops before the work is done: another one does it."""
 
 
 class TrainTask(Value):
-    """Train `members` on `base`, one after the other; without a base, make the initial model."""
+    """A task to train `members` on `base`, one after the other; without a base, to make the initial model."""
 
     job: JobId
     round: Round
@@ -51,23 +50,23 @@ class TrainTask(Value):
     members: Annotated[tuple[Name, ...], Field(min_length=1)]
     base: BlobRef | None
     spec: JobSpec
-    asked: float  # seconds since the epoch, when the trainer heard of the round
-    fence: Fence = 0  # of the aggregator that asked
-    again: bool = False  # asked a second time: the update may lie in the store already
-    cohort_size: Annotated[int, Field(ge=1)] = 1  # of the whole round
-    state: StateRef | None = None  # the client's
+    asked: float  # time at which the trainer heard of the round, in seconds since the epoch
+    fence: Fence = 0  # the fence of the aggregator that asked
+    again: bool = False  # True if asked a second time: the update may lie in the store already
+    cohort_size: Annotated[int, Field(ge=1)] = 1  # clients in the whole round
+    state: StateRef | None = None  # the client's state
     server: BlobRef | None = None  # the server state
-    previous: Digest | None = None  # of the model before the base
-    delta: BlobRef | None = None  # what makes the base of it
+    previous: Digest | None = None  # the digest of the model before the base
+    delta: BlobRef | None = None  # the difference that makes the base of `previous`
 
     @property
     def client(self) -> str:
-        """Whose work it is: the first of a batch speaks for all."""
+        """The client that the work is named after: the first of a batch stands for all."""
         return self.members[0]
 
     @property
     def is_batch(self) -> bool:
-        """Whether its update is the fold of its members', though there be one alone."""
+        """True if its update is the fold of its members' updates, even of a single one."""
         return self.base is not None and self.spec.rounds.clients_per_task > 1
 
     @property
@@ -81,7 +80,7 @@ class TrainTask(Value):
 
 
 def check_sizes(work: TrainTask | EvaluateModel) -> None:
-    """`Refused` where a blob that the work needs is longer than its job allows, before anything is kept for it."""
+    """Raises `Refused` if a blob that the work needs is longer than its job allows, before memory is kept for it."""
     limit = work.spec.limits.max_model_mb
     for name, ref, times in _needed(work):
         if ref is not None and ref.size > times * limit << 20:
@@ -89,7 +88,7 @@ def check_sizes(work: TrainTask | EvaluateModel) -> None:
 
 
 def _needed(work: TrainTask | EvaluateModel) -> Iterator[tuple[str, BlobRef | StateRef | None, int]]:
-    """Blobs that it fetches: a name, the reference, and how many times as long as the model it may be."""
+    """The blobs that it fetches: a name, the reference, and the limit of its length, in lengths of the model."""
     if isinstance(work, TrainTask):
         yield from (("base", work.base, 1), ("difference", work.delta, 1))
         yield from (("server state", work.server, VECTORS), ("client's state", work.state, VECTORS))
@@ -99,12 +98,12 @@ def _needed(work: TrainTask | EvaluateModel) -> Iterator[tuple[str, BlobRef | St
 
 
 def task_id(job: str, number: int, attempt: int, *clients: str) -> str:
-    """The same work has the same id, whoever publishes it and however often."""
+    """The id of a task: the same for the same work, from any trainer and at any repetition."""
     return str(uuid.uuid5(_NAMESPACE, f"{job}/{number}/{attempt}/{','.join(clients)}"))
 
 
 def train_tasks(event: RoundStart, asked: float) -> Iterator[TrainTask]:
-    """A round-start, batch by batch: consecutive clients of the cohort, or each by itself."""
+    """The tasks of a round-start: consecutive clients of the cohort in batches, or each client by itself."""
     size = event.spec.rounds.clients_per_task if event.base is not None else 1
     states = event.states or (None,) * len(event.cohort)
     for first in range(0, len(event.cohort), size):
@@ -119,7 +118,7 @@ def train_tasks(event: RoundStart, asked: float) -> Iterator[TrainTask]:
             fence=event.fence,
             again=event.again,
             cohort_size=event.cohort_size or len(event.cohort),
-            state=states[first],  # in batches nobody has one
+            state=states[first],  # clients of a batch have no state
             server=event.server,
             previous=event.previous,
             delta=event.delta,
@@ -130,15 +129,15 @@ KINDS = ("train", "evaluate")
 CONTENT_TYPE, CONTENT_ENCODING = "application/x-msgpack", "binary"
 
 _BROKERS = (*COUNTS, "x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason")
-_FOLLOWING = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}  # nothing follows
+_FOLLOWING = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}  # no task follows
 
 
 class Task(NamedTuple):
     """Work for a slot."""
 
     kind: str  # one of `KINDS`
-    identity: str  # the same for the same work, whoever publishes it
-    description: str  # what a person sees in the RabbitMQ console
+    identity: str  # the id, the same for the same work
+    description: str  # text for a person who looks at the queue in RabbitMQ's management page
     argument: dict[str, Any]  # a `TrainTask` or an `EvaluateModel`, as JSON
 
     @property
@@ -147,13 +146,13 @@ class Task(NamedTuple):
 
     @property
     def body(self) -> bytes:
-        """Celery's, of protocol 2: positional arguments, named ones, and what follows."""
+        """The body of Celery's protocol 2: positional arguments, named ones, and the tasks that follow."""
         packed: bytes = msgpack.packb(((self.argument,), {}, _FOLLOWING))
         return packed
 
 
 def fault(message: Any) -> str | None:
-    """The first difference of a message (kombu's) from a task of ours, in a sentence; None where there is none."""
+    """The first difference of a message (kombu's) from a task of ours, in a sentence; None if there is none."""
     try:
         if len(message.body) > MAX_BODY:
             return f"it has {len(message.body)} bytes"
@@ -169,12 +168,13 @@ def fault(message: Any) -> str | None:
             "headers": (own, task.headers),
             "properties": (properties, {"correlation_id": task.identity, "delivery_mode": 2, "priority": 0}),
             "encoding": ((message.content_type, message.content_encoding), (CONTENT_TYPE, CONTENT_ENCODING)),
-            "body": (message.body, task.body),  # msgpack's shortest form: the same value, the same bytes
+            # Msgpack is written in its shortest form: the same value has the same bytes.
+            "body": (message.body, task.body),
         }
-    except Exception as error:  # a stranger's message: whatever it brings out of a parser is its fault
+    except Exception as error:  # a stranger's message may make a parser raise anything, and that is its fault
         return f"it cannot be read: {type(error).__name__}: {plain(str(error))[:100]}"
     return next((f"its {name} has more or else" for name, (found, ours) in parts.items() if found != ours), None)
 
 
-#: Kept by kombu beside what was said of the same.
+#: Properties that kombu repeats elsewhere in the message, where they are checked.
 _TOLD = ("content_type", "content_encoding", "application_headers")

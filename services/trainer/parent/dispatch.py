@@ -1,4 +1,4 @@
-"""Turns what a trainer hears into what its slots do: a round-start into a task for each client, or each batch."""
+"""Dispatch of a pool's work: a round-start that the trainer hears becomes a task for each client, or each batch."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ from shared.process.failpoints import failpoint
 
 log = structlog.get_logger()
 
-CLOSING = 2.0  #: seconds that an event in hand may take to be finished when the trainer stops
+CLOSING = 2.0  #: seconds to finish the event in hand when the trainer stops
 
 
 class Dispatch:
@@ -30,18 +30,20 @@ class Dispatch:
 
     def __init__(self, bus: Bus, app: Celery, group: str) -> None:
         self._bus, self._app, self._group = bus, app, group
-        (self._queue,) = app.amqp.queues.values()  # the group's
+        (self._queue,) = app.amqp.queues.values()  # the task queue of the group is the only one
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._closed = False
-        self._begun: tuple[AnyEvent, int] | None = None  # an event that failed half-way, and where
+        self._begun: tuple[AnyEvent, int] | None = (
+            None  # an event that failed half-way, and the number of its tasks that were sent
+        )
 
     def begin(self) -> Subscription:
-        """Hears of work from now on; `Unavailable` where the broker is away."""
+        """Hears of work from now on; `Unavailable` if the broker is away."""
         return self._bus.serve(topology.rounds(self._group), self)
 
     def __call__(self, event: AnyEvent) -> None:
-        """Handles a `RoundStart` or `EvaluateModel`; `Unavailable` where the broker is away."""
+        """Handles a `RoundStart` or `EvaluateModel`; `Unavailable` if the broker is away."""
         with self._lock:
             if self._closed:
                 raise Unavailable("this trainer is stopping")
@@ -76,8 +78,8 @@ class Dispatch:
         )
 
     def _send(self, task: Task) -> None:
-        # A connection that nobody reads from dies unnoticed, and the queue that it declared may be gone since: so a
-        # second one, made now, which declares it again, before giving up.
+        # No thread reads from this connection, so it dies unnoticed, and the queue that it declared may be gone since.
+        # A second attempt makes a new connection, which declares the queue again.
         for last in (False, True):
             connection = self._connection = self._connection or self._connect()
             try:
@@ -90,7 +92,7 @@ class Dispatch:
                     exchange=self._queue.exchange,
                     routing_key=self._queue.routing_key,
                     declare=[self._queue],
-                    mandatory=True,  # a task that no queue takes is an error
+                    mandatory=True,  # RabbitMQ returns a task that no queue takes
                 )
             except MessageNacked as error:
                 raise QueueFull("RabbitMQ refuses a task: the task queue is full; start more trainers") from error
@@ -102,7 +104,7 @@ class Dispatch:
                 return
 
     def _connect(self) -> Connection:
-        # Not the worker's: a worker whose connection waits for confirms does not notice that the broker hangs.
+        # A connection apart from the worker's: one that waits for confirms does not notice that the broker hangs.
         options = {"confirm_publish": True, "read_timeout": 10, "write_timeout": 10}
         connection: Connection = self._app.connection_for_write(heartbeat=0, transport_options=options)
         return connection
@@ -114,10 +116,10 @@ class Dispatch:
 
 
 def on_notice(signals: Signals, event: AnyEvent) -> None:
-    """Handles `RoundEnd` and `TrainingEnd`: the slots see at once what nobody waits for."""
+    """Handles `RoundEnd` and `TrainingEnd`: the slots see at once which work is not wanted."""
     match event:
         case RoundEnd(outcome="committed"):
-            # Where rounds do not wait for each other, work of the last few is still wanted.
+            # In asynchronous rounds, work of the last `lag` rounds is still wanted.
             if event.round >= event.lag:
                 signals.end(event.job, event.round - event.lag)
                 signals.tell_slots(ROUND)
@@ -125,7 +127,7 @@ def on_notice(signals: Signals, event: AnyEvent) -> None:
             signals.end(event.job, event.round, event.fence, event.attempt)
             signals.tell_slots(ROUND)
         case TrainingEnd():
-            # Not for ever: a later owner may resume the job, at the round after the last committed one, if any was.
+            # A later owner may resume the job, so only the rounds up to the last committed one end for all fences.
             following = 0 if event.model is None else event.rounds + 1
             signals.end(event.job, following, event.fence)
             signals.tell_slots(f"{event.fence} {event.job}")
@@ -134,7 +136,7 @@ def on_notice(signals: Signals, event: AnyEvent) -> None:
 
 
 def tasks(event: AnyEvent, now: float) -> Iterator[Task]:
-    """The tasks that an event is, heard `now`, in seconds since the epoch; `Stale` where it is no work."""
+    """The tasks of an event that is heard `now`, in seconds since the epoch; `Stale` if the event is no work."""
     match event:
         case RoundStart():
             for task in train_tasks(event, now):

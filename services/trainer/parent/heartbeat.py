@@ -1,4 +1,4 @@
-"""Says every few seconds that this trainer is alive and how busy it is."""
+"""Heartbeat of a trainer: it says every few seconds that it is alive and how busy it is."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from shared.process.probes import Probes
 
 log = structlog.get_logger()
 
-GOODBYE = 2.0  #: seconds for the last one; the lease of a trainer that could not say it runs out
+GOODBYE = (
+    2.0  #: seconds for the last heartbeat; if it fails, the registry waits until the trainer has been silent for long
+)
 
 
 class HeartbeatThread:
@@ -27,7 +29,7 @@ class HeartbeatThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Says goodbye, so that nobody waits for the lease to run out; by its own thread, which may hang."""
+        """Says goodbye, so that the registry need not wait for silence; the thread says it, as it may hang."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(GOODBYE)

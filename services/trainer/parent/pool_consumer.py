@@ -24,9 +24,9 @@ SILENCE = 30.0  #: seconds that the broker may take for each answer
 
 
 class Content(amqp.Message):  # type: ignore[misc]
-    """A message as it comes, of which nothing is obeyed before `fault` has seen it.
+    """A message as it comes; no part of it is obeyed before `fault` has seen it.
 
-    Headers or a routing key that cannot be read would end Celery. By itself it would also unpack a body, to whatever
+    Celery would end at headers or a routing key that it cannot read. By itself it would also unpack a body, to any
     length, and decode it by any codec that the message names.
     """
 
@@ -38,7 +38,7 @@ class Content(amqp.Message):  # type: ignore[misc]
     def _load_properties(self, class_id: int, buf: memoryview, offset: int) -> int:
         try:
             after: int = super()._load_properties(class_id, buf, offset)
-        except Exception as error:  # a stranger's bytes: whatever they bring out of a parser is their fault
+        except Exception as error:  # a stranger's bytes may make a parser raise anything
             self.properties = {"application_headers": {"unreadable": f"{type(error).__name__}: {error}"}}
             return offset
         headers = self.properties.get("application_headers", {})
@@ -50,12 +50,12 @@ class Content(amqp.Message):  # type: ignore[misc]
 
 
 def _with_readable_key(method: tuple[int, int], arguments: memoryview) -> memoryview | bytes:
-    """The arguments of a delivery; its routing key, their last one, is one of '?' where it is no text."""
+    """The arguments of a delivery; its routing key, the last of them, has '?' for what is no text."""
     if method != amqp.spec.Basic.Deliver:
         return arguments
     raw = bytes(arguments)
-    tag = 4  # behind the method's two numbers
-    exchange = tag + 1 + raw[tag] + 9  # behind the consumer's tag, the delivery's, and whether it is another one
+    tag = 4  # the consumer's tag lies behind the method's two numbers
+    exchange = tag + 1 + raw[tag] + 9  # behind the consumer's tag, the delivery's tag and the flag `redelivered`
     key = exchange + 1 + raw[exchange] + 1
     text = raw[key:].decode("ascii", "replace").replace("\ufffd", "?")
     return raw[:key] + text.encode()
@@ -84,25 +84,25 @@ class PoolConsumer(celery_consumer.Consumer):  # type: ignore[misc]
     Blueprint = PoolSteps
 
     def start(self) -> None:
-        # Tried again: a quorum queue that has no leader for a moment is not found, or held by another.
+        # A quorum queue without a leader for a moment is not found, or is locked; so these errors are tried again.
         self.connection_errors = (*self.connection_errors, NotFound, ResourceLocked)  # type: ignore[has-type]
         try:
             super().start()
-        except self.channel_errors as error:  # Celery ends at it, and says so to nobody but its log
+        except self.channel_errors as error:  # Celery ends at this error, and tells it to its log alone
             self.controller.failure = Unavailable(
                 f"RabbitMQ refuses the queue of tasks: {error}; check the rights of the user in FEDQ_AMQP_URL"
             )
             raise
 
     def connect(self) -> Any:
-        """A connection on which nothing waits without end for a broker that hangs."""
-        self.controller.turning.turned()  # a queue without a leader fails once connected, and all begins again here
+        """A connection on which no call waits without end for a broker that hangs."""
+        self.controller.turning.turned()  # if a queue has no leader, Celery fails once connected and begins again here
         connection = super().connect()
         bound_open_broker_sockets(connection, SILENCE)
         return connection
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Waits for the broker, as Celery does; its loop stands still meanwhile, so that this turns in its place."""
+        """Waits for the broker, as Celery does; its loop stands still meanwhile, so this reports the turns instead."""
 
         def failed(error: Exception, seconds: float) -> None:
             log.error("Cannot connect to %s (%s), trying again in %g s", conn.as_uri(), error, seconds)
@@ -114,7 +114,7 @@ class PoolConsumer(celery_consumer.Consumer):  # type: ignore[misc]
         return conn.ensure_connection(failed, callback=turn)
 
     def create_task_handler(self) -> Callable[[Any], None]:
-        """Celery's, for messages that are ours to the last header; any other is a dead letter at once."""
+        """Celery's handler, for messages that are ours to the last header; any other is a dead letter at once."""
         handle = super().create_task_handler()
 
         def received(message: Any) -> None:

@@ -1,8 +1,8 @@
-"""A silo's work on its way to its slots, past any queue that others can reach.
+"""Tasks of a silo, on their way to its slots without a queue that others can reach.
 
-What a silo hears is its work: one task each. Its parent keeps the event unacknowledged until that task is done, and
-hands the task to Celery's pool as if Celery had received it. So whatever befalls the silo, the broker hands the event
-out again, and counts how often; and there is no queue of tasks to read, to fill, or to empty.
+Each event that a silo hears is one task. The parent keeps the event unacknowledged until that task is done, and hands
+the task to Celery's pool as if Celery had received it. If the silo fails, the broker hands the event out again, and
+counts how often; and there is no queue of tasks to read, to fill, or to empty.
 """
 
 import queue
@@ -50,20 +50,20 @@ class Turning(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.controller.register_with_event_loop(consumer.hub)
         consumer.on_ready()
         while consumer.blueprint.state == bootsteps.RUN:
-            for _ in consumer.hub.create_loop():  # it ends where a pipe of a slot's has gone meanwhile
+            for _ in consumer.hub.create_loop():  # the loop ends if the pipe of a slot has gone meanwhile
                 state.maybe_shutdown()
 
 
 class SiloTasks:
-    """Takes what one silo hears and settles it by what became of its task."""
+    """Takes the events of one silo, and settles each by the outcome of its task."""
 
     def __init__(self, bus: Bus, worker: Any, client: str, slots: int) -> None:
         self._bus, self._worker, self._client, self._slots = bus, worker, client, slots
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # for a thread that may wait
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # calls for a thread that may wait
         self._closed = threading.Event()
 
     def begin(self) -> Subscription:
-        """Hears of work from now on; `Unavailable` where the broker is away."""
+        """Hears of work from now on; `Unavailable` if the broker is away."""
         found = self._bus.consume(
             topology.rounds(self._client),
             lambda delivery: self._inbox.put(lambda: self._take(delivery)),
@@ -73,7 +73,7 @@ class SiloTasks:
         return found
 
     def close(self) -> None:
-        """Takes nothing more: what is not begun goes back to the queue."""
+        """Takes no more events: those that are not begun go back to the queue."""
         self._closed.set()
 
     def _work(self) -> None:
@@ -99,10 +99,10 @@ class SiloTasks:
         except Stale as error:
             about.info("stale", reason=str(error))
             return delivery.ack()
-        except Exception:  # a fault of ours; unsettled, it would take one of the slots' places for good
+        except Exception:  # a fault of ours; an unsettled event would take a slot's place in the prefetch for good
             about.exception("requeued", attempt=delivery.attempt)
             return delivery.requeue()
-        # To Celery's own thread, which alone may touch its pool.
+        # Handed to Celery's own thread, as no other may touch its pool.
         self._worker.hub.call_soon(self._begin, delivery, task)
         failpoint("trainer.dispatched")
         about.info(event.type, job=getattr(event, "job", None), round=getattr(event, "round", None), tasks=1)

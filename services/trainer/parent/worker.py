@@ -40,7 +40,7 @@ from shared.process.probes import Loop
 from shared.process.settings import Trainer
 
 WARM_UP = 120.0  #: seconds a slot may take to import torch
-LOST = 1.0  #: seconds in which the result of a slot that died may still be read from its pipe
+LOST = 1.0  #: seconds in which the result of a slot that died may still come from its pipe
 CLOSING = 1.0  #: seconds that the broker may take for each answer while we stop
 
 
@@ -52,7 +52,7 @@ def make_app(settings: Trainer, group: str, trainer: str, signals: Path, *, silo
         include=["services.trainer.slot.tasks"],
         task_create_missing_queues=False,
         task_acks_late=True,
-        task_acks_on_failure=False,  # to the dead letters: a task answers errors of training itself
+        task_acks_on_failure=False,  # a failed task is a dead letter: tasks answer errors of training themselves
         task_reject_on_worker_lost=True,
         task_ignore_result=True,
         task_serializer="msgpack",
@@ -63,11 +63,11 @@ def make_app(settings: Trainer, group: str, trainer: str, signals: Path, *, silo
         worker_proc_alive_timeout=WARM_UP,
         worker_lost_wait=LOST,
         worker_enable_remote_control=False,
-        # A lost connection costs the acknowledgement, not the training: the update goes out by another one.
+        # A lost connection costs the acknowledgement, not the training: the update goes out by another connection.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        slot={  # what `tasks.warm_up` is told
+        slot={  # facts for `tasks.warm_up`
             "parent": os.getpid(),
             "place": {
                 "trainer": trainer,
@@ -81,7 +81,7 @@ def make_app(settings: Trainer, group: str, trainer: str, signals: Path, *, silo
 
 
 def _without_broker() -> dict[str, Any]:
-    # A transport that goes nowhere: Celery asks each for the classes of its errors.
+    # A transport without a broker: Celery asks every transport for the classes of its errors.
     return {"broker_url": "memory://", "worker_consumer": "services.trainer.parent.silo_tasks:SiloConsumer"}
 
 
@@ -94,13 +94,13 @@ def _with_queue(app: Celery, settings: Trainer, group: str) -> dict[str, Any]:
     )
     url = settings.amqp_url.get_secret_value()
     if url.startswith("amqps:"):
-        # Without a host any server's valid certificate would do; kombu, left to itself, takes 127.0.0.1 for localhost.
+        # Without a host name any server's valid certificate would pass; kombu by itself takes 127.0.0.1 for localhost.
         app.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": urlsplit(url).hostname}
     return {
         "broker_url": url,
         "broker_heartbeat": settings.amqp_heartbeat_s,
         "broker_connection_retry_on_startup": True,
-        "broker_connection_max_retries": None,  # for ever
+        "broker_connection_max_retries": None,  # no limit
         "task_queues": [queue],
         "task_default_queue": queue.name,
         "task_default_exchange": names.TASKS,
@@ -117,7 +117,7 @@ class Slots(AsynPool):  # type: ignore[misc]
     """
 
     def _event_process_exit(self, hub: Any, proc: Any) -> None:
-        proc._popen.wait()  # its pipe closes a moment before it can be waited for, and nobody would look again
+        proc._popen.wait()  # its pipe closes a moment before `waitpid` sees its end, and Celery looks only once
         super()._event_process_exit(hub, proc)
 
     def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
@@ -139,12 +139,12 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
     ) -> None:
         self.signals = signals
         self.turning = turning  # Celery's event loop
-        self.device = ""  # what the slots train on, known when they are warm
+        self.device = ""  # the device that the slots train on, known when they are warm
         self.failure: FedqError | None = None
         self.begun = False
-        self.stops_at = 0.0  # by the monotonic clock, once asked to stop
+        self.stops_at = 0.0  # deadline on the monotonic clock, set when the trainer is asked to stop
         self._on_ready = on_ready
-        # It warns of unpickling as root; this app unpickles nothing that it is sent.
+        # Celery warns of unpickling as root; this app unpickles no message.
         warnings.filterwarnings("ignore", category=SecurityWarning)
         super().__init__(
             app=app,
@@ -164,13 +164,13 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
         try:
             super().start()
         finally:
-            self.kill_slots()  # whatever went wrong: Python would wait for them at its exit
+            self.kill_slots()  # after any error: Python would wait for them at its exit
 
     def install_platform_tweaks(self, worker: Any) -> None:
-        """Signals are ours: see `request_stop`."""
+        """Installs no signal handlers: ours call `request_stop`."""
 
     def on_close(self) -> None:
-        """Celery lets the slots finish; a second signal ends all at once, and the broker hands the tasks on."""
+        """Lets Celery wait for the slots; a second signal ends all at once, and the broker hands the tasks on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         self.turning.end()
@@ -180,19 +180,19 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
         super().on_close()
 
     def on_consumer_ready(self, consumer: Any) -> None:  # noqa: ARG002 - Celery passes it
-        """Celery consumes the task queue from now on."""
+        """Tells that Celery consumes the task queue from now on."""
         self._on_ready()
 
     def request_stop(self, until: float) -> None:
         """Lets the slots finish what they train by then, and ends `start`; callable from any thread."""
         self.stops_at = until
         state.should_stop = os.EX_OK
-        self.signals.tell("stop")  # while warming up
+        self.signals.tell("stop")  # heard while the slots warm up
         if self.hub is not None:
-            self.hub.call_soon(lambda: None)  # wakes the loop, which then sees it
+            self.hub.call_soon(lambda: None)  # wakes the loop, which then sees `should_stop`
 
     def kill_slots(self) -> None:
-        """Slots heed no milder signal; what they were at is not acknowledged, so that the broker hands it on."""
+        """Kills the slots, which ignore milder signals; tasks are not acknowledged, so the broker hands them on."""
         for process in self.slots:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -201,7 +201,8 @@ class Worker(celery_worker.Worker):  # type: ignore[misc]
     def slots(self) -> list[Any]:
         """The processes of the pool, as long as there is one."""
         started = self.pool is not None and self.pool._pool is not None
-        return list(self.pool._pool._pool) if started else []  # Celery's pool wraps billiard's, whose list it is
+        # Celery's pool wraps billiard's pool, which has the list of processes.
+        return list(self.pool._pool._pool) if started else []
 
     @property
     def busy(self) -> int:
@@ -224,11 +225,12 @@ class WarmUp(bootsteps.StartStopStep):  # type: ignore[misc]
         worker.hub.call_repeatedly(worker.turning.interval, worker.turning.turned)
 
     def stop(self, worker: Worker) -> None:
-        """Between the consumer's stop and the pool's: what a slot puts back now does not come here again."""
+        """Tells the slots to stop, between consumer and pool: a task put back now does not come here again."""
         worker.signals.stop(worker.stops_at)
 
     def _wait(self, worker: Worker, words: int) -> str:
-        sentinels = [process._popen.sentinel for process in worker.slots]  # readable when it dies
+        # A sentinel is readable once its process died.
+        sentinels = [process._popen.sentinel for process in worker.slots]
         heard, warm = b"", 0
         while True:
             ready, _, _ = select.select([words, *sentinels], [], [], WARM_UP)
@@ -258,9 +260,9 @@ class _Forward(logging.Handler):
         event = structlog.get_logger().bind(logger=record.name)
         level, cause = record.levelno, record.exc_info
         if cause and isinstance(cause[1], OSError | AMQPError | RestartFreqExceeded):
-            level, cause = logging.WARNING, None  # a connection was lost: what there is to say is in the message
+            level, cause = logging.WARNING, None  # a connection was lost, and the message says all of it
         message = record.getMessage().split("\n")[0]
-        for part in record.args or ():  # the error of a connection that cannot be made is one of them
+        for part in record.args or ():  # the arguments include the error of a failed connection
             if isinstance(part, BaseException) and (trouble := tls_trouble(part, "FEDQ_AMQP_URL")):
                 message = f"RabbitMQ: {trouble}"
         event.log(level, message, exc_info=cause)
