@@ -25,16 +25,16 @@ from shared.events import BlobRef, Member
 
 log = structlog.get_logger()
 
-#: What is told of each client of a batch. There may be hundreds in an event, so that it is little.
+#: Metrics told of each client of a batch; kept few, as an event may carry hundreds of clients.
 FIGURES = ("client_loss", "client_accuracy", "train_loss", "local_norm")
-NORM = "norm"  #: of its update, which nobody else sees
+NORM = "norm"  #: norm of the client's update, which travels only inside the fold
 
 
 @dataclass(frozen=True)
 class Folded:
-    """What training a batch gave."""
+    """The result of training a batch."""
 
-    file: File | None  # the sums; None where nobody's training came to an end
+    file: File | None  # the sums; None if no client's training came to an end
     members: tuple[Member, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
     downloaded: int = 0
@@ -54,7 +54,7 @@ class Folded:
 
 
 def train(context: SlotContext, task: TrainTask, base: BlobRef, watch: Stopwatch) -> Folded:
-    """Trains the clients of a batch; `Stale` where there is nothing to say of any."""
+    """Trains the clients of a batch; `Stale` if none of them is there."""
     spec = task.spec
     clients = Clients(context, task, base, watch)
     strategy = strategy_of(spec.strategy, spec.population)
@@ -73,7 +73,7 @@ def train(context: SlotContext, task: TrainTask, base: BlobRef, watch: Stopwatch
             continue
         except (Stale, Unavailable):
             raise
-        except BaseException as error:  # user code may do anything
+        except BaseException as error:  # the user's code may raise anything
             replies.log_failure(log.bind(job=task.job, round=task.round, client=client), error)
             clients.renew()
             failures[client] = sentence(error, REASON)

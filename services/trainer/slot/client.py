@@ -44,7 +44,7 @@ class Stopwatch:
     _lap: float = field(default_factory=time.perf_counter)
 
     def lap(self, name: str) -> float:
-        """The step that ends now, and its seconds."""
+        """Ends the step of this name, and returns its seconds."""
         now = time.perf_counter()
         seconds = now - self._lap
         self.timings[name] = round(self.timings.get(name, 0.0) + seconds, 6)
@@ -57,14 +57,15 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training one client gave; its arrays are valid until the next one is trained."""
+    """The result of training one client; its arrays are valid until the next one is trained."""
 
     examples: int
-    file: File  # the update as it would travel uncompressed, and by itself
-    delta: Flat  # in it: what training changed of the parameters, and the buffers; shape (P,)
-    change: Flat | None = None  # of its control variate, shape (parameters,)
+    file: File  # the update as it would travel by itself and uncompressed
+    delta: Flat  # a view of `file`: the change of the parameters, then the buffers; shape (P,)
+    change: Flat | None = None  # the change of its control variate, shape (parameters,)
     metrics: dict[str, float] = field(default_factory=dict)
-    state: ClientState = field(default_factory=ClientState)  # what it keeps; of the residual, what there was before
+    # The state to keep; its residual is still the one before this round.
+    state: ClientState = field(default_factory=ClientState)
 
 
 class Clients:
@@ -82,7 +83,7 @@ class Clients:
         self.downloaded = context.cache.received - before
 
     def train(self, client: str, simulated: SimulatedClient) -> Trained:
-        """What a client's training gives."""
+        """Trains a client of the task, as fast and as honest as it is simulated to be."""
         task, spec, watch = self._task, self._task.spec, self._watch
         x, y = (part.to(self._context.device) for part in dataset.of_client(self._data, spec, client))
         if len(y) > spec.limits.max_examples:
@@ -116,7 +117,7 @@ class Clients:
         return Trained(len(y), file, delta, change, metrics, kept)
 
     def renew(self) -> None:
-        """For when a client failed: its code may have broken the model."""
+        """Builds the model again after a client failed: its code may have broken the model."""
         self._context.forget_model()
         self._model = self._context.model(self._task.job, self._task.spec, self._data)
 
@@ -128,7 +129,7 @@ class Clients:
             if isinstance(how, CustomTrain):
                 return step(model, x, y, how, **common)
             correction = self._drift.correction(state.control) if self._drift else None
-            if isinstance(task.spec.model, CustomModel):  # its forward may draw from any of them
+            if isinstance(task.spec.model, CustomModel):  # the forward of the user's model may draw from any generator
                 custom_step.seed_all(loop.shuffle_seed(task.spec.seed, client, task.round, 0))
             rounds = task.spec.rounds.count
             return loop.train(model, x, y, how, rounds=rounds, correction=correction, **common)
@@ -138,13 +139,13 @@ class Clients:
             raise user_code.failure(error) from error
 
     def _server(self) -> File | None:
-        """The server state, where the round has one for its clients."""
+        """The server state, if the round has one for its clients."""
         server = self._task.server
         return None if server is None else self._context.patiently(lambda: self._context.cache.get(server), self._task)
 
 
 def pack_update(trained: Trained, base: Flat, model: Layout, spec: JobSpec) -> tuple[File, ClientState]:
-    """The update's file, and the state that counts if the update does; `BadInput` where it cannot be sent.
+    """The update's file, and the state that counts if the update does; `BadInput` if it cannot be sent.
 
     `base` is the model that was trained on, shape (P,).
     """

@@ -1,4 +1,4 @@
-"""What a client keeps from one round to the next: a file beside the model, named by its digest and never changed.
+"""The state of a client from one round to the next: a file apart from the model, named by its digest, never changed.
 
 The aggregator says which of a client's states is its state, because only an update that counted may move it.
 """
@@ -25,21 +25,21 @@ from shared.s3.store import Blobs
 
 log = structlog.get_logger()
 
-KEPT = 8  #: states of a job that a silo keeps: the one that counts, and those that may yet
+KEPT = 8  #: states of a job that a silo keeps: the one that counts, and those that may come to count
 RESIDUAL = "residual"
-PERSONAL = "personal."  #: before the name of a tensor of the model
+PERSONAL = "personal."  #: prefix of the name of a personal tensor
 
 
 @dataclass(frozen=True)
 class ClientState:
-    """What a client keeps, as far as its job asks for it; nothing before its first round."""
+    """The state that a client keeps, as far as its job asks for it; empty before its first round."""
 
     control: Flat | None = None  # its control variate, shape (parameters,)
-    residual: Flat | None = None  # what compression has left out so far, shape (P,)
-    personal: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # tensors that never leave it
+    residual: Flat | None = None  # the part of the updates that compression left out so far, shape (P,)
+    personal: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # tensors that never leave the client
 
     def pack(self) -> File | None:
-        """The state as a file; None for nothing."""
+        """The state as a file; None if it is empty."""
         vectors = {CONTROL: self.control, RESIDUAL: self.residual}
         parts = {name: vector for name, vector in vectors.items() if vector is not None}
         parts |= {f"{PERSONAL}{name}": tensor for name, tensor in self.personal.items()}
@@ -53,7 +53,7 @@ class ClientState:
 
     @classmethod
     def unpack(cls, file: File, model: Layout) -> "ClientState":
-        """The state in a file, or `Refused` where it is not of this model."""
+        """The state in a file; `Refused` if it is not of this model."""
         layout = weights.read_layout(file)
         views = layout.views(file)
         for name, size in ((CONTROL, model.parameters), (RESIDUAL, model.size)):
@@ -64,20 +64,20 @@ class ClientState:
 
 
 class Keeper(Protocol):
-    """Where states are."""
+    """A store of states."""
 
     def load(self, job: str, client: str, ref: StateRef) -> File | None:
-        """The state's file, checked against its digest; None where it is lost and the client begins anew."""
+        """The state's file, checked against its digest; None if it is lost and the client begins without one."""
 
     def save(self, job: str, client: str, file: File) -> StateRef:
-        """Keeps a state beside those there are."""
+        """Adds a state to those that are kept."""
 
     def drop(self, job: str, client: str, ref: StateRef) -> None:
-        """Removes a state that nobody will ever ask for."""
+        """Removes a state that no task will ever ask for."""
 
 
 class InStore:
-    """The object store: any trainer of a pool may be asked to train a client next."""
+    """States in the object store: any trainer of a pool may be asked to train a client next."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
@@ -96,7 +96,7 @@ class InStore:
 
 
 class OnDisk:
-    """A silo's own disk: what is personal never leaves it."""
+    """States on a silo's own disk, which personal tensors never leave."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -105,7 +105,7 @@ class OnDisk:
         path = self._path(job, client, ref.digest)
         try:
             file = np.fromfile(path, np.uint8)
-            os.utime(path)  # of use now: it outlives those that are not
+            os.utime(path)  # `save` removes the states that were not used for longest
         except OSError as error:
             log.warning("begins anew", job=job, client=client, reason=f"its state {path} is lost: {error.strerror}")
             return None
@@ -135,7 +135,7 @@ class OnDisk:
 
 
 def _write(path: Path, file: File) -> None:
-    """Whole or not at all, and on the disk when this returns: the aggregator will hear of it next."""
+    """Writes a file whole or not at all. It is on the disk when this returns: the aggregator hears of it next."""
     fresh = path.with_suffix(f".{os.getpid()}")
     try:
         with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as target:

@@ -1,4 +1,4 @@
-"""What a slot works with: the servers, the node's cache, the device, and the model of the job it last worked for."""
+"""Context of a slot: the servers, the node's cache, the device, and the model of the job that it last worked for."""
 
 import functools
 import random
@@ -42,7 +42,7 @@ PATIENCE = 30.0  #: seconds a server may be away before the task goes back to it
 
 
 class SlotContext:
-    """Stays as it is from one task to the next, the model warm."""
+    """The things that a slot keeps from one task to the next, its warm model among them."""
 
     def __init__(
         self, trainer: str, signals: Signals, blobs: Blobs, cache: Cache, keeper: Keeper, device: torch.device
@@ -50,13 +50,14 @@ class SlotContext:
         self.trainer, self.signals, self.blobs, self.cache, self.keeper = trainer, signals, blobs, cache, keeper
         self.device = device
         self._warm: tuple[str, FlatModel] | None = None
-        self._manifest: tuple[str, dict[str, Any]] = ("", {})  # of round 0 of a job
-        self._compared: tuple[str, Callable[[], Dataset | None]] = ("", lambda: None)  # data that are like a job's
+        self._manifest: tuple[str, dict[str, Any]] = ("", {})  # a job, and the manifest of its round 0
+        # A job, and data that were found to be like its first.
+        self._compared: tuple[str, Callable[[], Dataset | None]] = ("", lambda: None)
 
     def model(self, job: str, spec: JobSpec, data: Dataset) -> FlatModel:
         """The warm model of a job; its tensors hold whatever the last client left in them.
 
-        `BadInput` where the data are not like those that the job began with.
+        `BadInput` if the data are not like those that the job began with.
         """
         self._compare(job, data)
         key = " ".join(
@@ -68,7 +69,7 @@ class SlotContext:
             )
         )
         if self._warm is None or self._warm[0] != key:
-            self._warm = None  # the old one's memory first
+            self._warm = None  # frees the old model's memory first
             self._warm = (key, self.fresh_model(job, spec, data))
         return self._warm[1]
 
@@ -86,11 +87,11 @@ class SlotContext:
             return FlatModel(model, spec.train, self.device)
 
     def forget_model(self) -> None:
-        """For when the user's code failed: who knows what it left behind."""
+        """Drops the warm model after the user's code failed, as it may have left anything behind in it."""
         self._warm = None
 
     def base(self, task: TrainTask, ref: BlobRef) -> File:
-        """The model that a task begins with, from the node's cache; made of the one before where that is shorter."""
+        """The model that a task begins with, from the node's cache; made of the one before if that is shorter."""
         how = task.spec.compress.model
         if task.delta is None or task.previous is None or how is None:
             return self.cache.get(ref)
@@ -99,25 +100,25 @@ class SlotContext:
     def state(
         self, job: str, spec: JobSpec, client: str, ref: StateRef | None, model: Layout, task: TrainTask | None = None
     ) -> ClientState:
-        """What a client keeps of the rounds before."""
+        """The state that a client keeps of the rounds before."""
         if ref is None or not spec.is_stateful:
             return ClientState()
         file = self.patiently(lambda: self.keeper.load(job, client, ref), task)
         return ClientState() if file is None else ClientState.unpack(file, model)
 
     def began(self, task: TrainTask) -> float:
-        """When a task's job began: its first round, in seconds since the epoch. The clocks are taken for equal."""
+        """The time of the job's first round, in seconds since the epoch. The clocks are taken for equal."""
         with reading(names.manifest_blob(task.job, 0)):
             return float(self._first(task.job, task)["opened"])
 
     def _first(self, job: str, task: TrainTask | None = None) -> dict[str, Any]:
-        """The manifest of a job's round 0, kept for the next task; `NotFound` where the store has none."""
+        """The manifest of a job's round 0, kept for the next task; `NotFound` if the store has none."""
         if self._manifest[0] != job:
             self._manifest = (job, self.patiently(lambda: self.blobs.get_json(names.manifest_blob(job, 0)), task))
         return self._manifest[1]
 
     def _compare(self, job: str, data: Dataset) -> None:
-        """`BadInput` where the data are not like those that the job began with, as far as its record says."""
+        """Raises `BadInput` if the data are not like those that the job began with, as far as its record says."""
         if self._compared[0] == job and self._compared[1]() is data:
             return
         with suppress(NotFound), reading(names.manifest_blob(job, 0)):
@@ -126,7 +127,7 @@ class SlotContext:
             self._compared = (job, ref(data))
 
     def patiently(self, call: Callable[[], Result], task: TrainTask | None = None) -> Result:
-        """`call`, again while a server is away: for `PATIENCE` seconds, and while somebody waits for the result."""
+        """Calls `call` again while a server is away, for `PATIENCE` seconds and while the task is wanted."""
         deadline, delay = time.monotonic() + PATIENCE, 0.2
         while True:
             try:
@@ -150,18 +151,18 @@ class SlotContext:
         return self.cache.get(BlobRef(key=key, size=size, digest=about["digest"]))
 
     def stopped(self, task: TrainTask) -> bool:
-        """Whether training shall stop between two batches. Takes 4 µs."""
+        """True if training must stop between two batches. Takes 4 µs."""
         return self.signals.is_over(*task.work) or self.signals.grace <= 0
 
     def why_stopped(self, task: TrainTask) -> Stale | HandedBack:
-        """What to raise then."""
+        """The error to raise once `stopped` is true."""
         if self.signals.is_over(*task.work):
             return Stale(f"round {task.round} is over")
         return HandedBack("this trainer stops before the client is trained")
 
 
 def _rebuilt(how: EncodingSpec, previous: File, delta: File) -> File:
-    """A model of the one before it and the difference, each as its file; `Refused` where these do not go together."""
+    """A model of the one before it and the difference, each as its file; `Refused` if these do not go together."""
     layout = weights.read_layout(previous)
     encoding = encoding_of(how, layout.of_updates())
     weights.check_header(delta, encoding.layout)

@@ -1,6 +1,6 @@
-"""Processes of a slot for jobs with code of their own: one for each, so that the slot stays as it was.
+"""Processes of a slot for jobs with the user's code: one for each, so that the slot stays as it was.
 
-What the user's code leaves behind (a grad mode, a default dtype, a folder, threads, another module changed) ends with
+Whatever the user's code leaves behind (a grad mode, a default dtype, a folder, threads, a changed module) ends with
 that process. It starts with the job's first task here, in about a second, and ends when another such job needs its
 place, or as soon as this trainer hears that its own is over. A task that goes on for a whole deadline after its round
 hangs, and the process is killed: a step that is slow, or loads large data, has that time to come to its end.
@@ -29,8 +29,8 @@ from shared.events import EvaluateModel
 log = structlog.get_logger()
 
 WARM_UP = 120.0  #: seconds that such a process may take to import torch
-HEED = 3.0  #: seconds that a task may still take when its job is over
-LEAVE = 5.0  #: seconds in which it may end by itself, once it says nothing any more
+HEED = 3.0  #: seconds that a task may still take after its job is over
+LEAVE = 5.0  #: seconds in which the process may end by itself, once it closed its socket
 
 _NAMES = {number.value: number.name for number in signal.Signals}
 
@@ -42,14 +42,16 @@ class JobProcess:
         self._place, self._signals = place, Signals(Path(place.signals))
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        self._work: TrainTask | EvaluateModel | None = None  # the last
+        self._work: TrainTask | EvaluateModel | None = None  # the latest task
         self._late: TrainTask | None = None  # the task that has outlasted its round, once
-        self._over: TrainTask | EvaluateModel | None = None  # the task that was killed since nobody waited for it
+        self._over: TrainTask | EvaluateModel | None = (
+            None  # the task that was killed because it was not wanted any more
+        )
         self._busy = threading.Lock()
         threading.Thread(target=self._listen, name="job-process", daemon=True).start()
 
     def do(self, work: TrainTask | EvaluateModel, tries: int) -> None:
-        """Has a task done, as `Slot.do` does it; `Unavailable` too where the process ended at it."""
+        """Has a task done, as `Slot.do` does it; `Unavailable` too if the process ended at it."""
         try:
             with self._busy:
                 self._do(work, tries)
@@ -87,7 +89,7 @@ class JobProcess:
                 self._end_job(job, int(fence))
 
     def _end_round(self) -> None:
-        """Gives what is still at work for a round that is over as long again as that round might last."""
+        """Gives a task of a round that is over one more deadline of that round, then kills it."""
         work = self._work
         if not isinstance(work, TrainTask) or work is self._late or not self._busy.locked():
             return
@@ -98,7 +100,7 @@ class JobProcess:
             timer.start()
 
     def _end_job(self, job: str, fence: int) -> None:
-        """Ends the process of a job that is over; where it is at work, soon."""
+        """Ends the process of a job that is over, within `HEED` seconds if it is at work."""
         work = self._work
         if work is None or work.job != job or (isinstance(work, TrainTask) and work.fence > fence):
             return
@@ -112,7 +114,7 @@ class JobProcess:
             self._busy.release()
 
     def _kill(self, work: TrainTask | EvaluateModel) -> None:
-        """Kills the process if it is at this work still; whoever waits for its answer sees it end."""
+        """Kills the process if it is still at this work; the thread that waits for its answer sees it end."""
         process = self._process
         if self._work is not work or process is None or not self._busy.locked():
             return
@@ -124,7 +126,8 @@ class JobProcess:
         """Ends the process, if there is one."""
         if self._process is not None:
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # with the commands that the user's code has started
+                # The whole group, with the commands that the user's code has started.
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         if self._channel is not None:
             self._channel.close()
@@ -155,7 +158,7 @@ class JobProcess:
         self._channel = ours
         ours.settimeout(WARM_UP)
         self._heard()
-        ours.settimeout(None)  # a client may train for as long as its round lasts; who stops the slot kills both
+        ours.settimeout(None)  # a client may train as long as its round lasts; stopping the slot kills both
 
     def _heard(self) -> dict[str, str]:
         assert self._channel is not None  # noqa: S101 - for the type checker
@@ -174,7 +177,7 @@ class JobProcess:
         try:
             found = json.loads(heard)
             return {"fate": found["fate"], "reason": found["reason"]}
-        except (ValueError, KeyError, TypeError):  # the user's code wrote there, or a fork of its own answered too
+        except (ValueError, KeyError, TypeError):  # the user's code wrote to the socket, or a fork of it answered too
             self.close()
             said = heard[:60].decode("ascii", "replace")
             raise Unavailable(f"the process for the job's own code said what is no answer: {said!r}") from None
@@ -192,7 +195,7 @@ class JobProcess:
         code = process.returncode
         if code == -signal.SIGKILL:
             how = "was killed (SIGKILL), by lack of memory perhaps"
-        elif code < 0:  # lack of memory is no reason for any other
+        elif code < 0:  # the kernel sends no other signal for lack of memory
             how = f"was killed ({_NAMES.get(-code, f'signal {-code}')})"
         else:
             how = f"ended with exit code {code}; its log has more"

@@ -1,7 +1,7 @@
-"""A process for one job with code of its own, started by a slot: `python -m services.trainer.slot.job_process_main`.
+"""A process for one job with the user's code, started by a slot: `python -m services.trainer.slot.job_process_main`.
 
-It does what a slot does, for no other job, so that nothing that the user's code changed in it is left for another.
-One line of JSON is asked for each task and one answered: `{"fate": …, "reason": …}`.
+It does what a slot does, for no other job, so that no change that the user's code made in it is left for another job.
+Each task is one line of JSON, and so is its answer: `{"fate": …, "reason": …}`.
 """
 
 import json
@@ -18,8 +18,8 @@ from shared.events import EvaluateModel
 from shared.job import user_modules
 
 WARM = "warm"  #: ready for the first task
-DONE = "done"  #: it was answered on the bus
-RENEW = "renew"  #: not begun: the user's files are no longer those that this process imported
+DONE = "done"  #: the task was answered on the bus
+RENEW = "renew"  #: the task was not begun: the user's files are no longer those that this process imported
 HANDED_BACK = "handed back"  #: `HandedBack`, with its reason
 UNAVAILABLE = "unavailable"  #: `Unavailable`, with its reason
 
@@ -27,7 +27,7 @@ UNAVAILABLE = "unavailable"  #: `Unavailable`, with its reason
 def main() -> None:
     told = json.loads(sys.argv[1])
     warming.settle(told["parent"])
-    shown, sys.stderr = sys.stderr, open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - our lines outlive a close of it
+    shown, sys.stderr = sys.stderr, open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - a copy: the log survives if user code closes it
     slot = warming.slot(warming.Place(**told["place"]))
     sys.stderr = shown
     with socket.socket(fileno=told["channel"]) as channel, channel.makefile("r") as asked:
@@ -49,23 +49,23 @@ def main() -> None:
                 say(UNAVAILABLE, str(error))
             else:
                 say(DONE)
-            user_modules.take_down()  # now, while nobody waits for it
+            user_modules.take_down()  # now, after the answer, so that no task waits for it
 
 
 def line(work: TrainTask | EvaluateModel, tries: int) -> bytes:
-    """A task, as it is asked for."""
+    """A task as the line that asks for it."""
     document = {"order": isinstance(work, TrainTask), "work": work.model_dump(mode="json"), "tries": tries}
     return (json.dumps(document) + "\n").encode()
 
 
 def read(document: dict[str, Any]) -> tuple[TrainTask | EvaluateModel, int]:
-    """A task again."""
+    """The task in a line that asks for it, and its number of deliveries."""
     kind = TrainTask if document["order"] else EvaluateModel
     return kind.model_validate(document["work"]), document["tries"]
 
 
 if __name__ == "__main__":
-    # What is edited twice in a second has the time and the size of what Python compiled before.
+    # A file edited twice in a second may have the time and size of the one that Python compiled before.
     sys.dont_write_bytecode = True
     code = os.EX_SOFTWARE
     try:
@@ -74,4 +74,4 @@ if __name__ == "__main__":
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code)  # whatever threads the user's code has left, and would be waited for; though stderr be closed
+        os._exit(code)  # Python would wait for threads that the user's code left, and fail if stderr is closed

@@ -1,4 +1,4 @@
-"""Models on this node's disk, by digest: each is downloaded, or made of the one before, once for all processes."""
+"""Cache of models on this node's disk, by digest: one process downloads each, or makes it of the one before."""
 
 import fcntl
 import mmap
@@ -22,18 +22,18 @@ from shared.s3.store import Blobs, NotFound
 
 log = structlog.get_logger()
 
-#: Files that are kept. Each is looked at when another comes, and a job of tiny models has thousands of rounds.
+#: Most files that are kept: each is looked at when another comes, and a job of tiny models has thousands of rounds.
 MOST = 256
-OPEN = 2  #: files that stay mapped: a model, and what else its round needs
+OPEN = 2  #: files that stay mapped: a model, and the server state of its round
 
 
 @dataclass(frozen=True)
 class Shortcut:
     """The way to a model from the one before it."""
 
-    previous: str  # its digest
+    previous: str  # the digest of the model before
     delta: BlobRef
-    rebuild: Callable[[File, File], File]  # (previous, delta) → the model; `Refused` where they do not go together
+    rebuild: Callable[[File, File], File]  # (previous, delta) → the model; `Refused` if they do not go together
 
 
 class Cache:
@@ -49,7 +49,7 @@ class Cache:
     def get(self, ref: BlobRef, shortcut: Shortcut | None = None) -> File:
         """A whole blob as an array over its file; what is written to it stays in this process.
 
-        Where the node has the model before, it is made of that one: less is downloaded.
+        If the node has the model before, it is made of that one, and less is downloaded.
         """
         file = self._open.pop(ref.digest, None)
         if file is None:
@@ -60,14 +60,14 @@ class Cache:
         return file
 
     def _find(self, ref: BlobRef, shortcut: Shortcut | None) -> File:
-        if ref.size > self._limit:  # before a byte of the disk is reserved for it
+        if ref.size > self._limit:  # refused before disk is reserved for it
             kept, most = ref.size >> 20, self._limit >> 20
             raise Refused(f"{ref.key} has {kept} MB, and FEDQ_CACHE_MB lets this trainer keep {most}")
         path = self._directory / f"{ref.digest}.safetensors"
         if (found := _checked(path, ref)) is not None:
             return found
         with self._lock(ref.digest):
-            # Whoever held the lock before has most likely brought it.
+            # The process that held the lock before has most likely written it.
             if (found := _checked(path, ref)) is not None:
                 return found
             made = self._rebuilt(ref, shortcut) if shortcut is not None else None
@@ -83,7 +83,7 @@ class Cache:
 
     def _rebuilt(self, ref: BlobRef, shortcut: Shortcut) -> File | None:
         """The model made of the one before, or None where it must be downloaded whole."""
-        if shortcut.delta.size > self._limit:  # before memory is reserved for it
+        if shortcut.delta.size > self._limit:  # refused before memory is reserved for it
             log.warning("downloads the whole model", reason=f"{shortcut.delta.key} has {shortcut.delta.size >> 20} MB")
             return None
         previous = _opened(self._directory / f"{shortcut.previous}.safetensors", ref.size)
@@ -105,7 +105,7 @@ class Cache:
         part = path.with_suffix(".part")
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            # Its blocks first: writing to a mapping of a full disk would end the process.
+            # The blocks are reserved first: writing to a mapping of a full disk would end the process.
             os.posix_fallocate(descriptor, 0, ref.size)
             target = np.frombuffer(mmap.mmap(descriptor, ref.size), np.uint8)
             if made is None:
@@ -126,24 +126,24 @@ class Cache:
             if path.suffix == ".safetensors":
                 with suppress(FileNotFoundError):  # another process evicts too
                     found = path.lstat()
-                    if stat.S_ISREG(found.st_mode):  # a folder or a link of that name is not ours to remove
+                    if stat.S_ISREG(found.st_mode):  # a folder or a link of that name is not this cache's
                         files.append((path == newest, found.st_mtime, found.st_size, path))
         room = self._limit
         for place, (is_newest, _, size, path) in enumerate(sorted(files, reverse=True)):
             room -= size
             if (room < 0 or place >= MOST) and not is_newest:
-                path.unlink(missing_ok=True)  # who has it mapped keeps it
+                path.unlink(missing_ok=True)  # processes that have it mapped keep it
 
     def _sweep(self) -> None:
-        """Removes what processes that were killed had begun to download: nobody holds its lock."""
+        """Removes the parts that killed processes had begun to download: their locks are free."""
         for part in self._directory.glob("*.part"):
             with suppress(BlockingIOError, IsADirectoryError), self._lock(part.name, fcntl.LOCK_NB):
                 part.unlink(missing_ok=True)
 
     @contextmanager
     def _lock(self, digest: str, how: int = 0) -> Iterator[None]:
-        private_directory(self._directory)  # again: who tidies old files away may have taken it
-        # Sixteen locks for all digests: a lock file cannot be removed safely while somebody may wait for it.
+        private_directory(self._directory)  # made again: a cleaner of old files may have removed it
+        # Sixteen locks for all digests: a lock file cannot be removed safely while a process may wait for it.
         with open(self._directory / f"lock-{digest[0]}", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | how)
             yield
@@ -152,7 +152,7 @@ class Cache:
 def _checked(path: Path, ref: BlobRef) -> File | None:
     """The file of a digest, if it has it still: the disk, or another process of this node, may have changed it.
 
-    Once for each process that opens it, and not for each task: it stays mapped.
+    It is checked once by each process that opens it, and not for each task, as it stays mapped.
     """
     file = _opened(path, ref.size)
     if file is not None and weights.digest_of(file) != ref.digest:
@@ -165,18 +165,18 @@ def _checked(path: Path, ref: BlobRef) -> File | None:
 def _opened(path: Path, size: int) -> File | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:  # it is not there, or is not what this trainer put there
+    except OSError:  # the file does not exist, or is no file of this trainer
         return None
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or not found.st_size == size > 0:
             return None
-        os.utime(descriptor)  # used now: `_evict` goes by it
+        os.utime(descriptor)  # `_evict` goes by the time of the last use
         return _mapped(descriptor, size)
     finally:
         os.close(descriptor)
 
 
 def _mapped(descriptor: int, size: int) -> File:
-    # Private: torch takes no read-only arrays, and nobody shall write into the cache.
+    # A private mapping: torch takes no read-only arrays, and no write may reach the cache.
     return np.frombuffer(mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE), np.uint8)

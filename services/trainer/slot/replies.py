@@ -1,4 +1,4 @@
-"""What a slot answers: the events, filled in with what was asked."""
+"""Replies of a slot: the events that answer a task, filled in from it."""
 
 from contextlib import suppress
 from typing import Any
@@ -9,7 +9,7 @@ from shared.events import EvaluateModel, Member, ModelEvaluated, ModelUpdate
 from shared.job import user_modules
 from shared.text import plain
 
-REASON = 120  #: characters of why one of a batch failed: those of all must fit into one event
+REASON = 120  #: characters of the reason why one of a batch failed: all of them must fit into one event
 SENTENCE = 1000  #: characters of any other reason
 
 
@@ -23,7 +23,7 @@ def update(
     failures: dict[str, str] | None = None,
     downloaded: int = 0,
 ) -> ModelUpdate:
-    """What training gave, as it will be told once it is in the store."""
+    """The event for the result of training, without the blob, which is told once it is in the store."""
     return ModelUpdate(
         job=task.job,
         round=task.round,
@@ -41,14 +41,14 @@ def update(
 
 
 def failed(task: TrainTask, trainer: str, reason: str, failures: dict[str, str] | None = None) -> ModelUpdate:
-    """That there will be no update, of the client or of any of the batch."""
+    """The event that says that there will be no update, of the client or of any of the batch."""
     if task.is_batch and not failures:
         failures = dict.fromkeys(task.members, reason[:REASON])
     return update(task, trainer, failures=failures).model_copy(update={"error": reason})
 
 
 def evaluated(event: EvaluateModel, trainer: str, **found: Any) -> ModelEvaluated:
-    """How good a model is: `examples`, `metrics` and `members`, or the `error` that prevented it."""
+    """The event that says how good a model is: `examples`, `metrics` and `members`, or the `error`."""
     return ModelEvaluated(
         job=event.job,
         round=event.round,
@@ -65,7 +65,7 @@ def base_of(task: TrainTask) -> str | None:
 
 
 def log_failure(about: Any, error: BaseException) -> None:
-    """One line with the reason; with the stack too, unless fedq itself says what a person is to mend."""
+    """Logs one line with the reason, and the stack too, unless fedq itself says what a person must mend."""
     is_told = isinstance(error, BadInput) and error.__cause__ is None
     about.error("failed", reason=sentence(error), exc_info=None if is_told else error)
 
@@ -73,10 +73,10 @@ def log_failure(about: Any, error: BaseException) -> None:
 def sentence(error: BaseException, length: int = SENTENCE) -> str:
     """`<Type>: <what it says>`, on one line that fits into an event; a person's mistake by what it says alone.
 
-    Where it came out of the user's code, ` (<file>:<line>)` follows.
+    If it came out of the user's code, ` (<file>:<line>)` follows.
     """
     text = ""
-    with suppress(BaseException):  # an exception of the user's may have no words that can be had
+    with suppress(BaseException):  # an exception of the user's may raise when it is turned to text
         text = plain(" ".join(str(error).split()))
     if not (text and isinstance(error, BadInput)):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__

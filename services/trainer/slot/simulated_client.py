@@ -1,4 +1,4 @@
-"""What a job simulates of its clients: that they are slow, far away, absent or hostile."""
+"""Simulation of clients that are slow, far away, absent or hostile."""
 
 import time
 from typing import TypeVar
@@ -15,21 +15,21 @@ from shared.job.catalog.simulation import LabelFlip, ScaledUpdate
 
 Attack = TypeVar("Attack", LabelFlip, ScaledUpdate)
 
-GLANCE = 0.05  #: seconds between two looks whether somebody still waits
+GLANCE = 0.05  #: seconds between two looks if the task is still wanted
 
 
 class Absent(Stale):
-    """A client that is not there, as far as the simulation goes: it says nothing."""
+    """Raised for a client that is simulated to be away: it gives no answer."""
 
 
 class SimulatedClient:
-    """One client's, in one task; none where its job simulates nothing."""
+    """Simulated impairments of one client during one task; none if its job simulates none."""
 
     def __init__(self, context: SlotContext, task: TrainTask, client: str) -> None:
         self._context, self._task, self._client, self._spec = context, task, client, task.spec
 
     def appear(self) -> None:
-        """`Absent` where the client is away or drops out, `Refused` where it drops out and says so."""
+        """Raises `Absent` if the client is away or drops out in silence, `Refused` if it drops out and says so."""
         simulate = self._spec.simulate
         if simulate is None:
             return
@@ -44,17 +44,17 @@ class SimulatedClient:
             raise Refused(f"{self._client} drops out (simulated)")
 
     def download(self) -> None:
-        """Takes as long as what the round sends needs to the client: by itself, whatever the node's cache has."""
+        """Takes as long as the client needs to download what the round sends, even if the node's cache has it."""
         task = self._task
         sent = (task.delta or task.base, task.server)
         self._travel(sum(ref.size for ref in sent if ref is not None), up=False)
 
     def upload(self, size: int) -> None:
-        """Takes as long as so many bytes need from the client."""
+        """Takes as long as the client needs to upload so many bytes."""
         self._travel(size, up=True)
 
     def work(self, seconds: float) -> None:
-        """Takes as much longer than these seconds of training as the client is slow."""
+        """Waits for the time that a slow client takes in addition to these seconds of training."""
         self._wait((profiles.ratio(self._spec, self._client) - 1) * seconds)
 
     def labels(self, y: torch.Tensor, classes: int) -> torch.Tensor:
@@ -65,9 +65,9 @@ class SimulatedClient:
         return flipped
 
     def attack(self, parameters: Flat, buffers: Flat, before: Flat) -> None:
-        """Makes of what training changed what the client says it did, in place.
+        """Replaces in place the changes that training made by those that a hostile client tells.
 
-        That is how parameters differ, and which values buffers have that had those of `before`.
+        `parameters` is how they changed; `buffers` are the values after training, and `before` those before it.
         """
         attack = self._attack(ScaledUpdate)
         if attack is not None:
@@ -82,7 +82,7 @@ class SimulatedClient:
         self._wait(profiles.transfer(self._spec, self._client, size, up=up))
 
     def _wait(self, seconds: float) -> None:
-        # Simulated time alone may be waited for like this: at its end nothing happens that could wake us.
+        # Polled: no event happens at the end of simulated time that could wake this thread.
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._context.stopped(self._task):

@@ -43,15 +43,16 @@ from shared.s3.store import Blobs, NotFound
 
 log = structlog.get_logger()
 
-ANSWERS = 16  #: updates remembered: after a lost connection the broker hands out what was not acknowledged
+ANSWERS = 16  #: updates remembered: after a lost connection the broker hands out unacknowledged tasks again
 
 
 class Slot:
-    """Does what a task says; keeps the data, the model and its buffers for the next one."""
+    """A slot: it does what a task says, and keeps the data, the model and its buffers for the next one."""
 
     def __init__(self, context: SlotContext, bus: Bus) -> None:
         self._context, self._bus = context, bus
-        self._answers: OrderedDict[str, tuple[TrainTask, ModelUpdate]] = OrderedDict()  # the latest, by task
+        # The latest updates, by the id of the task.
+        self._answers: OrderedDict[str, tuple[TrainTask, ModelUpdate]] = OrderedDict()
 
     def do(self, work: TrainTask | EvaluateModel, tries: int) -> None:
         """Does what a task asks for in this many deliveries, and publishes the answer; `Unavailable` to try later."""
@@ -61,7 +62,7 @@ class Slot:
             self.evaluate(work)
 
     def give_up(self, work: TrainTask | EvaluateModel, tries: int, reason: str) -> None:
-        """Answers that there will be none; `Unavailable` where not even that can be said."""
+        """Answers that there will be no result; `Unavailable` if not even that can be said."""
         log.error("given up", job=work.job, round=work.round, client=getattr(work, "client", None), reason=reason)
         if isinstance(work, TrainTask):
             answer = replies.failed(work, self._context.trainer, reason)
@@ -86,7 +87,7 @@ class Slot:
         except Refused as refused:
             about.warning("failed", reason=str(refused))
             update = replies.failed(task, self._context.trainer, sentence(refused))
-        except BaseException as error:  # user code may do anything
+        except BaseException as error:  # the user's code may raise anything
             replies.log_failure(about, error)
             self._context.forget_model()
             update = replies.failed(task, self._context.trainer, sentence(error))
@@ -124,11 +125,11 @@ class Slot:
     # --- an update ------------------------------------------------------------------------------
 
     def _answered(self, task: TrainTask, tries: int, watch: Stopwatch) -> ModelUpdate:
-        """The update that is asked for: the one made before, where it is asked for again."""
+        """The update that is asked for; the one made before, if it is asked for again."""
         asked, known = self._answers.get(task.identity, (None, None))
         if asked is not None and known is not None and _same(asked, task):
             return known
-        # A look costs milliseconds, so only where there may be something to find; a batch leaves no receipt.
+        # A look costs milliseconds, so it is taken only if there may be an update; a batch leaves no receipt.
         if (tries > 1 or task.again) and not task.is_batch and (found := self._stored(task)) is not None:
             return found
         watch.timings["wait"] = max(0.0, round(time.time() - task.asked, 6))
@@ -139,7 +140,7 @@ class Slot:
         return update
 
     def _stored(self, task: TrainTask) -> ModelUpdate | None:
-        """The client's update to the same base, where a slot that could not tell of it had it uploaded."""
+        """The client's update to the same base, if another slot uploaded it and could not tell of it."""
         context = self._context
         prefix = f"{names.updates_prefix(task.job, task.round)}{task.client}-"
         for key in context.patiently(lambda: context.blobs.list(prefix), task):
@@ -148,7 +149,8 @@ class Slot:
             except (NotFound, Refused) as error:
                 log.info("not told again", key=key, reason=str(error))
                 continue
-            if (found.client, found.base) == (task.client, replies.base_of(task)):  # `a-b` begins like `a`
+            # The keys of client `a-b` begin like those of `a`.
+            if (found.client, found.base) == (task.client, replies.base_of(task)):
                 return found
         return None
 
@@ -164,14 +166,14 @@ class Slot:
         if task.spec.pool is None or not task.spec.has_code:
             return None
         modules = tuple(name.partition(":")[0] for name in task.spec.code)
-        # Who made the initial model has imported no local step: that would be the digest of other files.
+        # A slot that made the initial model has imported no local step, and its digest would be of fewer files.
         return user_modules.digest(modules) if sys.modules.keys() >= set(modules) else None
 
     def _initial(self, task: TrainTask, watch: Stopwatch) -> ModelUpdate:
         """The model that a job begins with, whole."""
         data = dataset.load(task.spec, task.job)
         if task.spec.pool is not None and task.spec.needs_test_set:
-            dataset.of_test(data)  # each trainer has it: one that cannot be used is found before anybody trains
+            dataset.of_test(data)  # each trainer has the test set: a bad one is found before any client trains
         model = self._context.fresh_model(task.job, task.spec, data)
         file = model.save()
         check_initial(file, model.layout, task.spec)
@@ -217,9 +219,9 @@ class Slot:
     def _uploaded(
         self, update: ModelUpdate, file: File, task: TrainTask, watch: Stopwatch, kept: File | None = None
     ) -> ModelUpdate:
-        """The update, its file in the store with a receipt: whoever finds it there can tell of it.
+        """The update, once its file is in the store with a receipt, from which another slot can tell of it again.
 
-        Before that, what the client is to keep if it counts: an update refers to nothing that is not there.
+        The state that the client keeps if it counts is stored before it: an update refers to blobs that exist.
         """
         failpoint("trainer.trained")
         if kept is not None:
@@ -239,11 +241,11 @@ class Slot:
         return update.model_copy(update={"update": blob, "timings": watch.total()})
 
     def _refuse_if_over(self, task: TrainTask) -> None:
-        """Raises `Stale` where the round was over before this task began: within 20 ms, whatever was missed."""
+        """Raises `Stale` if the round was over before this task began. Takes 20 ms, even if signals were missed."""
         context = self._context
         if context.signals.is_over(*task.work):
             raise Stale(f"round {task.round} is over")
-        # Where rounds do not wait for each other, the model that ends a round's work is one of a later round.
+        # In asynchronous rounds, the manifest that ends a round's work is that of a later round.
         manifest = names.manifest_blob(task.job, task.round + task.spec.max_staleness)
         result = names.result_blob(task.job)
         if context.patiently(lambda: context.blobs.exists(manifest) or context.blobs.exists(result), task):
@@ -252,7 +254,7 @@ class Slot:
     # --- telling --------------------------------------------------------------------------------
 
     def _say(self, event: ModelUpdate | ModelEvaluated) -> bool:
-        """Whether somebody hears of it: where there is no queue for a job's answers, the job is over."""
+        """Publishes an event; False if there is no queue for the job's answers, which means that the job is over."""
         try:
             self._bus.publish(event)
         except QueueFull:
@@ -264,12 +266,12 @@ class Slot:
         return True
 
     def _take_back(self, update: ModelUpdate, task: TrainTask) -> None:
-        """Removes what came too late for the end of its job, where the job keeps no updates."""
+        """Removes an update that came after the end of its job, if the job keeps no updates."""
         blobs = self._context.blobs
         log.info("nobody listens", job=task.job, round=task.round, client=task.client)
         if update.update is None or task.spec.keep_updates:
             return
-        with suppress(FedqError):  # it is tidiness alone
+        with suppress(FedqError):  # a blob that stays does no harm
             if blobs.exists(names.result_blob(task.job)):
                 blobs.remove([update.update.key])
                 if update.state is not None:
@@ -277,14 +279,14 @@ class Slot:
 
 
 def _same(asked: TrainTask, task: TrainTask) -> bool:
-    """Whether two tasks ask for the same update, of the same model with the same settings and state."""
+    """True if two tasks ask for the same update, of the same model with the same settings and state."""
     return all(getattr(asked, name) == getattr(task, name) for name in ("members", "spec", "state", "server")) and (
         replies.base_of(asked) == replies.base_of(task)
     )
 
 
 def on_test_set(context: SlotContext, event: EvaluateModel) -> tuple[int, dict[str, float]]:
-    """How many examples the test set has, and the figures on them; (0, {}) where there is none."""
+    """The number of examples in the test set, and the metrics on them; (0, {}) if there is no test set."""
     data = dataset.load(event.spec, event.job)
     test = dataset.of_test(data)
     if test is None:
@@ -298,7 +300,7 @@ def on_test_set(context: SlotContext, event: EvaluateModel) -> tuple[int, dict[s
 def on_clients(context: SlotContext, event: EvaluateModel) -> tuple[Member, ...]:
     """The figures of each client, on its own held-out examples and with what it keeps of the model.
 
-    Left out is who holds out nothing, and who fails; where nobody is left for that, the last one's error is raised.
+    Clients that hold out no examples and clients that fail are left out; if none is left, the last error is raised.
     """
     data = dataset.load(event.spec, event.job)
     file = context.patiently(lambda: context.cache.get(event.model))
@@ -329,16 +331,16 @@ def _on(context: SlotContext, examples: Examples) -> Examples:
     return x.to(context.device), y.to(context.device)
 
 
-GLANCE = 10.0  #: of a slot's patience in one call of the store: between two, it looks whether somebody still waits
+GLANCE = 10.0  #: seconds that one call of the store may take; between two, the slot looks if the task is wanted
 
 
 def start_slot(trainer: str, directory: str, index: int, *, silo: bool) -> Slot:
-    """The slot that this process is from now on."""
+    """Makes this process a slot."""
     configuration = settings.load(settings.Trainer)
     logs.configure(configuration, "trainer")
     structlog.contextvars.bind_contextvars(trainer=trainer)
     user_code.permit(configuration.allow, f"the trainer {trainer}")
-    # Python lets no daemon have children, and Celery's processes are daemons; the workers of a DataLoader are children.
+    # Celery's processes are daemons, which Python lets have no children, such as the workers of a DataLoader.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     device = _device(configuration.device, index)
     torch.set_num_threads(configuration.threads)
@@ -349,7 +351,7 @@ def start_slot(trainer: str, directory: str, index: int, *, silo: bool) -> Slot:
     bus = Bus(configuration, trainer, patience=PATIENCE)
     _rehearse(device)
     try:
-        bus.declare()  # connects
+        bus.declare()  # connects now, so that the first task need not
     except Unavailable as error:
         log.warning("not connected yet", reason=str(error))
     signals.tell(f"warm {device if device.type == 'cpu' else torch.cuda.get_device_name(device)}")
@@ -360,7 +362,7 @@ def _device(name: str, index: int) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        return torch.device("cuda", index % torch.cuda.device_count())  # each slot its own, where there are enough
+        return torch.device("cuda", index % torch.cuda.device_count())  # each slot has its own GPU, if there are enough
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -370,7 +372,7 @@ def _device(name: str, index: int) -> torch.device:
 
 
 def _rehearse(device: torch.device) -> None:
-    """Trains for one step on nothing: torch loads half of itself when it is first used."""
+    """Trains for one step on zeros: torch loads half of itself when it is first used."""
     model = catalog.lenet((1, 8, 8), 2).to(device)
     x, y = torch.zeros(4, 1, 8, 8, device=device), torch.zeros(4, dtype=torch.int64, device=device)
     loop.train(model, x, y, TrainSpec(), seed=0, client="nobody", number=0)

@@ -1,6 +1,6 @@
 """Celery's two tasks, how often each is tried, and the start of the process that executes them.
 
-Torch is imported there alone.
+Torch is imported by that process alone, and not by the parent, which imports this module too.
 """
 
 import os
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 Work = TypeVar("Work", TrainTask, EvaluateModel)
 
-TRIES = 5  #: deliveries of a task that are tried; the task queues' delivery limit lies above, for what cannot be said
+TRIES = 5  #: deliveries of a task that are tried; the queue's limit is higher, to let a slot say that it gives up
 
 SILENCE = "each ended without an answer; its slot or its trainer was killed, by lack of memory perhaps"
 
@@ -49,7 +49,7 @@ def evaluate(task: Any, argument: dict[str, Any]) -> None:
 
 
 def _read(kind: type[Work], argument: dict[str, Any]) -> Work:
-    """The work that a task's argument is; a dead letter where it is none."""
+    """The work in a task's argument; the task becomes a dead letter if there is none."""
     try:
         work = kind.model_validate(argument)
         check_places(work.job, work)
@@ -61,7 +61,7 @@ def _read(kind: type[Work], argument: dict[str, Any]) -> Work:
 
 
 def _try(task: Any, work: TrainTask | EvaluateModel) -> None:
-    """Does the work, or puts it back to be tried again; at last answers why it is given up, for the dead letters."""
+    """Does the work, or puts it back to be tried again; at last says why it is given up, and makes it a dead letter."""
     assert _slot is not None, "a task outside a slot"  # noqa: S101
     tries = deliveries({name: task.request.get(name) for name in COUNTS})
     try:
@@ -71,13 +71,13 @@ def _try(task: Any, work: TrainTask | EvaluateModel) -> None:
         _slot.give_up(work, tries, f"given up after {TRIES} tries: {reason}")
     except Unavailable as error:
         log.warning("requeued", reason=str(error), tries=tries)
-        # A reject and not a failure: it counts towards the queue's delivery limit.
+        # A reject counts towards the queue's delivery limit; a failure would not.
         raise Reject(str(error), requeue=True) from None
     raise Reject(reason, requeue=False)
 
 
 def _failure(slot: "Slot", work: TrainTask | EvaluateModel, tries: int) -> str | None:
-    """Why the work is given up, or None where it is done; `Unavailable` where it may be tried again."""
+    """The reason why the work is given up, or None if it is done; `Unavailable` if it may be tried again."""
     if tries > TRIES:
         return SILENCE
     try:
@@ -92,7 +92,7 @@ def _failure(slot: "Slot", work: TrainTask | EvaluateModel, tries: int) -> str |
 
 
 def _do(slot: "Slot", work: TrainTask | EvaluateModel, tries: int) -> None:
-    """Does the work here, or, where it takes code of the job's own, in the process of that job."""
+    """Does the work here or, if it takes the user's code, in the process of that job."""
     assert _job_process is not None, "a task outside a slot"  # noqa: S101
     if work.spec.has_code:
         _job_process.do(work, tries)
@@ -111,17 +111,18 @@ def warm_up(**_: Any) -> None:
     _job_process = JobProcess(place)
     try:
         if place.index == 0 and signals.is_heard():
-            warming.check_store(place.trainer)  # before torch: it is the quicker
+            # Before torch is imported: it takes less time, so a wrong key fails sooner.
+            warming.check_store(place.trainer)
         _slot = warming.slot(place)
     except Exception as error:
-        # Celery would log it and go on with a slot that can do nothing.
+        # Celery would log the error and go on with a slot that can do no task.
         reason = str(error) if isinstance(error, FedqError) else f"{type(error).__name__}: {error}"
         signals.tell(f"{'away' if isinstance(error, Unavailable) else 'failed'} {reason}")
         os._exit(os.EX_SOFTWARE)
 
 
 def keep_logging(**_: Any) -> None:
-    """Celery asks whether somebody else sets up logging: yes, we do."""
+    """Sets up logging, which keeps Celery from doing so."""
     worker.forward_logs()
 
 

@@ -20,8 +20,8 @@ from shared.errors import BadInput, Stale
 from shared.job import user_code
 from shared.job.catalog.training import CustomTrain
 
-METRICS = 64  #: that a client may report: they travel in an event
-NAME = 64  #: characters of a metric's name: a column of tables, a file's, a chart's
+METRICS = 64  #: most metrics that a client may report: they travel in an event
+NAME = 64  #: most characters of a metric's name: it heads columns of tables, files and charts
 
 
 def step(
@@ -67,7 +67,7 @@ def step(
     return found
 
 
-Switch = tuple[Callable[[], Any], Callable[[Any], Any]]  # how a setting of the process is read, and how it is set
+Switch = tuple[Callable[[], Any], Callable[[Any], Any]]  # functions that read and set one setting of the process
 
 
 def _autocast(device: str) -> Switch:
@@ -124,7 +124,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def kept_environment(model: nn.Module, seed: int) -> Iterator[None]:
-    """Seeds torch, numpy and Python, and puts back what the block changes of the process and of what is trained.
+    """Seeds torch, numpy and Python; puts back the settings of the process and of the model that the block changes.
 
     What the user's modules set when they are imported stays: it holds for their whole job, and ends with its process.
     """
@@ -135,7 +135,7 @@ def kept_environment(model: nn.Module, seed: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.getpid() != process:  # a fork that was let return, or raise: it would answer a second time
+        if os.getpid() != process:  # a fork of the user's step returned here, and would answer a second time
             os._exit(os.EX_SOFTWARE)
         for (read, write), value in zip(_SWITCHES, before, strict=True):
             if read() != value:

@@ -25,7 +25,7 @@ Change = Callable[[Gradients], Gradients]
 def changes_of(
     spec: TrainSpec, parameters: Sequence[nn.Parameter], correction: Sequence[Tensor] | None = None
 ) -> list[Change]:
-    """What a job asks for, in the order in which it is done; the parameters are those of the round's model still."""
+    """The changes that a job asks for, in their order; the parameters must still be those of the round's model."""
     changes: list[Change] = []
     if spec.fedprox is not None:
         changes.append(_proximal(parameters, spec.fedprox.mu))
@@ -64,14 +64,15 @@ def _clipped(limit: float) -> Change:
         norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
         if not norms:
             return gradients
-        factor = (limit / torch.linalg.vector_norm(torch.stack(norms))).clamp(max=1)  # no number leaves the device
+        # Stays a tensor: reading it would make the CPU wait for the GPU.
+        factor = (limit / torch.linalg.vector_norm(torch.stack(norms))).clamp(max=1)
         return [None if gradient is None else gradient * factor for gradient in gradients]
 
     return change
 
 
 def _corrected(correction: Sequence[Tensor]) -> Change:
-    """Adds c − c_i (Karimireddy et al. 2019); where the loss does not reach, the gradient is zero."""
+    """Adds c − c_i (Karimireddy et al. 2019); if the loss does not reach a parameter, its gradient is zero."""
 
     def change(gradients: Gradients) -> Gradients:
         return [
@@ -82,9 +83,9 @@ def _corrected(correction: Sequence[Tensor]) -> Change:
 
 
 def lower_precision(spec: TrainSpec, device: torch.device) -> torch.dtype | None:
-    """What a job's mixed precision computes with on this device: nothing lower than float32 where it is not CUDA.
+    """The dtype of a job's mixed precision on this device; None, which is float32, unless it is CUDA.
 
-    bfloat16 where the GPU has it, which needs no scaling, float16 elsewhere.
+    It is bfloat16 if the GPU has that, which needs no scaling, otherwise float16.
     """
     if spec.precision == "full" or device.type != "cuda":
         return None
@@ -92,20 +93,20 @@ def lower_precision(spec: TrainSpec, device: torch.device) -> torch.dtype | None
 
 
 def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
-    """In which the loss is computed, batch after batch."""
+    """The context in which the loss is computed, batch after batch."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 class ScaledLoss:
     """Steps by a scaled loss, whose gradient does not vanish in float16; the parameters stay float32.
 
-    The scale begins anew with each client, at torch's 2^16. A step whose gradient overflows is left out and halves it.
+    The scale begins at torch's 2^16 with each client. A step whose gradient overflows is left out and halves it.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
         self._scaler = torch.amp.GradScaler(device.type)
         self._parameters = parameters
-        #: All that the scaler looks at in an optimizer.
+        #: The only attribute of an optimizer that the scaler looks at.
         self.param_groups = [{"params": parameters}]
         self._take: Callable[[Gradients], None] | None = None
 
@@ -115,12 +116,12 @@ class ScaledLoss:
         optimizer, self._take = cast(Optimizer, self), take
         for parameter, gradient in zip(self._parameters, found, strict=True):
             parameter.grad = gradient
-        self._scaler.step(optimizer)  # unscales first
+        self._scaler.step(optimizer)  # unscales the gradients first
         self._scaler.update()
         for parameter in self._parameters:
             parameter.grad = None
 
     def step(self) -> None:
-        """The scaler calls it, with gradients that are unscaled and finite."""
+        """Takes the step; the scaler calls this with gradients that are unscaled and finite."""
         assert self._take is not None  # noqa: S101
         self._take([parameter.grad for parameter in self._parameters])

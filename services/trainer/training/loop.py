@@ -25,7 +25,7 @@ from shared.errors import BadInput, Stale
 from shared.job import user_code
 from shared.job.catalog.training import TrainSpec
 
-EVALUATED = 2048  #: examples looked at in one batch
+EVALUATED = 2048  #: examples in a batch of an evaluation
 
 
 def shuffle_seed(seed: int, client: str, number: int, epoch: int) -> int:
@@ -117,7 +117,7 @@ class _Step:
 
     @torch.no_grad()
     def _take(self, gradients: Gradients) -> None:
-        # An embedding's may be sparse, which few optimizers take, and no pull to the round's model.
+        # An embedding's gradient may be sparse, which few optimizers take, and FedProx cannot be added to it.
         gradients = [found.to_dense() if found is not None and found.is_sparse else found for found in gradients]
         for change in self._changes:
             gradients = change(gradients)
@@ -125,9 +125,9 @@ class _Step:
 
 
 def _seed_layers(seed: int, device: torch.device) -> None:
-    """For layers that draw, such as dropout."""
+    """Seeds torch for layers that draw, such as dropout."""
     if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)  # the same stream; seeding all devices takes as long as a batch
+        torch.default_generator.manual_seed(seed)  # gives the same stream; seeding all devices takes as long as a batch
     else:
         torch.manual_seed(seed)
 
@@ -136,7 +136,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """The mean cross-entropy `loss` and the `accuracy` on x (n, …) and y (n,)."""
     model.eval()
     loss, correct = 0.0, 0
-    with torch.no_grad():  # a model may keep what it makes in a pass, and an inference tensor cannot be trained with
+    with torch.no_grad():  # not inference mode: a model may keep a tensor of this pass and train with it
         for start in range(0, len(y), EVALUATED):
             labels = y[start : start + EVALUATED]
             with user_code.running():
@@ -148,7 +148,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def _check(logits: Any, y: Tensor) -> None:
-    """`BadInput` where what a model gave are no logits (n, classes) of the labels y (n,): a GPU would only crash."""
+    """`BadInput` if a model's output is no logits (n, classes) of the labels y (n,): a GPU would only crash."""
     if not isinstance(logits, Tensor):
         raise BadInput(f"the model gave a {type(logits).__name__} for {len(y)} examples; it gives logits (n, classes)")
     if logits.ndim != 2 or len(logits) != len(y):
@@ -172,9 +172,10 @@ def is_normalised_alone(model: nn.Module, x: Tensor) -> bool:
 
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
-        model.eval()  # or statistics would learn of the example, and layers draw
+        model.eval()  # in training mode statistics would learn of the example, and layers would draw
         if layers:
-            with torch.no_grad(), suppress(ValueError):  # of a layer without running statistics, once it was looked at
+            # Raised by a layer without running statistics, after the hook saw it.
+            with torch.no_grad(), suppress(ValueError):
                 model(x)
     finally:
         model.train()

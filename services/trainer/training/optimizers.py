@@ -15,11 +15,11 @@ from torch.optim.sgd import sgd
 
 from shared.job.catalog.training import Adam, AdamW, Cosine, Exponential, OptimizerSpec, ScheduleSpec, Sgd, StepDecay
 
-Gradients = Sequence[Tensor | None]  #: of each parameter; None where the loss does not reach it
+Gradients = Sequence[Tensor | None]  #: the gradient of each parameter; None if the loss does not reach it
 
 
 class Optimizer(Protocol):
-    """Changes the parameters that it was made for; what it remembers begins anew with each client and round."""
+    """Changes the parameters that it was made for; one is made for each client and round, without memory of others."""
 
     def step(self, gradients: Gradients) -> None:
         """Takes one step in place, and leaves alone what has no gradient. Called without autograd."""
@@ -61,7 +61,7 @@ class _Adam:
         self._function = adamw if isinstance(spec, AdamW) else adam
         self._means = [torch.zeros_like(parameter) for parameter in parameters]
         self._squares = [torch.zeros_like(parameter) for parameter in parameters]
-        # In main memory, wherever the parameters are: torch reads them at every step.
+        # The counts stay in main memory even if the parameters do not: torch reads them at every step.
         self._counts = [torch.zeros(()) for _ in parameters]
         self._foreach = _foreach(parameters)
 
@@ -90,7 +90,7 @@ def _used(gradients: Gradients) -> list[int]:
 
 
 def _foreach(parameters: Sequence[Tensor]) -> bool | None:
-    """Whether to take all parameters at once: never in main memory, which torch would find out anew at every step."""
+    """False in main memory, where torch takes parameters one by one, and would find that out again at every step."""
     return False if all(parameter.device.type == "cpu" for parameter in parameters) else None
 
 

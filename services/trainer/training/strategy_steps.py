@@ -24,7 +24,7 @@ from shared.job.job_spec import JobSpec
 
 
 def shape(delta: Flat, spec: JobSpec, number: int, metrics: dict[str, float]) -> None:
-    """Makes of what training changed of the parameters what the strategy folds; in place, as `metrics` tells of it.
+    """Turns the change of the parameters, in place, into what the strategy folds, and notes in `metrics` how.
 
     FedNova's is divided by how many gradients it is worth, q-FedAvg's times the q-th power of the client's loss.
     """
@@ -53,11 +53,11 @@ class Drift:
         return cls(spec, number, _vector(server, model.layout), model)
 
     def correction(self, own: Flat | None) -> Mapping[str, Tensor]:
-        """What is added to the gradient of each parameter."""
+        """The correction to add to the gradient of each parameter."""
         return control_correction(self.server, self._known(own), self.model.layout)
 
     def renewed(self, delta: Flat, own: Flat | None, metrics: Mapping[str, float]) -> tuple[Flat, Flat]:
-        """The client's next control variate, and what changed of it, after training gave this difference."""
+        """The client's next control variate, and its change, after training gave this difference."""
         lr, steps = _rate(self.spec, self.number), _worth(self.spec, self.number, metrics)
         return renewed_control(self.server, self._known(own), delta, lr=lr, steps=steps)
 
@@ -76,7 +76,7 @@ def _vector(file: File | None, layout: Layout) -> Flat:
 
 
 def _worth(spec: JobSpec, number: int, metrics: Mapping[str, float]) -> float:
-    """How many gradients the client's training was worth."""
+    """The number of gradients that the client's training was worth."""
     assert isinstance(spec.train, TrainSpec)  # noqa: S101 - the strategy needs the built-in step
     return normaliser(spec.train, _rate(spec, number), int(metrics["steps"]))
 
