@@ -128,7 +128,7 @@ def test_buffers_are_the_clients_mean_round_after_round(strategy: dict[str, Any]
     clients = [Client(f"c{number}", 1 + 3 * number, np.zeros(layout.size, np.float32)) for number in range(CLIENTS)]
     aggregation = Aggregation(plan, layout)
     received = model.copy()
-    for number in range(30):
+    for number in range(15):
         base = model.copy()
         trained = [trained_on(base, layout.parameters, random) for _ in clients]
         left = one_round(aggregation, model, clients, trained, random)

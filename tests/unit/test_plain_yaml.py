@@ -26,7 +26,7 @@ words = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=2000)
+@settings(deadline=None, max_examples=1000)
 @given(words)
 def test_a_plain_value_means_the_same_to_every_reader_or_is_refused(text: str) -> None:
     """PyYAML is YAML 1.1's reader; a word stays a word, letter by letter."""
@@ -143,7 +143,7 @@ pieces = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=500)
 @given(st.lists(pieces, max_size=25).map("".join))
 def test_whatever_a_file_holds_is_read_or_refused(text: str) -> None:
     """Nothing else comes out of it: no error of Python's, no recursion without end."""

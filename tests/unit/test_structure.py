@@ -1,6 +1,7 @@
 """The structure of the code: no circle of imports, and no function or file that is too long to be read at once."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -12,6 +13,11 @@ FUNCTION, FILE = 66, 450  #: lines
 LONG = {"shared/s3/store.py", "shared/redis/ledger.py", "shared/amqp/connection.py"}
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def modules() -> dict[str, Path]:
     """Modules of the product by their import names."""
     files = [file for top in ("shared", "services") for file in (ROOT / top).rglob("*.py")]
@@ -20,7 +26,7 @@ def modules() -> dict[str, Path]:
 
 def imported(file: Path, known: dict[str, Path]) -> Iterator[str]:
     """Modules that a file imports, at the top, in a function, or for its types alone."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -43,7 +49,7 @@ def test_functions_and_files_are_short() -> None:
     for file in modules().values():
         name, text = str(file.relative_to(ROOT)), file.read_text()
         assert name in LONG or text.count("\n") <= FILE, f"{name} has {text.count(chr(10))} lines"
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 assert lines <= FUNCTION, f"{name}: {node.name} has {lines} lines"

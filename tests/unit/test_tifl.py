@@ -154,17 +154,17 @@ def test_tiers_are_drawn_by_their_chances_among_those_with_credits() -> None:
     known = measured(job)
     tier_of = tifl.tiers(job, policy_of(job), known.clients)
 
-    def counts(credits_: tuple[int, ...]) -> list[int]:
+    def counts(credits_: tuple[int, ...], rounds: int) -> list[int]:
         memory = Tiers(credits_, (0.4, 0.3, 0.2, 0.1))
         history = History(known.clients, {"tifl": memory})
-        drawn = [{tier_of[client] for client in chosen(job, number, history)} for number in range(9, 1009)]
+        drawn = [{tier_of[client] for client in chosen(job, number, history)} for number in range(9, 9 + rounds)]
         assert all(len(tiers) == 1 for tiers in drawn)
         return [sum(tier in tiers for tiers in drawn) for tier in range(4)]
 
-    for count, expected in zip(counts((9, 9, 9, 9)), (400, 300, 200, 100), strict=True):
+    for count, expected in zip(counts((9, 9, 9, 9), 1000), (400, 300, 200, 100), strict=True):
         assert abs(count - expected) < 5 * math.sqrt(expected)
-    assert counts((9, 0, 9, 0))[1::2] == [0, 0]
-    assert all(counts((0, 0, 0, 0)))
+    assert counts((9, 0, 9, 0), 200)[1::2] == [0, 0]
+    assert all(counts((0, 0, 0, 0), 200))
 
 
 def test_where_a_tier_is_too_few_its_neighbours_help_the_faster_first() -> None:
