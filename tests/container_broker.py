@@ -11,7 +11,7 @@ from pathlib import Path
 from deploy.native.processes import Process
 from deploy.native.rabbitmq import RabbitMQ
 from deploy.native.stack import Stack
-from deploy.native.state import State
+from deploy.native.state import StackState
 from shared.errors import Unavailable
 from tests.reaper import Reaper
 
@@ -22,7 +22,7 @@ STOP_SECONDS = 20
 class ContainerRabbitMQ(RabbitMQ):
     """A broker in a container, with the configuration of the native one; its data live as long as the object."""
 
-    def __init__(self, state: State, image: str) -> None:
+    def __init__(self, state: StackState, image: str) -> None:
         super().__init__(state, dies_with_parent=True)
         self.image = image
         self._container = ""

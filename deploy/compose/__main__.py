@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deploy.compose import demo, docker, overview, variables
 from deploy.compose.docker import Project
-from deploy.compose.stack import Stack
+from deploy.compose.stack import ComposeStack
 from deploy.native.ending import end_in_order
 from deploy.native.state import locked, write_private
 from deploy.native.terminal import show_anything
@@ -39,7 +39,7 @@ def main() -> int:
 def up(project: Project) -> int:
     """Start what does not run, and wait until all of it serves; it goes on when this command ends."""
     with locked(LOCK):
-        stack = Stack(project)
+        stack = ComposeStack(project)
         stack.start()
         write_private(SETTINGS, _title(project) + settings_file.lines(stack.environment()))
     print(overview.places(stack))
@@ -57,7 +57,7 @@ def down(project: Project, *, purge: bool) -> int:
 
 def status(project: Project, *, as_json: bool) -> int:
     """Show every container and where to look."""
-    stack = Stack(project)
+    stack = ComposeStack(project)
     print(overview.as_json(stack) if as_json else overview.as_text(stack))
     return 0
 

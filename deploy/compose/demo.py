@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.compose import overview
 from deploy.compose.docker import Project
-from deploy.compose.stack import PORTS, TOOL, Stack
+from deploy.compose.stack import PORTS, TOOL, ComposeStack
 from deploy.native.state import PORTS as CHOICE
 from deploy.native.state import is_free
 from shared.errors import BadInput
@@ -20,7 +20,7 @@ def run(job: Path) -> int:
         raise BadInput(f"There is no job file {job}.")
     with tempfile.TemporaryDirectory(prefix="fedq-demo-") as folder:
         project = Project(f"fedq-demo-{os.getpid()}", Path(folder) / ".env")
-        stack = Stack(project, _free_ports())
+        stack = ComposeStack(project, _free_ports())
         try:
             print("Starting RabbitMQ, Redis, MinIO and fedq's services in containers ...", flush=True)
             stack.start()

@@ -3,10 +3,10 @@
 import json
 
 from deploy.compose.docker import Container
-from deploy.compose.stack import Stack
+from deploy.compose.stack import ComposeStack
 
 
-def places(stack: Stack) -> str:
+def places(stack: ComposeStack) -> str:
     """Consoles and endpoints; only the consoles' passwords are shown, for a person has to type them."""
     services = stack.config["services"]
     running = {one.service for one in stack.project.containers() if one.state == "running"}
@@ -24,7 +24,7 @@ def places(stack: Stack) -> str:
     return "\n".join(lines)
 
 
-def as_text(stack: Stack) -> str:
+def as_text(stack: ComposeStack) -> str:
     found = stack.project.containers()
     if not found:
         return f"No container of the project {stack.project.name} exists: `make up` starts it."
@@ -35,7 +35,7 @@ def as_text(stack: Stack) -> str:
     return "\n".join([*lines, places(stack)] if any(one.state == "running" for one in found) else lines)
 
 
-def as_json(stack: Stack) -> str:
+def as_json(stack: ComposeStack) -> str:
     """The same for a program, without any password."""
     found = stack.project.containers()
     environment = stack.environment() if found else {}

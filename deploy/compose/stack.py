@@ -39,7 +39,7 @@ PORTS = {
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
 
 
-class Stack:
+class ComposeStack:
     """One project, started with the variables of its file; a new one holds what is `given`."""
 
     def __init__(self, project: Project, given: Mapping[str, str] | None = None) -> None:

@@ -17,7 +17,7 @@ DEBIAN_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
 @dataclass(frozen=True)
-class Programs:
+class ServerPrograms:
     rabbitmq: Path
     epmd: Path  #: Erlang's name server
     redis: Path
@@ -26,7 +26,7 @@ class Programs:
 
 
 @functools.cache
-def find() -> Programs:
+def find() -> ServerPrograms:
     """The servers' programs, fetched once per user if they are not installed."""
     path = os.environ.get("PATH", os.defpath)
     rabbitmq = DEBIAN_RABBITMQ if DEBIAN_RABBITMQ.exists() else _which("rabbitmq-server", path)
@@ -44,7 +44,7 @@ def find() -> Programs:
         redis = redis or binaries / "redis-server"
         libraries = {str(library.parent) for library in tree.glob("**/lib*/**/lib*.so.*")}
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(sorted(libraries))
-    return Programs(rabbitmq, epmd, redis, weed, environment)
+    return ServerPrograms(rabbitmq, epmd, redis, weed, environment)
 
 
 def _which(name: str, path: str) -> Path | None:

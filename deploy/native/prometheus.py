@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from deploy.native.apt import Apt
 from deploy.native.server import Server
-from deploy.native.state import State
+from deploy.native.state import StackState
 from deploy.native.unpacked import system, unpacked
 from shared.errors import BadInput, Unavailable
 
@@ -24,19 +24,19 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no pro
 
 
 @dataclass(frozen=True)
-class Programs:
+class PrometheusPrograms:
     prometheus: Path
     promtool: Path
 
 
 @functools.cache
-def find() -> Programs:
+def find() -> PrometheusPrograms:
     """The programs, fetched once per user if they are not installed; `Unavailable` where that cannot be."""
     server, tool = shutil.which("prometheus"), shutil.which("promtool")
     if server is not None and tool is not None:
-        return Programs(Path(server), Path(tool))
+        return PrometheusPrograms(Path(server), Path(tool))
     tree = unpacked(f"prometheus-{system()}", "Prometheus (19 MB)", _download)
-    return Programs(tree / "usr/bin/prometheus", tree / "usr/bin/promtool")
+    return PrometheusPrograms(tree / "usr/bin/prometheus", tree / "usr/bin/promtool")
 
 
 def _download(folder: Path) -> list[Path]:
@@ -52,7 +52,7 @@ class Prometheus(Server):
     port_names = ("web",)
 
     def __init__(self, directory: Path, changes: Mapping[str, str], *, dies_with_parent: bool = True) -> None:
-        super().__init__(State(directory), dies_with_parent=dies_with_parent)
+        super().__init__(StackState(directory), dies_with_parent=dies_with_parent)
         self._changes = changes
 
     @property

@@ -9,7 +9,7 @@ from deploy.native.state import write_private
 from shared import names
 
 
-class Redis(Server):
+class RedisServer(Server):
     name = "redis"
     port_names = ("redis",)
 

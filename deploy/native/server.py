@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from deploy.native import debs, processes
-from deploy.native.debs import Programs
+from deploy.native.debs import ServerPrograms
 from deploy.native.processes import Process
-from deploy.native.state import State
+from deploy.native.state import StackState
 from shared.errors import Unavailable
 
 START_SECONDS = 60.0  # RabbitMQ takes 7 to 10 on two idle cores
@@ -27,7 +27,7 @@ class Server(ABC):
     port_names: ClassVar[tuple[str, ...]]
     grace: ClassVar[float] = 20.0  #: seconds to end in order, before it is killed
 
-    def __init__(self, state: State, *, dies_with_parent: bool) -> None:
+    def __init__(self, state: StackState, *, dies_with_parent: bool) -> None:
         self.state = state
         self.dies_with_parent = dies_with_parent
         self.directory = state.directory / self.name
@@ -45,7 +45,7 @@ class Server(ABC):
         return self.state.processes[self.name]
 
     @property
-    def programs(self) -> Programs:
+    def programs(self) -> ServerPrograms:
         return debs.find()  # here, not at the beginning: who only stops a server needs none
 
     @property

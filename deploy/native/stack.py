@@ -7,10 +7,10 @@ from typing import Literal, Self
 
 from deploy.native import debs
 from deploy.native.rabbitmq import VHOST, RabbitMQ
-from deploy.native.redis_server import Redis
+from deploy.native.redis_server import RedisServer
 from deploy.native.seaweedfs import BUCKET, SeaweedFS
 from deploy.native.server import PortTaken, Server
-from deploy.native.state import State
+from deploy.native.state import StackState
 from shared.errors import BadInput
 from shared.process import settings_file
 
@@ -26,12 +26,12 @@ class Stack:
     """
 
     def __init__(self, directory: Path, *, dies_with_parent: bool = True) -> None:
-        self.state = State(directory)
+        self.state = StackState(directory)
         self.directory = self.state.directory
         self.logs = self.directory / "logs"
         self.dies_with_parent = dies_with_parent
         self.rabbitmq = RabbitMQ(self.state, dies_with_parent=dies_with_parent)
-        self.redis = Redis(self.state, dies_with_parent=dies_with_parent)
+        self.redis = RedisServer(self.state, dies_with_parent=dies_with_parent)
         self.s3 = SeaweedFS(self.state, dies_with_parent=dies_with_parent)
         self.servers: tuple[Server, ...] = (self.rabbitmq, self.redis, self.s3)
 

@@ -20,7 +20,7 @@ PORTS = range(20_000, 32_000)
 _random = random.SystemRandom()  # a caller's seed must not lead two stacks to the same ports
 
 
-class State:
+class StackState:
     """The file `stack.json` of one stack."""
 
     def __init__(self, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m services.registry`: hears heartbeats, keeps the roster, and answers over HTTP until asked to stop."""
+"""`python -m services.registry`: receives heartbeats, keeps the roster, and answers over HTTP until asked to stop."""
 
 from shared.process import early
 
@@ -15,8 +15,7 @@ import structlog
 import uvicorn
 
 from services.registry import api
-from services.registry.handlers import Registrar
-from services.registry.membership import lease
+from services.registry.handlers import Registrar, lease
 from services.registry.metrics import Metrics
 from shared.amqp import topology
 from shared.amqp.bus import Bus
@@ -55,8 +54,8 @@ def _serve(
     config: settings.Registry, redis: Redis, bus: Bus, listener: socket.socket, probes: Probes, stop: threading.Event
 ) -> None:
     roster, ledger = Roster(redis), Ledger(redis)
-    patience = lease(config.heartbeat_s, config.patience)
-    registrar = Registrar(bus, roster, patience, probes)
+    lasts = lease(config.heartbeat_s, config.patience)
+    registrar = Registrar(bus, roster, lasts, probes)
     heartbeats = bus.serve(topology.heartbeats(), registrar.on_heartbeat, prefetch=PREFETCH)
 
     def away() -> list[str]:
@@ -83,7 +82,7 @@ def _serve(
             timeout_notify=1,  # s
         )
     )
-    # On a thread of its own it leaves the signals to us, and a signal is heard from the first moment on.
+    # Uvicorn on a second thread leaves the signals to the main thread, which heeds them from the first moment on.
     web = threading.Thread(target=server.run, args=([listener],), name="web")
     registrar.start()
     web.start()
@@ -92,7 +91,7 @@ def _serve(
         "ready",
         url=config.registry_url.get_secret_value(),
         bus=bus.place,
-        lease=lease(config.heartbeat_s, config.patience),
+        lease=lasts,
     )
     stop.wait()
     log.info("stopping")
@@ -112,7 +111,7 @@ def _listen(url: str) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen()  # now, and not when uvicorn does: of two that start, one shall fail
+        listener.listen()  # before uvicorn does, so that of two registries that start at one address, one fails
     except OSError as error:
         raise Unavailable(f"{url} cannot be served ({error.strerror}); change FEDQ_REGISTRY_URL") from error
     return listener

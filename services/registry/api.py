@@ -1,4 +1,4 @@
-"""The registry's answers over HTTP: who is alive, what runs, and whether the registry itself is well."""
+"""HTTP interface of the registry: live trainers, jobs, metrics, and the health of the registry itself."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -26,13 +26,13 @@ def create(roster: Roster, ledger: Ledger, metrics: Metrics, away: Callable[[], 
 
     @app.get("/healthz")
     def health() -> JSONResponse:
-        """200 while heartbeats are received and recorded; 503 with what is in the way otherwise."""
+        """200 while heartbeats are received and recorded; 503 with the reasons otherwise."""
         reasons = away()
         return JSONResponse({"status": "away" if reasons else "ok", "away": reasons}, 503 if reasons else 200)
 
     @app.get("/nodes")
     def nodes() -> list[Member]:
-        """Every trainer alive."""
+        """Every live trainer."""
         return roster.alive()
 
     @app.get("/jobs")

@@ -1,4 +1,4 @@
-"""What the registry does when a trainer joins, leaves or falls silent."""
+"""Handlers of a trainer that joins, leaves or falls silent, and the rule by which one counts as alive."""
 
 import threading
 from dataclasses import dataclass
@@ -16,9 +16,14 @@ log = structlog.get_logger()
 AWAY = 1.0  #: seconds until the roster is tried again while Redis is away
 
 
+def lease(interval: float, patience: int) -> float:
+    """Seconds for which one heartbeat keeps a trainer alive: `patience` intervals of silence end it."""
+    return interval * patience
+
+
 @dataclass
 class Counts:
-    """What has happened since this process started; each number is written by one thread only."""
+    """Counts of events since this process started; each number is written by one thread only."""
 
     heartbeats: int = 0
     joined: int = 0
@@ -27,7 +32,7 @@ class Counts:
 
 
 class Registrar:
-    """Keeps the roster, by what is heard and by what is not."""
+    """Keeper of the roster: it handles heartbeats, and ends the leases of trainers that send none."""
 
     def __init__(self, bus: Bus, roster: Roster, lease: float, probes: Probes) -> None:
         self.counts = Counts()
@@ -47,7 +52,7 @@ class Registrar:
         self._sweeper.join(1)
 
     def on_heartbeat(self, event: AnyEvent) -> None:
-        """Renews a trainer's lease, or ends it where this is its last word."""
+        """Renews a trainer's lease, or ends it if the heartbeat says that it leaves."""
         if not isinstance(event, Heartbeat):
             raise BadMessage(f"{event.type} is not a heartbeat")
         self.counts.heartbeats += 1
@@ -61,20 +66,20 @@ class Registrar:
             self.counts.joined += 1
             self._unannounced.add(event.trainer)
             log.info("joined", trainer=event.trainer, group=event.group, host=event.host, slots=event.slots)
-        # Remembered, because a second try of this handler finds the trainer in the roster already.
+        # A new trainer is remembered until announced: a second try of this handler finds it in the roster already.
         if event.trainer in self._unannounced:
             self._bus.publish(TrainerJoined(trainer=event.trainer, group=event.group), required=False)
             self._unannounced.discard(event.trainer)
 
     def _sweep(self) -> None:
-        """Names each lost trainer in the moment its lease runs out."""
+        """Logs each lost trainer in the moment its lease runs out."""
         while not self._stopping.is_set():
             try:
                 for trainer in self._roster.sweep():
                     self.counts.lost += 1
                     log.warning("lost", trainer=trainer, silent_for=self._lease)
                 first = self._roster.next_expiry()
-                # Nobody is here, and whoever joins next, at this replica or another, has a whole lease.
+                # The roster is empty, and the next trainer to join, at this replica or another, has a whole lease.
                 wait = self._lease if first is None else first
             except Unavailable as error:
                 log.warning("not swept", reason=str(error))

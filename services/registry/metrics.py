@@ -11,16 +11,17 @@ from services.registry.handlers import Counts
 from shared.redis.ledger import ENDED, LIVE, Ledger, Sum
 from shared.redis.roster import Roster
 
-#: What is there from the first scrape on, so that the first of its kind is seen to happen.
+#: Labels that are exported from the first scrape on, so that Prometheus sees the first event of each kind as a rise.
 OUTCOMES = ("committed", "failed", "stopped")
 FATES = ("accepted", "rejected", "abandoned")
 PARTS = ("wait", "download", "evaluate", "train", "upload", "fold", "step")
 
-REMEMBERED = 3600.0  #: seconds for which an ended job's figures are still shown: several scrapes will see the last
+#: Seconds for which an ended job's figures are still shown: long enough for several scrapes to see the last ones.
+REMEMBERED = 3600.0
 
 
 class Metrics:
-    """One process's answer to a scrape."""
+    """Numbers that one process answers a scrape with."""
 
     def __init__(self, roster: Roster, ledger: Ledger, counts: Counts) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -28,15 +29,15 @@ class Metrics:
         self._registry.register(_Jobs(ledger))
         self._registry.register(_Totals(ledger))
         self._registry.register(_Faults(ledger))
-        self._registry.register(_Happenings(counts))
+        self._registry.register(_Events(counts))
 
     def text(self) -> bytes:
-        """All of it in Prometheus's format; `Unavailable` while Redis is away."""
+        """All numbers in Prometheus's format; `Unavailable` while Redis is away."""
         return generate_latest(self._registry)
 
 
 class _Trainers(Collector):
-    """Who is alive and how busy, by pool or silo."""
+    """Number of live trainers and their slots, by pool or silo."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
@@ -53,7 +54,7 @@ class _Trainers(Collector):
 
 
 class _Jobs(Collector):
-    """How far the jobs are, and how good their models."""
+    """Progress of the jobs, and the quality of their models."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -78,7 +79,7 @@ class _Jobs(Collector):
 
 
 class _Totals(Collector):
-    """What all rounds came to that ended since Redis keeps count: the step that ends a round counts it."""
+    """Totals of all rounds that ended since Redis keeps count: the step that ends a round counts it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -99,7 +100,7 @@ class _Totals(Collector):
 
 
 class _Faults(Collector):
-    """What went wrong, in all jobs and since Redis keeps the record."""
+    """Faults seen in all jobs since Redis keeps the record."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -108,8 +109,8 @@ class _Faults(Collector):
         yield _counter("fedq_faults", "Faults seen, each in its job's log as well", self._ledger.faults(), "fault")
 
 
-class _Happenings(Collector):
-    """What this process has seen since it started."""
+class _Events(Collector):
+    """Events that this process has seen since it started."""
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts

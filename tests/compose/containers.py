@@ -12,10 +12,10 @@ from typing import Any
 
 from deploy.compose import docker, variables
 from deploy.compose.docker import Project
-from deploy.compose.stack import PORTS, Stack
+from deploy.compose.stack import PORTS, ComposeStack
 from deploy.native.rabbitmq import RabbitMQ
 from deploy.native.stack import Role
-from deploy.native.state import State
+from deploy.native.state import StackState
 from shared.errors import Unavailable
 from tests.conftest import Servers
 from tests.faults import federation, step
@@ -35,12 +35,12 @@ class Containers:
         code = folder / "code"
         code.mkdir()
         shutil.copy(step.__file__, code / "step.py")  # what CODE_DIR is for
-        state = State(folder)
+        state = StackState(folder)
         state.choose_ports(PORTS.values())
         ports = {name: str(port) for name, port in state.ports.items()}
         self.project = Project(f"fedq-test-{os.getpid()}", folder / ".env")
         images = {name: os.environ[name] for name in ("IMAGE_PREFIX", "IMAGE_TAG") if name in os.environ}
-        self.stack = Stack(self.project, {**ports, **images, "CODE_DIR": str(code), "FEDQ_ALLOW": "step."})
+        self.stack = ComposeStack(self.project, {**ports, **images, "CODE_DIR": str(code), "FEDQ_ALLOW": "step."})
         self.rabbitmq = RabbitMQ(state, dies_with_parent=False)  # for its management API alone
         state.ports["management"] = state.ports["RABBITMQ_PORT"]
         every = shlex.join([*self.words(), "--profile", "*"])

@@ -22,7 +22,7 @@ from deploy import __main__ as choosing
 from deploy.compose import __main__ as runner
 from deploy.compose import overview, variables
 from deploy.compose.docker import FILE, Container, Project
-from deploy.compose.stack import PORTS, Stack
+from deploy.compose.stack import PORTS, ComposeStack
 from deploy.native.state import PORTS as CHOICE
 from deploy.native.state import is_free
 from shared.errors import BadInput, Unavailable
@@ -195,7 +195,7 @@ def test_a_port_that_is_taken_is_named_with_its_variable(project: Scripted) -> N
         variables.change(project.variables, {"S3_PORT": str(port)})
 
         with pytest.raises(BadInput, match=rf"Port {port} of 127\.0\.0\.1 is taken .* minio .* set S3_PORT in "):
-            Stack(project).start()
+            ComposeStack(project).start()
 
     assert project.commands == []
 
@@ -206,7 +206,7 @@ def test_the_ports_of_containers_that_run_are_ours(project: Scripted) -> None:
         docker.listen()
         variables.change(project.variables, {"S3_PORT": str(docker.getsockname()[1])})
         project.found = [container("minio")]
-        Stack(project).start()
+        ComposeStack(project).start()
 
     assert project.commands == [("up", "--detach", "--remove-orphans")]
 
@@ -233,7 +233,7 @@ def test_the_images_that_are_built_are_those_that_start(
     monkeypatch.setattr("deploy.compose.docker.has_image", lambda _: False)
     monkeypatch.setattr("deploy.compose.docker.run", made.extend)
     project.shell, project.profiles = given, {profile}
-    Stack(project).start()
+    ComposeStack(project).start()
     words = dict(word.split("=", 1) for word in made if "=" in word)
 
     assert set(words.get("IMAGES", "").split()) == built
@@ -256,7 +256,7 @@ def test_what_kept_the_stack_from_starting_is_shown(
     project.found = [given()]
 
     with pytest.raises(Unavailable) as refusal:
-        Stack(project).start()
+        ComposeStack(project).start()
 
     assert str(refusal.value).startswith(sentence)
 
@@ -269,11 +269,11 @@ def test_a_service_that_refuses_its_settings_is_not_waited_for(
     project.found = [container("aggregator", "restarting", BadInput.exit_code)]
 
     with pytest.raises(Unavailable, match="aggregator ended with 2; the end of what it said:\nerror: FEDQ_S3_URL"):
-        Stack(project).start()
+        ComposeStack(project).start()
 
 
 def test_from_this_machine_the_servers_are_on_its_own_ports(project: Scripted) -> None:
-    found = Stack(project).environment()
+    found = ComposeStack(project).environment()
     values = variables.read(project.variables)
 
     assert found["FEDQ_S3_URL"] == f"http://127.0.0.1:{values['S3_PORT']}"
@@ -285,7 +285,7 @@ def test_from_this_machine_the_servers_are_on_its_own_ports(project: Scripted) -
 
 def test_status_says_what_is_down_and_how_it_comes_back(project: Scripted) -> None:
     project.found = [container("redis", "exited", 137), container("minio"), container("setup", "exited")]
-    text = overview.as_text(Stack(project))
+    text = overview.as_text(ComposeStack(project))
 
     assert "scripted-redis-1  exited (137)" in text
     assert "scripted-minio-1  up" in text
@@ -295,7 +295,7 @@ def test_status_says_what_is_down_and_how_it_comes_back(project: Scripted) -> No
 
 def test_status_for_programs_holds_no_password(project: Scripted) -> None:
     project.found = [container("redis", "exited", 137)]
-    text = overview.as_json(Stack(project))
+    text = overview.as_json(ComposeStack(project))
     secrets = {value for name, value in variables.read(project.variables).items() if "PASSWORD" in name}
 
     assert json.loads(text)["containers"] == [
@@ -313,7 +313,7 @@ def test_the_settings_for_this_machine_come_and_go_with_the_stack(
 
     assert runner.up(project) == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert set(Stack(project).environment().items()) <= set(variables.read(file).items())
+    assert set(ComposeStack(project).environment().items()) <= set(variables.read(file).items())
 
     project.variables.unlink()  # what runs can be stopped without it
     assert runner.down(project, purge=False) == 0
@@ -360,12 +360,12 @@ def test_new_variables_hold_a_key_that_the_store_can_make(
         mine = {name: value for name, value in variables.read(project.variables).items() if name.endswith("_PORT")}
         project.variables.unlink()
         project.found = [container("minio")]
-        stack = Stack(project, mine | values)
+        stack = ComposeStack(project, mine | values)
         project.fails = True
         with pytest.raises(Unavailable):
             stack.start()
         project.fails = False
-        Stack(project).start()
+        ComposeStack(project).start()
         store.shutdown()
     first = variables.read(project.variables)
     keys = first["TRAINER_S3_ACCESS_KEY"], first["TRAINER_S3_SECRET_KEY"]
@@ -373,6 +373,6 @@ def test_new_variables_hold_a_key_that_the_store_can_make(
     assert (keys == (first["MINIO_ROOT_USER"], first["MINIO_ROOT_PASSWORD"])) is not own
     assert (keys[0] == "trainer") is own
 
-    Stack(project).start()
+    ComposeStack(project).start()
     assert variables.read(project.variables) == first
     assert answers == [], "asked once it is settled, a store is not asked again"

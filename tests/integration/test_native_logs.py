@@ -13,7 +13,7 @@ import pytest
 
 from deploy.native import processes
 from deploy.native.processes import Process
-from deploy.native.state import State
+from deploy.native.state import StackState
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -43,7 +43,7 @@ def read_until(stream: int, *wanted: bytes) -> None:
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_logs_are_followed_until_they_are_no_longer_wanted(tmp_path: Path, sign: signal.Signals) -> None:
-    state = State(tmp_path / "stack")
+    state = StackState(tmp_path / "stack")
     logs = {name: tmp_path / f"{name}.log" for name in ("registry", "trainer-1")}
     for name, log in logs.items():
         log.write_text(f"{name} is ready\n")
@@ -64,7 +64,7 @@ def test_logs_are_followed_until_they_are_no_longer_wanted(tmp_path: Path, sign:
 
 def test_a_stopped_stack_has_said_its_last(tmp_path: Path) -> None:
     """It is shown, and nobody waits for more."""
-    state = State(tmp_path / "stack")
+    state = StackState(tmp_path / "stack")
     log = tmp_path / "registry.log"
     log.write_text("registry stopped\n")
     state.add(Process("registry", os.getpid(), 0, log))  # another process has its number

@@ -22,7 +22,7 @@ from deploy.native.processes import Process
 from deploy.native.rabbitmq import DEFINITIONS
 from deploy.native.seaweedfs import SeaweedFS
 from deploy.native.stack import Role, Stack
-from deploy.native.state import State
+from deploy.native.state import StackState
 from shared import names
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +212,7 @@ def test_a_store_that_lists_its_bucket_and_takes_nothing_is_not_ready(tmp_path: 
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        state = State(tmp_path)
+        state = StackState(tmp_path)
         state.ports["s3"] = server.server_port
         store = SeaweedFS(state, dies_with_parent=True)
         assert not store.serves()
@@ -243,7 +243,7 @@ def test_killing_the_parent_leaves_no_process(tmp_path: Path) -> None:
     with parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"up\n"
-        started = State(directory).running()
+        started = StackState(directory).running()
         assert len(started) == 4
         parent.kill()
 

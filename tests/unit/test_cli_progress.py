@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from services.cli.report.progress import Progress, last_line
-from services.cli.report.screen import PAUSE, Plain
+from services.cli.report.progress import JobProgress, last_line
+from services.cli.report.screen import PAUSE, PlainView
 from shared.events import (
     BlobRef,
     Heartbeat,
@@ -60,7 +60,7 @@ def evaluated(number: int = 1, **fields: Any) -> ModelEvaluated:
 
 def test_a_round_is_told_event_by_event() -> None:
     """In the words that a log of it has."""
-    progress = Progress(JOB, 0)
+    progress = JobProgress(JOB, 0)
     told = [
         progress.apply(event)
         for event in (started(), update("a"), update("b", error="no data"), ended(rejected=1, accepted=1), evaluated())
@@ -78,7 +78,7 @@ def test_a_round_is_told_event_by_event() -> None:
 @pytest.mark.parametrize("event", [started(), update("a"), ended(), JobStatus(job=JOB, status="waiting", detail="x")])
 def test_what_is_known_is_no_news(event: Any) -> None:
     """An event may come twice."""
-    progress = Progress(JOB, 3)
+    progress = JobProgress(JOB, 3)
     progress.apply(started(1, "a", "b"))
     progress.apply(event)
 
@@ -87,7 +87,7 @@ def test_what_is_known_is_no_news(event: Any) -> None:
 
 def test_clients_tell_of_what_they_hold_out_part_by_part() -> None:
     """Each part once; what is shown of the round is the mean over all that were heard, or else the test set's."""
-    progress = Progress(JOB, 3)
+    progress = JobProgress(JOB, 3)
     parts = [
         [Member(client=name, examples=examples, metrics={"loss": 1.0, "accuracy": accuracy})]
         for name, examples, accuracy in (("a", 10, 0.5), ("b", 30, 0.9))
@@ -113,7 +113,7 @@ def test_clients_tell_of_what_they_hold_out_part_by_part() -> None:
 
 def test_the_record_tells_of_what_clients_hold_out() -> None:
     """By the means that it keeps."""
-    progress = Progress(JOB, 3)
+    progress = JobProgress(JOB, 3)
     progress.apply(ended())
 
     assert progress.apply(evaluated(metrics={"local_accuracy": 0.5})) == "round 1/3: on the clients accuracy 0.500"
@@ -122,16 +122,16 @@ def test_the_record_tells_of_what_clients_hold_out() -> None:
 def test_other_jobs_are_not_heard() -> None:
     """Every round-start reaches every watcher; heartbeats belong to no job."""
     beat = Heartbeat(trainer="t", pool="cpu", client=None, host="h", pid=1, device="cpu", slots=1, busy=0, sent_at=0.0)
-    progress = Progress(JOB, 3)
+    progress = JobProgress(JOB, 3)
 
     assert progress.apply(started(job="other-aaaaaa")) == ""
     assert progress.apply(beat) == ""
-    assert progress == Progress(JOB, 3)
+    assert progress == JobProgress(JOB, 3)
 
 
 def test_silos_are_asked_one_by_one() -> None:
     """A round-start for each adds to the cohort."""
-    progress = Progress(JOB, 3)
+    progress = JobProgress(JOB, 3)
     told = [progress.apply(started(1, name)) for name in ("a", "b", "b")]
 
     assert told == ["round 1/3: 1 client asked", "round 1/3: 2 clients asked", ""]
@@ -139,7 +139,7 @@ def test_silos_are_asked_one_by_one() -> None:
 
 def test_a_cohort_comes_in_parts_and_is_as_large_as_it_says() -> None:
     """A round-start names some of it, and says how many there are."""
-    progress = Progress(JOB, 3)
+    progress = JobProgress(JOB, 3)
     whole = started(1, "a", "b").model_copy(update={"cohort_size": 900})
 
     assert progress.apply(whole) == "round 1/3: 900 clients asked"
@@ -149,7 +149,7 @@ def test_a_cohort_comes_in_parts_and_is_as_large_as_it_says() -> None:
 
 def test_a_message_of_a_batch_tells_of_all_its_clients() -> None:
     """Those that delivered, and those that failed; clients are counted, not messages."""
-    progress = Progress(JOB, 3)
+    progress = JobProgress(JOB, 3)
     progress.apply(started(1, "a", "b", "c", "d", "e"))
     members = tuple(Member(client=name, examples=1) for name in ("a", "b", "c"))
     batch = update("a").model_copy(update={"members": members, "failures": {"d": "no data"}})
@@ -164,7 +164,7 @@ def test_a_message_of_a_batch_tells_of_all_its_clients() -> None:
 def test_a_log_has_what_came_of_each_round(capsys: pytest.CaptureFixture[str]) -> None:
     """And how far it is only where there was no line for a while: twenty silos do not tell twenty times."""
     now = [100.0]
-    view, progress = Plain(lambda: now[0]), Progress(JOB, 3)
+    view, progress = PlainView(lambda: now[0]), JobProgress(JOB, 3)
 
     def hear(*events: Any) -> list[str]:
         for event in events:
@@ -193,7 +193,7 @@ def test_a_log_has_what_came_of_each_round(capsys: pytest.CaptureFixture[str]) -
 
 def test_another_attempt_asks_anew() -> None:
     """Who answered the first attempt has not answered the second."""
-    progress = Progress(JOB, 3)
+    progress = JobProgress(JOB, 3)
     for event in (started(), update("a"), ended(outcome="failed", reason="1 of 2 updates", metrics={})):
         told = progress.apply(event)
     assert told == "round 1/3: failed: 1 of 2 updates"
@@ -206,7 +206,7 @@ def test_the_record_fills_in_what_was_missed() -> None:
     """Whoever comes in the middle sees the open round as it stands."""
     record = JobRecord(JOB, "running", "", 1, 3, "me", 1, 0.0, 0.0, 0.0)
     open_round = RoundRecord(2, "open", 1, ("a", "b", "c"), 0.0, 1.0, {"a": {}}, {"b": "NaN"})
-    progress = Progress(JOB, 0)
+    progress = JobProgress(JOB, 0)
     assert progress.recall(record, open_round) == "running"
 
     assert progress.apply(update("a", 2)) == ""
@@ -216,7 +216,7 @@ def test_the_record_fills_in_what_was_missed() -> None:
 
 def test_late_events_do_not_reopen_a_round() -> None:
     """A round-start rung again after the round's end is no news."""
-    progress = Progress(JOB, 3)
+    progress = JobProgress(JOB, 3)
     for event in (started(), ended()):
         progress.apply(event)
 

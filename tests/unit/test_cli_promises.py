@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.cli.verify import promises
-from services.cli.verify.snapshot import DeadLetter, OpenRound, Redis, Round, Snapshot
+from services.cli.verify.snapshot import DeadLetter, LedgerView, OpenRound, Round, Snapshot
 from shared import names
 from shared.events import BlobRef
 from shared.job import job_spec
@@ -78,13 +78,15 @@ def open_round(**changes: Any) -> RoundRecord:
     return replace(made, **changes)
 
 
-def redis(**changes: Any) -> Redis:
+def redis(**changes: Any) -> LedgerView:
     told = {"at": 1.0, "fault": "refused", "round": 1, "detail": "c: holds NaN or Inf"}
-    made = Redis(record(), record(), now=305.0, lease=0.0, open=None, log=(told,), faults={"refused": 1, "takeover": 1})
+    made = LedgerView(
+        record(), record(), now=305.0, lease=0.0, open=None, log=(told,), faults={"refused": 1, "takeover": 1}
+    )
     return replace(made, **changes)
 
 
-def living(status: str = "running", *, now: float = 305.0, **changes: Any) -> Redis:
+def living(status: str = "running", *, now: float = 305.0, **changes: Any) -> LedgerView:
     """What the ledger says of the job while its third round is open."""
     job = record(status=status, rounds=3, **changes)
     return redis(before=job, after=job, now=now, lease=310.0, open=OpenRound(open_round()))

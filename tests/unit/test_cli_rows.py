@@ -6,7 +6,7 @@ from typing import Any
 
 from services.cli.report import participation, rows
 from services.cli.report.history import PastRound
-from services.cli.report.participation import Part
+from services.cli.report.participation import Participation
 
 
 def past(number: int, **changes: Any) -> PastRound:
@@ -83,10 +83,10 @@ def test_participation_counts_what_came_of_being_asked() -> None:
     parts = participation.of_job(rounds)
 
     assert parts == {
-        "a": Part(asked=2, accepted=2, rejected=0, last=2),
-        "b": Part(asked=1, accepted=1, rejected=0, last=1),
-        "c": Part(asked=2, accepted=0, rejected=2, last=None),
-        "d": Part(asked=1, accepted=0, rejected=0, last=None),
+        "a": Participation(asked=2, accepted=2, rejected=0, last=2),
+        "b": Participation(asked=1, accepted=1, rejected=0, last=1),
+        "c": Participation(asked=2, accepted=0, rejected=2, last=None),
+        "d": Participation(asked=1, accepted=0, rejected=0, last=None),
     }
     assert participation.summary(parts, 20) == (
         "4 of 20 clients were asked, 1 to 2 times each, and 0 to 2 updates of each were accepted"

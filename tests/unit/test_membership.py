@@ -1,6 +1,6 @@
 """The one rule of liveness."""
 
-from services.registry.membership import lease
+from services.registry.handlers import lease
 from shared.process.settings import Registry, Trainer
 
 

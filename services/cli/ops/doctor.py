@@ -28,7 +28,7 @@ OLDEST_REDIS = (7, 0)
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing that was looked at."""
 
     about: str
@@ -58,7 +58,7 @@ def examine(servers: Servers, as_json: bool) -> int:
 _MARKS = {"fine": ("✓", "green"), "wrong": ("✗", "red"), "away": ("✗", "red"), "unknown": ("?", "yellow")}
 
 
-def _findings(servers: Servers) -> Iterator[Finding]:
+def _findings(servers: Servers) -> Iterator[Check]:
     broker = yield from _guarded("RabbitMQ", _broker(servers))
     yield from _guarded("policies", _policies(servers))
     redis = yield from _guarded("Redis", _redis(servers))
@@ -72,23 +72,23 @@ def _findings(servers: Servers) -> Iterator[Finding]:
         if answers:
             yield from _guarded(about, check)
         else:
-            yield Finding(about, "unknown", f"not looked at: {server} does not answer")
+            yield Check(about, "unknown", f"not looked at: {server} does not answer")
 
 
-def _guarded(about: str, check: Iterator[Finding]) -> Generator[Finding, None, bool]:
+def _guarded(about: str, check: Iterator[Check]) -> Generator[Check, None, bool]:
     """What a check found, and whether the server behind it answers; a check that breaks does not end the others."""
     try:
         yield from check
     except FedqError as error:
-        yield Finding(about, "away", str(error))
+        yield Check(about, "away", str(error))
         return False
     except Exception as error:  # a driver's own error is a finding as well
-        yield Finding(about, "wrong", f"unexpected {type(error).__name__}: {error}")
+        yield Check(about, "wrong", f"unexpected {type(error).__name__}: {error}")
         return False
     return True
 
 
-def _broker(servers: Servers) -> Iterator[Finding]:
+def _broker(servers: Servers) -> Iterator[Check]:
     """An event there and back takes every right that an operator needs."""
     bus = servers.bus
     product = bus.server()
@@ -104,12 +104,12 @@ def _broker(servers: Servers) -> Iterator[Finding]:
         raise Unavailable(f"{bus.place} took an event and did not deliver it within {PATIENCE:g} s") from None
     elapsed = time.monotonic() - began
     bus.cancel(subscription)
-    yield Finding("RabbitMQ", "fine", f"{product} at {bus.place}, an event there and back in {1000 * elapsed:.0f} ms")
+    yield Check("RabbitMQ", "fine", f"{product} at {bus.place}, an event there and back in {1000 * elapsed:.0f} ms")
 
 
-def _policies(servers: Servers) -> Iterator[Finding]:
+def _policies(servers: Servers) -> Iterator[Check]:
     if servers.settings.rabbitmq_url is None:
-        yield Finding(
+        yield Check(
             "policies",
             "unknown",
             "not looked at: FEDQ_RABBITMQ_URL is not set",
@@ -120,12 +120,12 @@ def _policies(servers: Servers) -> Iterator[Finding]:
     missing = management.missing_policies(servers.settings, vhost)
     if missing:
         sentence = f"vhost {vhost} lacks {', '.join(missing)}"
-        yield Finding("policies", "wrong", sentence, "load deploy/definitions.json into the vhost")
+        yield Check("policies", "wrong", sentence, "load deploy/definitions.json into the vhost")
     else:
-        yield Finding("policies", "fine", f"all {len(topology.POLICIES)} hold in vhost {vhost}")
+        yield Check("policies", "fine", f"all {len(topology.POLICIES)} hold in vhost {vhost}")
 
 
-def _redis(servers: Servers) -> Iterator[Finding]:
+def _redis(servers: Servers) -> Iterator[Check]:
     product = servers.ledger.server()
     began = time.monotonic()
     servers.redis.set(names.PROBE, "fedq", px=1000)
@@ -133,61 +133,61 @@ def _redis(servers: Servers) -> Iterator[Finding]:
     place = f"{product} at {servers.redis.place}"
     version = tuple(int(part) for part in product.split()[-1].split(".")[:2])
     if version < OLDEST_REDIS:
-        yield Finding("Redis", "wrong", f"{place} is too old", "fedq needs Redis 7.0 or newer")
+        yield Check("Redis", "wrong", f"{place} is too old", "fedq needs Redis 7.0 or newer")
     else:
-        yield Finding("Redis", "fine", f"{place}, a write in {1000 * elapsed:.0f} ms")
+        yield Check("Redis", "fine", f"{place}, a write in {1000 * elapsed:.0f} ms")
     yield _clock("Redis", servers.ledger.now())
 
 
-def _store(servers: Servers) -> Iterator[Finding]:
+def _store(servers: Servers) -> Iterator[Check]:
     began = time.monotonic()
     product = servers.blobs.probe()
     elapsed = time.monotonic() - began
     sentence = f"{product} at {servers.blobs.place}, a blob put, read and removed in {1000 * elapsed:.0f} ms"
-    yield Finding("object store", "fine", sentence)
+    yield Check("object store", "fine", sentence)
     date = _date_of(servers.settings.s3_url.get_secret_value())
     if date is not None:
         yield _clock("the object store", date)
 
 
-def _aggregator(servers: Servers) -> Iterator[Finding]:
+def _aggregator(servers: Servers) -> Iterator[Check]:
     if count := servers.aggregators():
-        yield Finding("aggregator", "fine", f"{count} {'takes' if count == 1 else 'take'} jobs")
+        yield Check("aggregator", "fine", f"{count} {'takes' if count == 1 else 'take'} jobs")
     else:
-        yield Finding("aggregator", "wrong", "none takes jobs", "start one with `python -m services.aggregator`")
+        yield Check("aggregator", "wrong", "none takes jobs", "start one with `python -m services.aggregator`")
 
 
-def _registry(servers: Servers) -> Iterator[Finding]:
+def _registry(servers: Servers) -> Iterator[Check]:
     found = servers.bus.depth(names.HEARTBEATS)
     if found is not None and found[1]:
-        yield Finding("registry", "fine", f"{found[1]} {'hears' if found[1] == 1 else 'hear'} heartbeats")
+        yield Check("registry", "fine", f"{found[1]} {'hears' if found[1] == 1 else 'hear'} heartbeats")
     else:
         sentence = "no registry is running, so nobody knows which trainers are alive"
-        yield Finding("registry", "wrong", sentence, "start one with `python -m services.registry`")
+        yield Check("registry", "wrong", sentence, "start one with `python -m services.registry`")
 
 
-def _trainers(servers: Servers) -> Iterator[Finding]:
+def _trainers(servers: Servers) -> Iterator[Check]:
     members = servers.roster.alive()
     if not members:
         remedy = "start one with `python -m services.trainer --pool NAME` or `--client NAME`"
-        yield Finding("trainers", "wrong", "none is alive", remedy)
+        yield Check("trainers", "wrong", "none is alive", remedy)
         return
     slots = ", ".join(f"{group} {count}" for group, count in sorted(groups(members).items()))
-    yield Finding("trainers", "fine", f"{len(members)} alive; slots: {slots}")
+    yield Check("trainers", "fine", f"{len(members)} alive; slots: {slots}")
     for member in members:
         if abs(member.skew) > MAX_SKEW:
             reason, _, remedy = skewed(member).partition("; ")
-            yield Finding("trainers", "wrong", reason, remedy)
+            yield Check("trainers", "wrong", reason, remedy)
 
 
-def _dead_letters(servers: Servers) -> Iterator[Finding]:
+def _dead_letters(servers: Servers) -> Iterator[Check]:
     found = servers.bus.depth(names.DEAD_LETTERS)
     if not found or not found[0]:
-        yield Finding("dead letters", "fine", "none")
+        yield Check("dead letters", "fine", "none")
         return
     where = servers.settings.rabbitmq_url
     console_url = f" at {where.get_secret_value()}" if where else ""
-    yield Finding(
+    yield Check(
         "dead letters",
         "wrong",
         f"{found[0]} {'message was' if found[0] == 1 else 'messages were'} given up on",
@@ -196,12 +196,12 @@ def _dead_letters(servers: Servers) -> Iterator[Finding]:
     )
 
 
-def _clock(whose: str, theirs: float) -> Finding:
+def _clock(whose: str, theirs: float) -> Check:
     off = time.time() - theirs
     if abs(off) <= MAX_SKEW:
-        return Finding("clocks", "fine", f"this machine and {whose} agree within {max(1, math.ceil(abs(off)))} s")
+        return Check("clocks", "fine", f"this machine and {whose} agree within {max(1, math.ceil(abs(off)))} s")
     way = "ahead of" if off > 0 else "behind"
-    return Finding("clocks", "wrong", f"this machine is {abs(off):.0f} s {way} {whose}", "synchronise both by NTP")
+    return Check("clocks", "wrong", f"this machine is {abs(off):.0f} s {way} {whose}", "synchronise both by NTP")
 
 
 def _date_of(url: str) -> float | None:

@@ -31,7 +31,7 @@ _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r")  #: colours, and what docker 
 
 
 @dataclass(frozen=True)
-class Line:
+class LogLine:
     """One line of a service's log, or one that belongs to the line before it, such as of a traceback."""
 
     source: str  # the replica that wrote it
@@ -44,7 +44,7 @@ class Reader:
     """The lines of all `sources` that name a job, in `lines`; after the last one of a source that ends, None of all."""
 
     def __init__(self, sources: Iterable[Source], job: str) -> None:
-        self.lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+        self.lines: queue.SimpleQueue[LogLine | None] = queue.SimpleQueue()
         self.failure: FedqError | None = None  # of a source, once all have ended
         self._named = re.compile(rf"(?<![a-z0-9-]){re.escape(job)}(?![a-z0-9-])")
         self._sources = list(sources)
@@ -75,7 +75,7 @@ class Reader:
             thread.join(ENDING)
 
     def _read(self, source: Source, process: "subprocess.Popen[str]", errors: IO[str]) -> None:
-        last: dict[str, Line] = {}
+        last: dict[str, LogLine] = {}
         complaint = ""  # of kubectl, which goes on with the other containers
         with errors:
             with process:
@@ -98,7 +98,7 @@ class Reader:
                 self.lines.put(None)
 
 
-def _parsed(raw: str, source: str | None, last: dict[str, Line]) -> Line | None:
+def _parsed(raw: str, source: str | None, last: dict[str, LogLine]) -> LogLine | None:
     """A line that a service wrote; None for one without a time before which there is none."""
     text = _CONTROL.sub("", raw)
     if source is None:
@@ -110,9 +110,9 @@ def _parsed(raw: str, source: str | None, last: dict[str, Line]) -> Line | None:
     if fields is not None:
         with suppress(KeyError, ValueError, TypeError):
             at = datetime.fromisoformat(fields["timestamp"])
-            return Line(source, at.astimezone(), fields, text)
+            return LogLine(source, at.astimezone(), fields, text)
     before = last.get(source)
-    return None if before is None else Line(source, before.at, {"event": text}, before.text)
+    return None if before is None else LogLine(source, before.at, {"event": text}, before.text)
 
 
 def _fields(text: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from rich.text import Text
 
-from services.cli.ops.log_lines import Line, Reader
+from services.cli.ops.log_lines import LogLine, Reader
 from services.cli.ops.orchestrators import tools
 from services.cli.ops.orchestrators.choice import chosen
 from services.cli.ops.orchestrators.on import On
@@ -53,9 +53,9 @@ def logs(job: str, on: On | None, namespace: str | None, *, follow: bool, as_jso
         output.note(f"no service of {place.place} has a line about job {job}")
 
 
-def _sorted(reader: Reader, follow: bool) -> Iterator[Line]:
+def _sorted(reader: Reader, follow: bool) -> Iterator[LogLine]:
     """All lines by time; with `follow`, those that are there first, then what comes within `SETTLING` of each other."""
-    held: list[Line] = []
+    held: list[LogLine] = []
     asked, due = datetime.now(UTC), 0.0
     began = time.monotonic()
     while True:
@@ -76,7 +76,7 @@ def _sorted(reader: Reader, follow: bool) -> Iterator[Line]:
         held.append(line)
 
 
-def _in_order(held: list[Line]) -> Iterator[Line]:
+def _in_order(held: list[LogLine]) -> Iterator[LogLine]:
     yield from sorted(held, key=lambda line: line.at)
     held.clear()
 
@@ -90,7 +90,7 @@ class _Printer:
         self._terminal = output.Terminal()
         self._width = 0
 
-    def show(self, line: Line) -> None:
+    def show(self, line: LogLine) -> None:
         self.lines += 1
         if self._as_json:
             output.emit({"source": line.source, **line.fields}, line=True)

@@ -12,7 +12,7 @@ LINES = 20  #: clients of a table; JSON has all
 
 
 @dataclass
-class Part:
+class Participation:
     """What one client had to do with a job's rounds."""
 
     asked: int = 0
@@ -21,9 +21,9 @@ class Part:
     last: int | None = None  # round that it has an update in
 
 
-def of_job(rounds: Sequence[PastRound]) -> dict[str, Part]:
+def of_job(rounds: Sequence[PastRound]) -> dict[str, Participation]:
     """Every client that was heard of, by name; the initial model is nobody's part."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, Participation] = {}
     for past in rounds:
         if past.number == 0:
             continue
@@ -32,24 +32,24 @@ def of_job(rounds: Sequence[PastRound]) -> dict[str, Part]:
     return dict(sorted(parts.items()))
 
 
-def _add(parts: dict[str, Part], number: int, piece: Record) -> None:
+def _add(parts: dict[str, Participation], number: int, piece: Record) -> None:
     """Counts what a round's manifest tells of some clients."""
     for client in piece.get("cohort", ()):
         # One that is still at work for an earlier round was not asked again.
-        parts.setdefault(client, Part()).asked += client not in piece.get("carried", {})
+        parts.setdefault(client, Participation()).asked += client not in piece.get("carried", {})
     for update in piece["updates"]:
-        part = parts.setdefault(update["client"], Part())
+        part = parts.setdefault(update["client"], Participation())
         part.accepted, part.last = part.accepted + 1, number
     for client in piece["rejected"]:
-        parts.setdefault(client, Part()).rejected += 1
+        parts.setdefault(client, Participation()).rejected += 1
 
 
-def document(parts: dict[str, Part]) -> dict[str, Any]:
+def document(parts: dict[str, Participation]) -> dict[str, Any]:
     """For programs."""
     return {client: asdict(part) for client, part in parts.items()}
 
 
-def show(parts: dict[str, Part], population: int) -> None:
+def show(parts: dict[str, Participation], population: int) -> None:
     """A sentence, and a table of those that were asked most."""
     if not parts:
         return
@@ -66,7 +66,7 @@ def show(parts: dict[str, Part], population: int) -> None:
         terminal.print(f"and {len(parts) - LINES} more clients; --json has all of them")
 
 
-def summary(parts: dict[str, Part], population: int) -> str:
+def summary(parts: dict[str, Participation], population: int) -> str:
     """Between whom the work was divided, and how evenly."""
     asked = [part.asked for part in parts.values() if part.asked]
     accepted = [part.accepted for part in parts.values() if part.asked]

@@ -24,7 +24,7 @@ Colour = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One metric in a panel; `ago` rounds before the one that reports it is the model that it is of."""
 
     metric: str
@@ -36,11 +36,11 @@ class Line:
 #: Panels of the model itself. What clients measure on their own data is the model that the round began with.
 MODEL = {
     name: [
-        Line(name, "test set", TEST),
-        Line(f"client_{name}", "clients' own data", CLIENTS, ago=1),
-        Line(f"local_{name}", "clients' held-out data", HELD_OUT),
-        Line(f"local_{name}_mean", "the same, mean over clients", MEAN),
-        Line(f"local_{name}_worst_decile", "the same, worst tenth of the clients", WORST),
+        Curve(name, "test set", TEST),
+        Curve(f"client_{name}", "clients' own data", CLIENTS, ago=1),
+        Curve(f"local_{name}", "clients' held-out data", HELD_OUT),
+        Curve(f"local_{name}_mean", "the same, mean over clients", MEAN),
+        Curve(f"local_{name}_worst_decile", "the same, worst tenth of the clients", WORST),
     ]
     for name in ("loss", "accuracy")
 }
@@ -68,19 +68,19 @@ def learning_curve(job: str, rounds: list[PastRound], file: Path) -> None:
     figure.savefig(file, format="png", dpi=150)
 
 
-def panels(rounds: Sequence[PastRound]) -> dict[str, list[Line]]:
+def panels(rounds: Sequence[PastRound]) -> dict[str, list[Curve]]:
     """The axes of a learning curve by title, with the lines that have points; `BadInput` where there are none."""
     reported = history.reported(rounds)
     known = {title: [line for line in lines if line.metric in reported] for title, lines in MODEL.items()}
     of_model = {line.metric for lines in known.values() for line in lines}
-    own = {name: [Line(name, "", TEST)] for name in reported if name not in of_model}
+    own = {name: [Curve(name, "", TEST)] for name in reported if name not in of_model}
     found = {title: lines for title, lines in {**known, **own}.items() if lines}
     if not found:
         raise BadInput("no round has reported any metric: there is nothing to draw")
     return dict(itertools.islice(found.items(), MOST))
 
 
-def _draw(axes: Axes, title: str, lines: Sequence[Line], rounds: Sequence[PastRound]) -> None:
+def _draw(axes: Axes, title: str, lines: Sequence[Curve], rounds: Sequence[PastRound]) -> None:
     for line in lines:
         points = [(past.number - line.ago, past.figures[line.metric]) for past in rounds if line.metric in past.figures]
         axes.plot(

@@ -21,7 +21,7 @@ from shared.redis.ledger import JobRecord, RoundRecord
 
 
 @dataclass
-class Row:
+class EndedRound:
     """A round that is over."""
 
     number: int
@@ -47,7 +47,7 @@ class Row:
 
 
 @dataclass
-class Progress:
+class JobProgress:
     """How far a job is, as far as was heard."""
 
     job: str
@@ -61,7 +61,7 @@ class Progress:
     size: int = 0  # of the whole cohort, which comes in parts
     answered: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, EndedRound] = field(default_factory=dict)
     end: TrainingEnd | None = None
 
     @property
@@ -153,7 +153,7 @@ class Progress:
             return f"{self._name(event.round)}: {event.outcome}: {event.reason}"
         if event.round in self.rows:
             return ""
-        row = Row(event.round, event.accepted, event.rejected, event.seconds)
+        row = EndedRound(event.round, event.accepted, event.rejected, event.seconds)
         row.client_loss, row.client_accuracy = event.metrics.get("client_loss"), event.metrics.get("client_accuracy")
         self.rows[event.round] = row
         asked = self.size if event.round == self.round else 0  # of another round it is not known

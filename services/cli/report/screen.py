@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.report.progress import Progress, Row
+from services.cli.report.progress import EndedRound, JobProgress
 from services.cli.report.watching import View
 from services.cli.ui import output
 from shared.events import AnyEvent, ModelEvaluated, ModelUpdate, RoundStart
@@ -33,10 +33,10 @@ def view(as_json: bool) -> "Iterator[View]":
             screen.live = live
             yield screen
     else:
-        yield Plain()
+        yield PlainView()
 
 
-class Plain:
+class PlainView:
     """Lines of each round's outcome, and one now and then on the way to it: the log of a long job is read as well.
 
     An event that only tells how far a round is gets a line where there was none for `PAUSE` seconds; a reason why
@@ -50,7 +50,7 @@ class Plain:
         self._measured = ""
         self._reasons: set[str] = set()
 
-    def show(self, progress: Progress, sentence: str, event: AnyEvent | None = None, /) -> None:
+    def show(self, progress: JobProgress, sentence: str, event: AnyEvent | None = None, /) -> None:
         if isinstance(event, ModelEvaluated) and event.members and sentence:
             self._measured = sentence
             return
@@ -76,7 +76,7 @@ class Plain:
 class Lines:
     """A JSON object for each event, as the bus carries it; `job-status` for what only the record says."""
 
-    def show(self, progress: Progress, sentence: str, event: AnyEvent | None = None, /) -> None:
+    def show(self, progress: JobProgress, sentence: str, event: AnyEvent | None = None, /) -> None:
         if not sentence:
             return
         if event is None:
@@ -92,11 +92,11 @@ class Screen:
 
     def __init__(self) -> None:
         self.live: Live | None = None
-        self._progress: Progress | None = None
+        self._progress: JobProgress | None = None
         self._round = -1
         self._since = time.monotonic()
 
-    def show(self, progress: Progress, _sentence: str, _event: AnyEvent | None = None, /) -> None:
+    def show(self, progress: JobProgress, _sentence: str, _event: AnyEvent | None = None, /) -> None:
         self._progress = progress
         if progress.round != self._round:
             self._round, self._since = progress.round, time.monotonic()
@@ -116,14 +116,14 @@ class Screen:
             parts += [Text(""), self._open_round(progress)]
         return Group(*parts)
 
-    def _head(self, progress: Progress) -> RenderableType:
+    def _head(self, progress: JobProgress) -> RenderableType:
         head = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=max(1, progress.count), completed=max(0, progress.committed), width=40)
         number = f"{max(0, progress.committed)}/{progress.count} rounds"
         head.add_row(Text(progress.job, style="bold"), bar, number, Text(progress.status, _COLOURS[progress.status]))
         return head
 
-    def _open_round(self, progress: Progress) -> Text:
+    def _open_round(self, progress: JobProgress) -> Text:
         line = Text()
         if progress.cohort and progress.round > progress.committed:
             line.append(f"round {progress.round}: ", "bold")
@@ -148,7 +148,7 @@ _COLOURS = {
 }
 
 
-def _table(rows: list[Row]) -> Table:
+def _table(rows: list[EndedRound]) -> Table:
     columns = ("round", "loss", "accuracy", "clients' loss", "clients' acc.", "updates", "rejected", "time")
     made = output.table(*columns, numbers=columns)
     for row in rows:

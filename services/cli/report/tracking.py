@@ -11,7 +11,7 @@ from typing import Any
 
 from services.cli.report import history, rows
 from services.cli.report.history import PastRound
-from services.cli.report.progress import Progress
+from services.cli.report.progress import JobProgress
 from services.cli.report.trackers import Point, Sink
 from services.cli.report.watching import View, Watch
 from services.cli.servers import Servers
@@ -77,7 +77,7 @@ class Tracking:
         self._followed: list[str] = []  # clients that have series of their own
         self.last: float | None = None  # when the last round was committed
 
-    def show(self, progress: Progress, sentence: str, event: AnyEvent | None = None, /) -> None:
+    def show(self, progress: JobProgress, sentence: str, event: AnyEvent | None = None, /) -> None:
         self._view.show(progress, sentence, event)
         if event is None or isinstance(event, RoundEnd | ModelEvaluated):
             self.tell()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from services.cli.report import history
-from services.cli.report.progress import Progress
+from services.cli.report.progress import JobProgress
 from services.cli.servers import Servers
 from shared.amqp import topology
 from shared.amqp.connection import Delivery, Subscription
@@ -22,7 +22,7 @@ PREFETCH = 64
 class View(Protocol):
     """Where a watched job is shown."""
 
-    def show(self, progress: Progress, sentence: str, event: AnyEvent | None = None, /) -> None:
+    def show(self, progress: JobProgress, sentence: str, event: AnyEvent | None = None, /) -> None:
         """Shows what is new, `sentence`, and what brought it: an event, or else the record."""
 
 
@@ -37,7 +37,7 @@ class Watch:
         self._view = view
         self._job = job
         self.after = -1
-        self._progress = Progress(job, 0)
+        self._progress = JobProgress(job, 0)
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()  # None: read the record
         self._subscription: Subscription | None = None
 

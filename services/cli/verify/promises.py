@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from services.cli.verify.snapshot import OpenRound, Redis, Round, Snapshot
+from services.cli.verify.snapshot import LedgerView, OpenRound, Round, Snapshot
 from shared import names
 from shared.job.job_spec import CLAIMS, EXTENDED
 from shared.record.manifest import Counted, Fault, Grid
@@ -227,7 +227,7 @@ def _fences(snapshot: Snapshot) -> list[tuple[int, int]]:
     return [(past.number, past.manifest.fence) for past in snapshot.rounds if past.manifest.fence is not None]
 
 
-def _of_ledger(snapshot: Snapshot, redis: Redis) -> Problems:
+def _of_ledger(snapshot: Snapshot, redis: LedgerView) -> Problems:
     last = max((snapshot.last, *snapshot.unreadable))
     if redis.before.round > last:
         yield f"Redis says that round {redis.before.round} is committed; the last manifest is that of round {last}"
@@ -284,7 +284,7 @@ def _limit(snapshot: Snapshot) -> float:
     return EXTENDED * snapshot.spec.rounds.deadline + GRACE
 
 
-def _of_end(snapshot: Snapshot, redis: Redis) -> Problems:
+def _of_end(snapshot: Snapshot, redis: LedgerView) -> Problems:
     record, result = redis.after, snapshot.result
     if result is None:
         yield f"the job is {record.status} and has no result.json"

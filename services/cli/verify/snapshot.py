@@ -54,7 +54,7 @@ class OpenRound:
 
 
 @dataclass(frozen=True)
-class Redis:
+class LedgerView:
     """What the ledger says of the job."""
 
     before: JobRecord  # as it was before the bucket was read
@@ -90,7 +90,7 @@ class Snapshot:
     unreadable: dict[int, str]  # manifests that are none
     result: Result | None
     final: str  # what is wrong with model.safetensors; empty where nothing is, or where none is due
-    redis: Redis | None  # None where it does not know the job
+    redis: LedgerView | None  # None where it does not know the job
     letters: tuple[DeadLetter, ...]
     unseen: int = 0  # dead letters beyond those that were looked at
 
@@ -114,7 +114,7 @@ def gather(servers: Servers, job: str, tell: Tell) -> Snapshot:
     result = archive.result(blobs, job)
     redis = None
     if before is not None and after is not None:
-        redis = Redis(
+        redis = LedgerView(
             before=before,
             after=after,
             now=ledger.now(),

@@ -20,7 +20,7 @@ _LABELS = ("project", "service", "project.config_files", "project.working_dir", 
 
 
 @dataclass(frozen=True)
-class Container:
+class ComposeContainer:
     """A container of a compose project, by its labels."""
 
     project: str
@@ -36,7 +36,7 @@ class Compose:
     """One running project."""
 
     project: str
-    containers: tuple[Container, ...]
+    containers: tuple[ComposeContainer, ...]
 
     name = "compose"
 
@@ -103,19 +103,19 @@ def find() -> Compose | None:
     return next((Compose(name, tuple(every)) for name, every in running.items()), None)
 
 
-def _projects(containers: Iterable[Container]) -> dict[str, list[Container]]:
-    found: dict[str, list[Container]] = {}
+def _projects(containers: Iterable[ComposeContainer]) -> dict[str, list[ComposeContainer]]:
+    found: dict[str, list[ComposeContainer]] = {}
     for one in containers:
         found.setdefault(one.project, []).append(one)
     return {name: every for name, every in found.items() if {one.service for one in every} >= MARKS}
 
 
-def _containers() -> list[Container]:
+def _containers() -> list[ComposeContainer]:
     fields = " ".join(f'{{{{json (.Label "{_LABEL}{label}")}}}}' for label in _LABELS)
     lines = tools.run(
         ["docker", "ps", "--all", f"--filter=label={_LABEL}project", f"--format={fields} {{{{json .State}}}}"]
     ).splitlines()
-    return [Container(*_words(line)) for line in lines]
+    return [ComposeContainer(*_words(line)) for line in lines]
 
 
 def _words(line: str) -> list[str]:
