@@ -327,7 +327,7 @@ def _on_looked(state: State, roster: Looked, now: float) -> Step:
         asks=0,
         in_flight=in_flight,
     )
-    return opened, (Open(state.round, state.attempt, cohort, ask=not state.recovering, carried=in_flight),)
+    return opened, (Open(state.round, state.attempt, cohort, ask=not state.recovering, in_flight=in_flight),)
 
 
 def _on_reviewed(state: State, now: float) -> Step:
@@ -336,8 +336,8 @@ def _on_reviewed(state: State, now: float) -> Step:
     unanswered = following.unanswered
     if following.phase != "open" or not unanswered or following.asks >= ASKS:
         return following, effects
-    carried = {client: state.in_flight[client] for client in unanswered if client in state.in_flight}
-    ask = AskAgain(state.round, state.attempt, unanswered, first=state.unasked, carried=carried)
+    in_flight = {client: state.in_flight[client] for client in unanswered if client in state.in_flight}
+    ask = AskAgain(state.round, state.attempt, unanswered, first=state.unasked, in_flight=in_flight)
     return replace(following, asks=following.asks + 1, unasked=False), (ask,)
 
 

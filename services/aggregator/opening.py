@@ -55,13 +55,13 @@ def open_round(context: JobContext, state: State, effect: protocol.Open) -> Iter
         effect.attempt,
         cohort,
         seconds,
-        effect.carried,
+        effect.in_flight,
         target=job_state.target_of(spec, number, len(cohort)),
     )
     context.accumulator.begin(len(cohort), number)
     failpoint("aggregator.opened")
     if effect.ask:
-        fresh = tuple(client for client in cohort if client not in effect.carried)
+        fresh = tuple(client for client in cohort if client not in effect.in_flight)
         _ask(context, state, number, effect.attempt, fresh, deadline, full_cohort=cohort)
         failpoint("aggregator.announced")
     context.log.info("opened", round=number, attempt=effect.attempt, cohort=len(cohort))
@@ -71,8 +71,8 @@ def open_round(context: JobContext, state: State, effect: protocol.Open) -> Iter
 def ask_again(context: JobContext, state: State, effect: protocol.AskAgain) -> None:
     """Asks the clients again that have not answered, each for the round that asked it first."""
     record = record_of(context, effect.round)
-    for number in sorted({effect.round, *effect.carried.values()}):
-        asked = tuple(client for client in effect.cohort if effect.carried.get(client, effect.round) == number)
+    for number in sorted({effect.round, *effect.in_flight.values()}):
+        asked = tuple(client for client in effect.cohort if effect.in_flight.get(client, effect.round) == number)
         _ask(context, state, number, effect.attempt, asked, record.deadline, again=True, full_cohort=record.cohort)
     failpoint("aggregator.announced")
     context.log.info("rang", round=effect.round, attempt=effect.attempt, cohort=len(effect.cohort))

@@ -216,7 +216,7 @@ class Open:
     attempt: int
     cohort: tuple[str, ...]
     ask: bool = True
-    carried: Mapping[str, int] = field(default_factory=dict)  # client in flight → the round that asked it
+    in_flight: Mapping[str, int] = field(default_factory=dict)  # client → the earlier round that asked it
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class AskAgain:
     attempt: int
     cohort: tuple[str, ...]  # the unanswered clients alone
     first: bool = False  # True if this owner opened the attempt without asking; an earlier owner may have asked
-    carried: Mapping[str, int] = field(default_factory=dict)  # client in flight → the round that asked it
+    in_flight: Mapping[str, int] = field(default_factory=dict)  # client → the earlier round that asked it
 
 
 @dataclass(frozen=True)

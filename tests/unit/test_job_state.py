@@ -368,7 +368,7 @@ def test_a_full_buffer_closes_a_round_and_the_others_go_on() -> None:
 
     state, effects = play(state, Committed(), ALIVE)
     cohort = ("client-0", "client-1", "client-2", "client-3")
-    assert effects == [Look(), Open(2, 1, cohort, carried={"client-1": 1, "client-3": 1})]
+    assert effects == [Look(), Open(2, 1, cohort, in_flight={"client-1": 1, "client-3": 1})]
     assert (state.asked("client-1"), state.asked("client-0")) == (1, 2)
 
 
@@ -378,7 +378,7 @@ def test_who_is_at_work_follows_from_the_manifest() -> None:
     state, effects = play(state, Committed(frozenset({"client-0", "client-2", "client-3"})), ALIVE)
 
     assert isinstance(effects[-1], Open)
-    assert effects[-1].carried == {"client-1": 1}
+    assert effects[-1].in_flight == {"client-1": 1}
 
 
 def test_whose_update_would_be_too_stale_is_asked_anew() -> None:
@@ -387,8 +387,8 @@ def test_whose_update_would_be_too_stale_is_asked_anew() -> None:
     for number in (1, 2):
         state, _ = play(state, Accepted("client-0"), Accepted("client-2"))
         state, effects = play(state, Committed(), ALIVE, Opened(10.0), Reviewed(10.0))
-        carried = next(effect.carried for effect in effects if isinstance(effect, Open))
-        assert carried == ({"client-1": 1, "client-3": 1} if number == 1 else {})
+        in_flight = next(effect.in_flight for effect in effects if isinstance(effect, Open))
+        assert in_flight == ({"client-1": 1, "client-3": 1} if number == 1 else {})
 
 
 def test_at_its_deadline_an_asynchronous_round_closes_with_one_update() -> None:
@@ -416,7 +416,7 @@ def test_who_is_at_work_is_rung_for_the_round_that_it_began_in() -> None:
     state, _ = play(state, Committed(), ALIVE, Opened(10.0), Reviewed(10.0), Accepted("client-1"))
     state, effects = play(state, Interrupted(), Reviewed(10.0))
 
-    assert effects == [Review(2), AskAgain(2, 1, ("client-0", "client-2", "client-3"), carried={"client-3": 1})]
+    assert effects == [Review(2), AskAgain(2, 1, ("client-0", "client-2", "client-3"), in_flight={"client-3": 1})]
 
 
 # --- silos ----------------------------------------------------------------------------------------
