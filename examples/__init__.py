@@ -1,1 +1,1 @@
-"""Job files that run, and the code of one's own that two of them name."""
+"""Job files that run, and the user code that some of them name."""

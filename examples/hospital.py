@@ -1,4 +1,4 @@
-"""What a hospital writes to take part: where its patients' records are, as arrays.
+"""Example of a hospital's data for a silo: it returns the patients' records as arrays.
 
 Here the records are those of the Wisconsin breast cancer study (569 biopsies, 30 measures of each; Street, Wolberg
 and Mangasarian 1993), which scikit-learn carries, shared out between two hospitals. Yours would be read from your disk.
@@ -14,7 +14,7 @@ HOSPITALS = ("hospital-a", "hospital-b")
 
 
 class Biopsies:
-    """The four things that training asks of data."""
+    """Data set with the four members that training needs."""
 
     shape = (1, 1, 30)  # of one example: channels, height, width
     classes = 2  # malignant, benign
@@ -28,15 +28,15 @@ class Biopsies:
         self._tested = round(test_fraction * len(y))
 
     def client(self, name: str, index: int) -> Examples:  # noqa: ARG002 - a silo goes by its name
-        """The examples of one hospital; a real one knows only its own."""
+        """Returns the examples of one hospital; a real one has only its own."""
         mine = slice(self._tested + HOSPITALS.index(name), None, len(HOSPITALS))
         return self._x[mine], self._y[mine]
 
     def test(self) -> Examples | None:
-        """Examples that nobody trains on; None where there are none."""
+        """Held-out examples for the test; None if there are none."""
         return (self._x[: self._tested], self._y[: self._tested]) if self._tested else None
 
 
 def data(test_fraction: float = 0.0, seed: int = 0) -> Biopsies:
-    """What `data.name` in the job file names; `seed` is the job's, and given because it is asked for."""
+    """Returns the data set: `data.name` in the job file names this function; it takes `seed`, so it gets the job's."""
     return Biopsies(test_fraction, seed)

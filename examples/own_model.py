@@ -1,4 +1,4 @@
-"""A network of one's own: whatever a function returns can be trained, if it is a `torch.nn.Module`."""
+"""Example of your own network: any `torch.nn.Module` that a function returns can be trained."""
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Block(nn.Module):
 
 
 def residual(shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Module:
-    """What `model.name` names: `shape` and `classes` are the data's, and `width` is from the job file's `args`."""
+    """Returns the network: `model.name` names this; `shape` and `classes` are the data's, `width` is from `args`."""
     return nn.Sequential(
         nn.Conv2d(shape[0], width, 3, padding=1),
         nn.ReLU(),

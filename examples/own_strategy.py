@@ -1,4 +1,4 @@
-"""A strategy of one's own: any object with a `step`; this one is momentum on the server that looks ahead."""
+"""Example of your own strategy: any object with a `step`; this one is Nesterov momentum on the server."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ Tile = npt.NDArray[np.float64]
 class Nesterov:
     """m ← momentum · m + Δ, x ← x + lr · (Δ + momentum · m), with Δ the mean update (Sutskever et al. 2013)."""
 
-    #: What is kept from round to round, a value for each of the model's, and what it is filled with at first.
+    #: Vectors kept from round to round, one value per model parameter, and their initial value.
     state = {"momentum": 0.0}  # noqa: RUF012
 
     def __init__(self, lr: float = 1.0, momentum: float = 0.9) -> None:
@@ -17,6 +17,6 @@ class Nesterov:
         self.momentum = momentum
 
     def step(self, model: Tile, mean: Tile, state: dict[str, Tile]) -> Tile:
-        """The next model. All are tiles (n,) of the same places, and a value may depend on its own place only."""
+        """Returns the next model. All are tiles (n,) of the same positions; a result depends only on its position."""
         state["momentum"] = self.momentum * state["momentum"] + mean
         return model + self.lr * (mean + self.momentum * state["momentum"])
