@@ -50,7 +50,7 @@ def main() -> None:
         Signals.create(configuration.cache_dir / "trainers", arguments.name) as signals,
         service.until_stopped() as stop,
     ):
-        _serve(arguments, configuration, signals, probes, stop)
+        Parent(arguments, configuration, signals, probes, stop).serve()
 
 
 def _check_states(directory: Path) -> None:
@@ -61,101 +61,112 @@ def _check_states(directory: Path) -> None:
         raise BadInput(f"FEDQ_STATE_DIR: {directory} has no meaning here: {error}") from error
 
 
-def _serve(
-    arguments: argparse.Namespace,
-    configuration: settings.Trainer,
-    signals: Signals,
-    probes: Probes,
-    stop: threading.Event,
-) -> None:
-    name, slots = arguments.name, arguments.slots
-    group, silo = arguments.pool or arguments.client, arguments.pool is None
-    log = structlog.get_logger().bind(trainer=name)
-    began = time.monotonic()
-    bus = Bus(configuration, name, patience=PATIENCE)
-    ended = threading.Event()
+class Parent:
+    """The parent process of one trainer: it hears rounds, reports how busy it is, and stops in time."""
 
-    def describe(leaving: bool) -> events.Heartbeat:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        configuration: settings.Trainer,
+        signals: Signals,
+        probes: Probes,
+        stop: threading.Event,
+    ) -> None:
+        self._arguments, self._signals, self._probes, self._stop = arguments, signals, probes, stop
+        self._grace = configuration.grace_s
+        self._group, silo = arguments.pool or arguments.client, arguments.pool is None
+        self._log = structlog.get_logger().bind(trainer=arguments.name)
+        self._began = time.monotonic()
+        self._ended = threading.Event()
+        self._bus = Bus(configuration, arguments.name, patience=PATIENCE)
+        app = make_app(configuration, self._group, arguments.name, signals.directory, silo=silo)
+        self._worker = Worker(app, signals, arguments.name, arguments.slots, self._on_ready, probes.loop())
+        self._work: Dispatch | SiloTasks = (
+            SiloTasks(self._bus, self._worker, self._group, arguments.slots)
+            if silo
+            else Dispatch(self._bus, app, self._group)
+        )
+        self._heartbeat = HeartbeatThread(self._bus, configuration.heartbeat_s, self._describe, probes)
+
+    def serve(self) -> None:
+        """Trains until it is asked to stop, then ends the process; `Unavailable` if a server refuses it at first."""
+        threading.Thread(target=self._stop_in_time, name="stop", daemon=True).start()
+        queues = (topology.dead_letters(), topology.rounds(self._group))
+        declare = functools.partial(self._bus.declare, *queues, patience=service.TRY)
+        if not service.at_start(self._stop, {"FEDQ_AMQP_URL": declare}):
+            return
+        on_event = functools.partial(on_notice, self._signals)
+        self._bus.serve(topology.notices(self._arguments.name), on_event, prefetch=16)
+        self._worker.start()
+        self._heartbeat.stop()
+        self._bus.close(CLOSING)
+        self._ended.set()
+        if self._worker.failure is not None:
+            raise self._worker.failure
+        self._log.info("stopped", seconds=round(time.monotonic() - self._began, 2))
+        sys.exit(self._worker.exitcode or 0)
+
+    def _describe(self, leaving: bool) -> events.Heartbeat:
+        slots = self._arguments.slots
         return events.Heartbeat(
-            trainer=name,
-            pool=arguments.pool,
-            client=arguments.client,
+            trainer=self._arguments.name,
+            pool=self._arguments.pool,
+            client=self._arguments.client,
             host=socket.gethostname(),
             pid=os.getpid(),
-            device=worker.device[:64],
+            device=self._worker.device[:64],
             slots=slots,
-            busy=min(worker.busy, slots),
+            busy=min(self._worker.busy, slots),
             leaving=leaving,
             sent_at=time.time(),
         )
 
-    def on_ready() -> None:
+    def _on_ready(self) -> None:
         # Last of all: from the first heartbeat on, aggregators may give this trainer work.
-        threading.Thread(target=listen, name="listen", daemon=True).start()
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
-    def listen() -> None:
+    def _listen(self) -> None:
+        """Hears rounds until this trainer is asked to stop."""
         rounds = None
         while rounds is None:
             try:
-                rounds = work.begin()
+                rounds = self._work.begin()
             except Unavailable as error:
-                log.warning("not listening yet", reason=str(error))
-                if stop.wait(RETRY):
+                self._log.warning("not listening yet", reason=str(error))
+                if self._stop.wait(RETRY):
                     return
-        heartbeat.start()
-        probes.serving()
-        log.info("ready", group=group, slots=slots, device=worker.device, seconds=round(time.monotonic() - began, 2))
-        stop.wait()
-        bus.cancel(rounds, settling=True)
+        self._heartbeat.start()
+        self._probes.serving()
+        self._log.info(
+            "ready",
+            group=self._group,
+            slots=self._arguments.slots,
+            device=self._worker.device,
+            seconds=round(time.monotonic() - self._began, 2),
+        )
+        self._stop.wait()
+        self._bus.cancel(rounds, settling=True)
 
-    app = make_app(configuration, group, name, signals.directory, silo=silo)
-    heartbeat = HeartbeatThread(bus, configuration.heartbeat_s, describe, probes)
-    worker = Worker(app, signals, name, slots, on_ready, probes.loop())
-    work = SiloTasks(bus, worker, group, slots) if silo else Dispatch(bus, app, group)
-
-    stopping = (stop, ended, configuration.grace_s, worker, work, probes)
-    threading.Thread(target=_stop_in_time, args=stopping, name="stop", daemon=True).start()
-    queues = (topology.dead_letters(), topology.rounds(group))
-    if not service.at_start(stop, {"FEDQ_AMQP_URL": lambda: bus.declare(*queues, patience=service.TRY)}):
-        return
-    bus.serve(topology.notices(name), functools.partial(on_notice, signals), prefetch=16)
-    worker.start()
-    heartbeat.stop()
-    bus.close(CLOSING)
-    ended.set()
-    if worker.failure is not None:
-        raise worker.failure
-    log.info("stopped", seconds=round(time.monotonic() - began, 2))
-    sys.exit(worker.exitcode or 0)
-
-
-def _stop_in_time(
-    stop: threading.Event,
-    ended: threading.Event,
-    grace: float,
-    worker: Worker,
-    work: Dispatch | SiloTasks,
-    probes: Probes,
-) -> None:
-    """Once `stop` is set: lets the slots finish for `grace` seconds, and has the process end soon after in any case."""
-    stop.wait()
-    log = structlog.get_logger()
-    log.info("stopping", busy=worker.busy)
-    probes.stopping()
-    if worker.begun:
-        worker.request_stop(time.monotonic() + grace)
-        work.close()
-        if ended.wait(grace + HEED):
-            return
-        if worker.busy:
-            log.warning("killed what did not stop in time", busy=worker.busy)
-        worker.kill_slots()
-        if ended.wait(LEAVE):
-            return
-    # A library waits for a server that hangs. Tasks that are not acknowledged go to another trainer.
-    log.warning("leaving at once")
-    worker.signals.remove()
-    os._exit(os.EX_OK)
+    def _stop_in_time(self) -> None:
+        """Waits for `stop`, lets the slots finish for the grace period, and has the process end soon after anyway."""
+        self._stop.wait()
+        log, worker = structlog.get_logger(), self._worker
+        log.info("stopping", busy=worker.busy)
+        self._probes.stopping()
+        if worker.begun:
+            worker.request_stop(time.monotonic() + self._grace)
+            self._work.close()
+            if self._ended.wait(self._grace + HEED):
+                return
+            if worker.busy:
+                log.warning("killed what did not stop in time", busy=worker.busy)
+            worker.kill_slots()
+            if self._ended.wait(LEAVE):
+                return
+        # A library waits for a server that hangs. Tasks that are not acknowledged go to another trainer.
+        log.warning("leaving at once")
+        worker.signals.remove()
+        os._exit(os.EX_OK)
 
 
 def _arguments() -> argparse.Namespace:

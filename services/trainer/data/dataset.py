@@ -46,7 +46,7 @@ class Dataset(Protocol):
         """The examples (x, y) of one client; `index` is its place among the job's clients."""
 
     def test(self) -> tuple[Floats, Labels] | None:
-        """The held-out test set (x, y), or None where there is none."""
+        """The held-out test set (x, y), or None if there is none."""
 
 
 class _Kept(NamedTuple):
@@ -60,7 +60,7 @@ _sources: WeakValueDictionary[str, StoredExamples] = WeakValueDictionary()
 
 
 def load(spec: JobSpec, job: str = "") -> Dataset:
-    """The data set of a job, kept loaded for its next rounds; `BadInput` where it is not there, or lacks a member.
+    """The data set of a job, kept loaded for its next rounds; `BadInput` if it is not there, or lacks a member.
 
     For a new `job` its files are looked at, and read again if they changed. The user's own data cannot be looked into,
     and are made again.
@@ -94,7 +94,7 @@ def index_of(spec: JobSpec, client: str) -> int:
 def of_client(dataset: Dataset, spec: JobSpec, client: str) -> Examples:
     """The examples that a client trains on, without those it holds out: x (n, *shape) float32, y (n,) int64.
 
-    `BadInput` where the client has none, or the user's own data gave what cannot be trained on.
+    `BadInput` if the client has none, or the user's own data gave what cannot be trained on.
     """
     x, y = _of_client(dataset, spec, client)
     if not spec.data.local_test:
@@ -104,7 +104,7 @@ def of_client(dataset: Dataset, spec: JobSpec, client: str) -> Examples:
 
 
 def held_by(dataset: Dataset, spec: JobSpec, client: str) -> Examples | None:
-    """The examples that a client holds out for evaluation (`data.local_test` of its own), or None where it has none.
+    """The examples that a client holds out for evaluation (`data.local_test` of its own), or None if it has none.
 
     At least one is held out and one is left, so that a client of one example holds out nothing.
     """
@@ -116,7 +116,7 @@ def held_by(dataset: Dataset, spec: JobSpec, client: str) -> Examples | None:
 
 
 def of_test(dataset: Dataset) -> Examples | None:
-    """The held-out examples, or None where there are none."""
+    """The held-out examples, or None if there are none."""
     found = dataset.test()
     return None if found is None or not len(found[1]) else _tensors(found)
 
@@ -143,7 +143,7 @@ def _parted(spec: JobSpec, client: str, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _made(spec: JobSpec, before: SharedOut | None) -> Dataset:
-    """The data set of a job: the one `before` where its files are as they were."""
+    """The data set of a job: the one `before` if its files are as they were."""
     if not isinstance(spec.data, Shared):
         return _own(spec)
     source = read_source(spec.data)
@@ -182,7 +182,7 @@ def read_source(data: Shared) -> StoredExamples:
 
 
 def place_of(data: Shared) -> Path | None:
-    """The file or folder of a data set, or None where it comes with a library."""
+    """The file or folder of a data set, or None if it comes with a library."""
     if isinstance(data, Digits):
         return None
     if isinstance(data, Csv | Npz | Images):

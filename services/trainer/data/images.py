@@ -158,7 +158,7 @@ def _label(name: str) -> str:
 
 
 def _refuse_unclear(folder: Path, names: Sequence[str]) -> None:
-    """`BadInput` where a class cannot be shown, or two may be one spelled twice, unless it is one letter."""
+    """`BadInput` if a class cannot be shown, or two may be one spelled twice, unless it is one letter."""
     seen: dict[str, str] = {}
     for name in names:
         if not name.isprintable():
@@ -171,7 +171,7 @@ def _refuse_unclear(folder: Path, names: Sequence[str]) -> None:
 
 
 def _is_image(file: Path, folder: Path) -> bool:
-    """True where a file is an example; `BadInput` where it is an image that would be lost."""
+    """True if a file is an example; `BadInput` if it is an image that would be lost."""
     ending = file.suffix.lower()
     if ending in UNREAD:
         raise BadInput(f"{file} is of a kind that is not read; save it as PNG, or move it elsewhere")

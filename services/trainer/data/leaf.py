@@ -110,7 +110,7 @@ def _examples(files: list[Path], read: Reader) -> tuple[Stored, Labels, npt.NDAr
 
 
 def _content(file: Path) -> Any:
-    """The object in a file; `_Wrong` where its users are not those that it has examples of, each once."""
+    """The object in a file; `_Wrong` if its users are not those that it has examples of, each once."""
     try:
         content = json.loads(file.read_bytes())
     except ValueError:

@@ -54,7 +54,7 @@ COMMAND = (sys.executable, "-m", "services.trainer.data.library")
 
 
 def fetch(kind: str, folder: Path, command: tuple[str, ...] = COMMAND, longest: float = LONGEST) -> str:
-    """Downloads a data set to `folder`; what prevented it in a few words, or nothing where all went well."""
+    """Downloads a data set to `folder`; returns the reason of a failure in a few words, or an empty string."""
     try:
         found = subprocess.run(
             [*command, kind, str(folder)], capture_output=True, text=True, timeout=longest, check=False
@@ -113,9 +113,9 @@ class FilesAbsent(Exception):
 def read_torchvision(
     name: str, folder: Path, may_download: bool, fetch: Callable[[str, Path], str] = fetch
 ) -> StoredExamples:
-    """The data set `name` from `folder`, downloaded to it first where it is not there and that is allowed.
+    """The data set `name` from `folder`, downloaded to it first if it is not there and that is allowed.
 
-    Images are kept as bytes and become float32 (n, channels, height, width), normalised by channel. `BadInput` where
+    Images are kept as bytes and become float32 (n, channels, height, width), normalised by channel. `BadInput` if
     there are none and they cannot be downloaded within `download.LONGEST` seconds.
     """
     known = TORCHVISION_SETS[name]
@@ -184,7 +184,7 @@ def _pickled(kind: Any, folder: Path) -> tuple[Examples, Examples, tuple[str, ..
 
 
 def _fitting(training: Examples, test: Examples, names: tuple[str, ...]) -> tuple[Examples, Examples, tuple[str, ...]]:
-    """The examples and names as read, or `ValueError` where they are not of one data set."""
+    """The examples and names as read, or `ValueError` if they are not of one data set."""
     (x, y), (test_x, test_y) = training, test
     if x.shape[1:] != test_x.shape[1:]:
         raise ValueError(f"images of {list(x.shape[1:])} to train on and of {list(test_x.shape[1:])} to test on")

@@ -42,7 +42,7 @@ class OwnData:
         return self._checked(self._asked(f"client({name!r}, {index})", name, index), f"client({name!r}, {index})")
 
     def test(self) -> tuple[Floats, Labels] | None:
-        """The held-out test set, or None where there is none."""
+        """The held-out test set, or None if there is none."""
         found = self._asked("test()")
         return None if found is None else self._checked(found, "test()")
 
@@ -69,7 +69,7 @@ class OwnData:
 
 
 def _member(given: Any, member: str, name: str) -> Any:
-    """A member as it is, or `_ABSENT`; `BadInput` where it is a property that fails."""
+    """A member as it is, or `_ABSENT`; `BadInput` if it is a property that fails."""
     try:
         return getattr(given, member, _ABSENT)
     except Exception as error:

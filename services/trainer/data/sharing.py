@@ -35,7 +35,7 @@ REDRAWS = 1000  #: draws of a split before it is given up, because its smallest 
 def shares(spec: PartitionSpec, labels: Indices, groups: Groups | None, clients: int, seed: int) -> Sequence[Indices]:
     """The share of each client, as a job file asks for it: places in `labels` (n,), sorted.
 
-    `groups` (n,) is whose each example is, where the data say so. `BadInput` where the numbers do not fit the data.
+    `groups` (n,) is the owner of each example, if the data say so. `BadInput` if the numbers do not fit the data.
     """
     found: Sequence[Indices]
     match spec:
@@ -99,7 +99,7 @@ def dirichlet(labels: Indices, clients: int, alpha: float, min_size: int, seed: 
     `labels` has shape (n,). The smaller `alpha`, the fewer classes a client sees; a large one comes near to `iid`.
     Hsu, Qi and Brown 2019, "Measuring the effects of non-identical data distribution for federated visual
     classification", in the form of Yurochkin et al. 2019, which shares out every example. Drawn again until each
-    client has `min_size` examples, and `BadInput` where that does not come about.
+    client has `min_size` examples, and `BadInput` if that does not come about.
     """
     _refuse_too_few(labels.size, clients, min_size)
     rng = np.random.default_rng(seed)
@@ -214,7 +214,7 @@ def q_sampler(labels: Indices, clients: int, q: float, min_size: int, seed: int)
     evenly. `labels` has shape (n,). q = 1 gives each client one class, q = 0 every class but one, and
     q = 1/classes is `iid`. With fewer clients than classes there is a group for each client, and several classes are
     its own. Fang et al. 2020, "Local model poisoning attacks to Byzantine-robust federated learning", section 5.1, and
-    the q sampler of FLTK. Drawn again until each client has `min_size` examples, and `BadInput` where that does not
+    the q sampler of FLTK. Drawn again until each client has `min_size` examples, and `BadInput` if that does not
     come about.
     """
     _refuse_too_few(labels.size, clients, min_size)
@@ -248,7 +248,7 @@ def _dealt(group: Indices, groups: int, clients: int, order: Indices) -> list[In
 def natural(groups: Groups, clients: int) -> list[Indices]:
     """Client i has the examples of the i-th group, sorted by name; groups beyond the last client are left unused.
 
-    `groups` has shape (n,) and names whose each example is. `BadInput` where there are fewer groups than clients.
+    `groups` has shape (n,) and names the owner of each example. `BadInput` if there are fewer groups than clients.
     """
     owners, sizes = np.unique(groups, return_counts=True)
     if clients > owners.size:
@@ -303,7 +303,7 @@ class SharedOut:
         return self.source.examples(self._training[self._shares[index]])
 
     def test(self) -> tuple[Floats, Labels] | None:
-        """The test set of the data, or what was held out; None where that is nothing."""
+        """The test set of the data, or what was held out; None if that is nothing."""
         if self.source.test is not None:
             return self.source.of_test()
         return self.source.examples(self._test) if self._test.size else None

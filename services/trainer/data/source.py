@@ -140,7 +140,7 @@ def existing(path: Path, name: str, what: str) -> Path:
 
 
 def inside(base: Path, path: str | Path, setting: str) -> Path:
-    """`path` below the folder `base`, all links followed; `BadInput` where that leads out of it.
+    """`path` below the folder `base`, all links followed; `BadInput` if that leads out of it.
 
     `setting` is the key of the job file that gave the path. A job comes over the wire: of the files of a trainer's
     owner it may name those that `FEDQ_DATA_DIR` gives it, and no others.
@@ -162,7 +162,7 @@ def inside(base: Path, path: str | Path, setting: str) -> Path:
 def files_in(folder: Path, base: Path) -> list[Path]:
     """All files in a folder and below, sorted, without those that are hidden or in a hidden folder.
 
-    Links are followed. `BadInput` where one leads out of `base` or in a circle, and where a folder may not be read: its
+    Links are followed. `BadInput` if one leads out of `base` or in a circle, and if a folder may not be read: its
     files would be missed in silence.
     """
     return sorted(_walk(folder, base))
@@ -225,7 +225,7 @@ Array = npt.NDArray[Any]
 
 
 def floats(x: Array, what: str) -> Floats:
-    """A copy of x (n, …) as float32, in C order; `BadInput` where a value is NaN, infinite or beyond float32.
+    """A copy of x (n, …) as float32, in C order; `BadInput` if a value is NaN, infinite or beyond float32.
 
     `what` begins the sentence, such as "data: test() gave x".
     """
@@ -249,7 +249,7 @@ def refuse_unfit(x: Array, what: str) -> None:
 
 
 def labels(y: Array, examples: int, classes: int | None, what: str) -> Labels:
-    """A copy of y (n,), or (n, 1), as int64; `BadInput` where these are no classes of `examples` examples.
+    """A copy of y (n,), or (n, 1), as int64; `BadInput` if these are no classes of `examples` examples.
 
     Without `classes` there are as many as the largest label says.
     """

@@ -75,7 +75,7 @@ class Table:
         return found
 
     def refuse_words_for_nothing(self, name: str, advice: str) -> None:
-        """`BadInput` where a column of words has one for a missing value; `-` may be a word like `+`."""
+        """`BadInput` if a column of words has one for a missing value; `-` may be a word like `+`."""
         reason = f"a word for a missing value; mend it, {advice}"
         self.refuse(name, self.columns[name], lambda value: value.lower() in _WORDS_FOR_NOTHING - {"-"}, reason)
 
@@ -90,7 +90,7 @@ class Table:
 
 
 def read_table(file: Path) -> Table:
-    """The table in a file; `BadInput` where it is none, or a row of it is not as long as the first."""
+    """The table in a file; `BadInput` if it is none, or a row of it is not as long as the first."""
     header, body = _records(file)
     header = [normalize("NFC", name.strip()) for name in header]
     if not header and body:
@@ -155,7 +155,7 @@ def require(table: Table, names: Sequence[str]) -> None:
 
 
 def is_number(value: str) -> bool:
-    """True where a value is a number, be it infinite."""
+    """True if a value is a number, be it infinite."""
     return not np.isnan(_number(value))
 
 
@@ -243,7 +243,7 @@ def read(file: Path, spec: Csv, key: str | None) -> StoredExamples:
 
 
 def _refuse_index(table: Table, features: Sequence[str]) -> None:
-    """`BadInput` where a column counts the rows: in a file that is sorted by class it would give the label away."""
+    """`BadInput` if a column counts the rows: in a file that is sorted by class it would give the label away."""
     if table.nameless and table.nameless[0] == 1:
         raise BadInput(
             f"{table.file}: its first column has no name, as the index that pandas writes; write the file without it "
@@ -261,7 +261,7 @@ def _refuse_index(table: Table, features: Sequence[str]) -> None:
 
 
 def _refuse_count(file: Path, features: Sequence[str], x: Numbers) -> None:
-    """`BadInput` where a column that has a name counts the rows as well; of a few rows, it may do so by chance."""
+    """`BadInput` if a column that has a name counts the rows as well; of a few rows, it may do so by chance."""
     if len(x) < COUNTED:
         return
     for name, column in zip(features, x.T, strict=True):

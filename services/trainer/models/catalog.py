@@ -31,8 +31,8 @@ _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 def build(spec: ModelSpec, shape: Shape, classes: int, seed: int) -> nn.Module:
     """A model for examples of `shape`, which gives logits (n, classes); its weights are drawn from `seed`.
 
-    With adapters, where the job asks for them. What `spec.start` says is the caller's to load (`start.begin_with`).
-    `BadInput` where the model cannot take the shape.
+    It has adapters if the job asks for them. The caller loads what `spec.start` says (`start.begin_with`).
+    `BadInput` if the model cannot take the shape.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -144,7 +144,7 @@ def adapt(model: nn.Module, spec: Lora, name: str) -> None:
     """Freezes `model` in place but for its last layer, and puts low-rank adapters around its targets (Hu et al. 2021).
 
     Targets are linear layers and convolutions below the last layer, by their names or the ends of these. The last one
-    is trained in full: it is new for the data's classes. `BadInput` where there is no target, with those that would do.
+    is trained in full: it is new for the data's classes. `BadInput` if there is no target, with those that would do.
     """
     try:
         import peft  # noqa: PLC0415 - seconds of imports

@@ -57,7 +57,7 @@ class FlatModel:
     """
 
     def __init__(self, model: nn.Module, kept: Kept | None = None, device: torch.device | None = None) -> None:
-        """`kept` is what stays with a client; `BadInput` where a pattern fits no tensor, or none would travel.
+        """`kept` is what stays with a client; `BadInput` if a pattern fits no tensor, or none would travel.
 
         The model is moved to the device, where one is given.
         """
@@ -94,7 +94,7 @@ class FlatModel:
         self._update: File | None = None
 
     def load(self, file: File, personal: Mapping[str, Array] | None = None) -> None:
-        """Takes over the tensors of a model file, or `Refused` where they are not those that this model shares.
+        """Takes over the tensors of a model file, or `Refused` if they are not those that this model shares.
 
         What the client keeps comes from `personal`; what is absent there begins as the model did. Gradients, hooks and
         plain attributes that were left in the model are another client's, and are gone.
@@ -149,9 +149,9 @@ class FlatModel:
         return self._update
 
     def personal(self) -> dict[str, Array]:
-        """Copies of what the client keeps, floats as float32, by name; empty where nothing is kept.
+        """Copies of what the client keeps, floats as float32, by name; empty if nothing is kept.
 
-        `BadInput` where it is not finite: the client would begin with that in each round to come.
+        `BadInput` if it is not finite: the client would begin with that in each round to come.
         """
         state = self._state()
         found = {}
@@ -276,12 +276,12 @@ def _refuse_tied(state: Mapping[str, Tensor], personal: Collection[str], shared:
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:
-    """Changes with every change that torch is asked to make: where it lies, and how often it was written to."""
+    """The address of a tensor and its number of writes: it changes with every change that torch is asked to make."""
     return tensor.data_ptr(), tensor._version
 
 
 def _array(tensor: Tensor) -> Array:
-    """A tensor as an array, sharing its memory where numpy knows the dtype and the tensor is in main memory."""
+    """A tensor as an array, sharing its memory if numpy knows the dtype and the tensor is in main memory."""
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()  # numpy has no bfloat16

@@ -34,7 +34,7 @@ def tied(state: Mapping[str, Tensor], parameters: Collection[str] = ()) -> dict[
 
 
 def is_one(one: Tensor, other: Tensor) -> bool:
-    """True where two tensors are the same memory, seen in the same way."""
+    """True if two tensors are the same memory, seen in the same way."""
     return _view(one) == _view(other)
 
 
@@ -46,7 +46,7 @@ def tie(model: nn.Module, names: Iterable[tuple[str, str]]) -> None:
 
 
 def refuse_overlaps(state: dict[str, Tensor], beside: dict[str, Tensor]) -> None:
-    """`BadInput` where two tensors share a part of their memory, or see it in two ways, such as transposed.
+    """`BadInput` if two tensors share a part of their memory, or see it in two ways, such as transposed.
 
     The mean of each would not be a mean of the other, and what is left out of one by an encoding is not of the other.
     Those that lie `beside` the state are put back for each client, and must not take the state along; whether they
@@ -70,7 +70,7 @@ def refuse_overlaps(state: dict[str, Tensor], beside: dict[str, Tensor]) -> None
 
 
 def refuse_expanded(tensors: Mapping[str, Tensor]) -> None:
-    """`BadInput` where a tensor, of floats or not, has several values in one place: torch copies nothing into such."""
+    """`BadInput` if a tensor, of floats or not, has several values in one place: torch copies nothing into such."""
     for name, tensor in tensors.items():
         if any(side > 1 and not stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True)):
             raise BadInput(f"model: {name} has one place in memory for several values, as expand() leaves it; clone it")
@@ -120,7 +120,7 @@ _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 def refuse_hidden(model: nn.Module) -> None:
-    """`BadInput` where the state has a tensor that is not the model's own, or lacks one that is trained."""
+    """`BadInput` if the state has a tensor that is not the model's own, or lacks one that is trained."""
     state = model.state_dict()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     own = parameters | dict(model.named_buffers(remove_duplicate=False))

@@ -12,11 +12,11 @@ from shared.errors import BadInput
 
 
 def begin_with(model: nn.Module, path: Path) -> None:
-    """Gives a model that was just built the tensors of the file, by name and shape; `BadInput` where they do not fit.
+    """Gives a model that was just built the tensors of the file, by name and shape; `BadInput` if they do not fit.
 
     All of its tensors or, so that a trained model may begin with other classes, all but those of its last layer, which
-    stays as it was drawn. A tensor that has several names may be there under any of them, and where it is under more,
-    they must be the same. Where the model has adapters, the file is of the model without them. Floats may be of any
+    stays as it was drawn. A tensor that has several names may be there under any of them, and if it is under more,
+    they must be the same. If the model has adapters, the file is of the model without them. Floats may be of any
     width.
     """
     try:

@@ -27,7 +27,7 @@ UNAVAILABLE = "unavailable"  #: `Unavailable`, with its reason
 def main() -> None:
     told = json.loads(sys.argv[1])
     warming.settle(told["parent"])
-    shown, sys.stderr = sys.stderr, open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - a copy: the log survives if user code closes it
+    shown, sys.stderr = sys.stderr, open(os.dup(2), "w", buffering=1)  # noqa: SIM115 - our log survives a close of it
     slot = warming.slot(warming.Place(**told["place"]))
     sys.stderr = shown
     with socket.socket(fileno=told["channel"]) as channel, channel.makefile("r") as asked:

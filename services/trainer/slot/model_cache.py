@@ -82,7 +82,7 @@ class Cache:
         return found
 
     def _rebuilt(self, ref: BlobRef, shortcut: Shortcut) -> File | None:
-        """The model made of the one before, or None where it must be downloaded whole."""
+        """The model made of the one before, or None if it must be downloaded whole."""
         if shortcut.delta.size > self._limit:  # refused before memory is reserved for it
             log.warning("downloads the whole model", reason=f"{shortcut.delta.key} has {shortcut.delta.size >> 20} MB")
             return None

@@ -37,7 +37,7 @@ def step(
 ) -> dict[str, float]:
     """The user's own local step, `step(model, x, y, *, client, round, seed, **args) -> dict[str, float]`.
 
-    It trains `model` in place and returns its metrics. Where its signature names `stopped`, it gets a function that
+    It trains `model` in place and returns its metrics. If its signature names `stopped`, it gets a function that
     says whether the round is over, to be asked now and then. What it draws from torch's, numpy's and Python's global
     generators is the same wherever the client is trained in that round.
     """

@@ -111,7 +111,7 @@ class ScaledLoss:
         self._take: Callable[[Gradients], None] | None = None
 
     def __call__(self, loss: Tensor, take: Callable[[Gradients], None]) -> None:
-        """Takes a step with the gradient of `loss` where that is finite."""
+        """Takes a step with the gradient of `loss` if that is finite."""
         found = torch.autograd.grad(self._scaler.scale(loss), self._parameters, allow_unused=True)
         optimizer, self._take = cast(Optimizer, self), take
         for parameter, gradient in zip(self._parameters, found, strict=True):

@@ -163,7 +163,7 @@ def _check(logits: Any, y: Tensor) -> None:
 
 
 def is_normalised_alone(model: nn.Module, x: Tensor) -> bool:
-    """True where a batch norm layer of a model in training gets one value a channel of one example x, (1, *shape)."""
+    """True if a batch norm layer of a model in training gets one value a channel of one example x, (1, *shape)."""
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     found: list[bool] = []
 
@@ -185,7 +185,7 @@ def is_normalised_alone(model: nn.Module, x: Tensor) -> bool:
 
 
 def check_last_example(client: str, examples: int, batch_size: int) -> None:
-    """`BadInput` where there is no batch that the example could join."""
+    """`BadInput` if there is no batch that the example could join."""
     if examples == 1:
         raise BadInput(
             f"{client} has one example to train on, and the model's batch norm cannot normalise one by itself; give it "

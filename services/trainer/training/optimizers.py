@@ -97,7 +97,7 @@ def _foreach(parameters: Sequence[Tensor]) -> bool | None:
 def rate(schedule: ScheduleSpec, lr: float, number: int, rounds: int) -> float:
     """The learning rate of round `number`, from 1, of `rounds`, where the optimizer's is `lr`.
 
-    In the first `warmup` rounds it is lr · number / warmup; what the schedule does begins where that has reached lr
+    In the first `warmup` rounds it is lr · number / warmup; the schedule's own change begins once that has reached lr
     (Goyal et al. 2017 for the warm-up, Loshchilov and Hutter 2016 for the cosine). It is never above lr, and after the
     warm-up never below the schedule's floor, unless lr itself is.
     """

@@ -38,7 +38,7 @@ def shape(delta: Flat, spec: JobSpec, number: int, metrics: dict[str, float]) ->
 
 @dataclass(frozen=True)
 class Drift:
-    """SCAFFOLD's correction of where a client's training drifts to, by the server's control variate and its own."""
+    """SCAFFOLD's correction of the drift of a client's training, by the server's control variate and its own."""
 
     spec: JobSpec
     number: int
@@ -122,7 +122,7 @@ def normaliser(spec: TrainSpec, lr: float, steps: int) -> float:
     - with both, Σ_k a_k. There an early gradient's share may turn negative, as the pull swings the client back: we
       divide by how far equal gradients would have carried it, not by how long a way that was.
 
-    `BadInput` for another optimizer than sgd, and where α is 1 or more: a pull beyond the round's model.
+    `BadInput` for another optimizer than sgd, and if α is 1 or more: a pull beyond the round's model.
     """
     if not isinstance(spec.optimizer, Sgd):
         raise BadInput(f"train.optimizer is {spec.optimizer.name}; updates are normalised for sgd alone")
