@@ -39,7 +39,7 @@ TRIES = 3  #: attempts to read files that change while they are read
 class Dataset(Protocol):
     """Data that clients own. `x` is float32 (n, *shape), `y` is int64 (n,), and both are as they must be."""
 
-    shape: tuple[int, ...]  # of one example, such as (channels, height, width)
+    shape: tuple[int, ...]  # shape of one example, such as (channels, height, width)
     classes: int
 
     def client(self, name: str, index: int) -> tuple[Floats, Labels]:
@@ -104,7 +104,7 @@ def of_client(dataset: Dataset, spec: JobSpec, client: str) -> Examples:
 
 
 def held_by(dataset: Dataset, spec: JobSpec, client: str) -> Examples | None:
-    """The examples that a client holds out for evaluation (`data.local_test` of its own), or None if it has none.
+    """The examples that a client holds out for evaluation (the share `data.local_test`), or None if it has none.
 
     At least one is held out and one is left, so that a client of one example holds out nothing.
     """
@@ -230,7 +230,7 @@ def _own(spec: JobSpec) -> Dataset:
 MOST = 16 * 1024  #: bytes of labels that are listed
 LONGEST = 200  #: characters of one of them
 SHOWN = 60  #: characters of a value in a sentence
-NAMES = {"digest": "files of digest"}  #: in a sentence
+NAMES = {"digest": "files of digest"}  #: the words for a field in a sentence
 
 
 def inputs_of(data: Dataset) -> Inputs:

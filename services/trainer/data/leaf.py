@@ -26,16 +26,16 @@ from services.trainer.data.source import (
 from shared.errors import BadInput
 
 SIDE = 28  #: pixels
-CHARACTERS = 80  #: in an example of Shakespeare
+CHARACTERS = 80  #: length of an example of Shakespeare
 
 #: Shakespeare's characters, in LEAF's order.
 VOCABULARY = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
-UNKNOWN = VOCABULARY.index(" ")  #: what any other character is taken for
+UNKNOWN = VOCABULARY.index(" ")  #: token of every character that is not in the vocabulary
 
 #: FEMNIST's classes, in LEAF's order.
 SIGNS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-Reader = Callable[[Any, Any], tuple[Stored, Labels]]  # of one user's x and y
+Reader = Callable[[Any, Any], tuple[Stored, Labels]]  # reads one user's x and y
 
 
 def femnist(folder: Path) -> StoredExamples:

@@ -202,7 +202,7 @@ def _trouble(value: str) -> str:
 
 COUNTED = 10  #: rows, from which on a column that counts them is an index
 
-_ROUNDING = 2.0**-40  #: of a mean, what its error may be
+_ROUNDING = 2.0**-40  #: largest relative error of a mean
 
 _WHOLE = re.compile(r"[-+]?[0-9]+(\.0*)?")
 
@@ -275,7 +275,8 @@ def _refuse_count(file: Path, features: Sequence[str], x: Numbers) -> None:
 def _statistics(x: Numbers) -> tuple[Numbers, Numbers]:
     """The mean and the deviation of each feature, from x (n, features); of a constant one 1, so that it becomes 0."""
     mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
-    is_constant = deviation <= _ROUNDING * np.abs(mean)  # of equal values the mean is rounded: the deviation is not 0
+    # The mean of equal values is rounded, so their deviation is not 0.
+    is_constant = deviation <= _ROUNDING * np.abs(mean)
     return np.where(is_constant, x[0], mean), np.where(is_constant, 1, deviation)
 
 

@@ -130,7 +130,8 @@ def _options(arch: str, height: int, width: int) -> dict[str, Any]:
         return {"image_size": height}
     if arch.startswith("maxvit_"):
         return {"input_size": (height, width)}
-    if arch in ("googlenet", "inception_v3"):  # one output, not three; and the initialization that it says to choose
+    # One output instead of three, and the initialization that torchvision warns to choose.
+    if arch in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": True}
     return {}
 

@@ -49,8 +49,8 @@ def refuse_overlaps(state: dict[str, Tensor], beside: dict[str, Tensor]) -> None
     """`BadInput` if two tensors share a part of their memory, or see it in two ways, such as transposed.
 
     The mean of each would not be a mean of the other, and what is left out of one by an encoding is not of the other.
-    Those that lie `beside` the state are put back for each client, and must not take the state along; whether they
-    share memory among themselves does not matter.
+    Tensors of `beside`, which are not in the state, are put back for each client, and must not take the state along;
+    they may share memory among themselves.
     """
     # Tensors that may reach into the next one, with the addresses of their ends.
     before: list[tuple[int, str, Tensor]] = []
@@ -179,10 +179,9 @@ Hooks = dict[int, Any]
 class TransientState:
     """The transient state of a model that was just built, to be put back before each client.
 
-    Code that makes its model anew for each client has no need to remove a hook that adds to gradients: left there, the
-    next client's would be added to twice. Nor has it to forget a hidden state that its forward keeps: attributes that
-    were not there are removed, and tensors are what they were. A list or an object that an attribute names is not
-    looked into.
+    Code that builds its model for each client need not remove a hook that adds to gradients; left there, it would add
+    twice to the next client's. Nor need it forget a hidden state that its forward keeps. Here attributes that were not
+    there are removed, and tensors are what they were. A list or an object that an attribute names is not looked into.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -230,7 +229,7 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 def _tensors(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
     """The tensors that attributes name, but for views of parameters and buffers: their memory is put back there.
 
-    What is computed of parameters, as an old weight norm's weight, is made anew in each pass.
+    A tensor that is computed of parameters, such as an old weight norm's weight, is made again in each pass.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     return [

@@ -30,7 +30,7 @@ class CharLstmNetwork(nn.Module):
 
 
 class TransformerNetwork(nn.Module):
-    """An encoder (Vaswani et al. 2017) with learnt positions, read off at a token of its own (Dosovitskiy et al. 2020).
+    """An encoder (Vaswani et al. 2017) with learnt positions, read off at an extra token (Dosovitskiy et al. 2020).
 
     Takes token ids (n, length), or images (n, channels, height, width) cut into patches; gives logits (n, classes).
     """

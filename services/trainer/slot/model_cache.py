@@ -44,7 +44,7 @@ class Cache:
         private_directory(directory)
         self._sweep()
         self.received = 0  #: bytes that this process has downloaded
-        self._open: OrderedDict[str, File] = OrderedDict()  # by digest
+        self._open: OrderedDict[str, File] = OrderedDict()  # the mapped files by digest
 
     def get(self, ref: BlobRef, shortcut: Shortcut | None = None) -> File:
         """A whole blob as an array over its file; what is written to it stays in this process.
