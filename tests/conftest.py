@@ -33,6 +33,9 @@ assert Path(shared.__file__).parent.parent == Path(__file__).parent.parent, "ano
 
 AnySettings = TypeVar("AnySettings", bound=settings.Common)
 
+# Tests run in as many processes as there are cores; more threads of torch would take turns, at twice the CPU time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A busy machine makes any example slow, which says nothing about the property.
 hypothesis_settings.register_profile("fedq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("fedq")
