@@ -1,1 +1,1 @@
-"""The aggregator: selects cohorts, announces rounds, folds updates, commits models; blind to what a model is."""
+"""The aggregator: selects cohorts, announces rounds, folds updates, commits models; a model is only arrays to it."""

@@ -153,15 +153,15 @@ class Accumulator:
         self._job = job
         self._spec = spec
         self.plan = Plan.of(spec)
-        self.counted: dict[str, str] = {}  #: clients whose updates are in the sum → the digests of these
-        self.bases: dict[int, BlobRef] = {}  #: round → the model it began with, for the rounds that may get updates
-        self.extra = Advanced()  #: blobs that the last server step leaves beside the model
+        self.counted: dict[str, str] = {}  #: client whose update is in the sum → the update's digest
+        self.bases: dict[int, BlobRef] = {}  #: round → its base model, for rounds whose updates may still count
+        self.extra = Advanced()  #: further files that the last server step made
         self.seconds = 0.0  #: seconds spent receiving and adding the counted updates
         self._clock = clock
         self._current: Current | None = None
         self._round: AnyRound = InitialModel(self, blobs, spec)
-        self._advanced: BlobRef | None = None  # the new model's place, once the server step is taken
-        self._mistake: BadInput | None = None  # the strategy's error, if it made no model
+        self._advanced: BlobRef | None = None  # blob for the new model, once the server step is taken
+        self._mistake: BadInput | None = None  # the strategy's error, if it could not make a model
 
     # --- the model ------------------------------------------------------------------------------
 

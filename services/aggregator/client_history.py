@@ -1,4 +1,4 @@
-"""Client history of a job: its clients' states after a round, and the figures that selection goes by.
+"""Client history of a job: its clients' states after a round, and the figures that selection uses.
 
 Pure. It follows from the job's manifests; a copy is stored with the last one, so that the next owner need not read all.
 """
@@ -35,7 +35,7 @@ def flat(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_kept(spec: JobSpec) -> bool:
-    """Returns True if the job's clients have states, or its selection goes by figures of the clients."""
+    """Returns True if the job's clients have states, or its selection uses figures of the clients."""
     return spec.is_stateful or policies.is_needed(spec)
 
 

@@ -110,7 +110,7 @@ class Coordinator:
         except Unavailable as error:
             # The job is not at fault: its lease runs out, and another replica, or this one, claims it in this state.
             self._log.warning("left as it is", reason=str(error))
-        except BadInput as error:  # the job's input is at fault: the sentence says everything, a traceback nothing
+        except BadInput as error:  # the job's input is at fault, so the log needs no traceback
             self._log.error("job failed", reason=str(error))
             self._fail(error)
         except Exception as error:

@@ -64,7 +64,7 @@ class Evaluation:
     parts: Collection[int] = frozenset({SERVER})  # numbers of the requested parts
     answered: Mapping[int, ModelEvaluated] = field(default_factory=dict)  # part → its answer
     model: BlobRef | None = None  # the evaluated model, if this owner requested the evaluation
-    tried: Mapping[str, str] = field(default_factory=dict)  # pool or silo asked for a test set in vain → error or ""
+    tried: Mapping[str, str] = field(default_factory=dict)  # pool or silo that measured nothing on tests → error or ""
 
     @property
     def complete(self) -> bool:
@@ -141,7 +141,7 @@ class Evaluations:
 
 
 def evaluators(spec: JobSpec, alive: Mapping[str, int], number: int) -> tuple[str, ...]:
-    """Returns the clients to evaluate the model of round `number` on: all alive, or `evaluate.clients` by lot."""
+    """Returns the clients to evaluate the model of round `number` on: all alive, or `evaluate.clients` drawn."""
     able = population(spec, alive)
     most = spec.evaluate.clients
     if most is None or most >= len(able):

@@ -52,7 +52,7 @@ class TiflPolicy(SelectionPolicy[Tifl]):
 
 
 def choose(policy: Tifl, request: Request, candidates: tuple[str, ...]) -> list[str]:
-    """Chooses clients of one tier, each as likely as any other; if it has too few, those of its neighbours too."""
+    """Chooses clients of one tier, each as likely as any other; if it has too few, those of its neighbors too."""
     spec, number, wanted, history = request.spec, request.number, request.wanted, request.history
     order = lottery.lots(spec, candidates, number, request.attempt).order
     if is_profiling(spec, number):

@@ -1,4 +1,4 @@
-"""Policies that need no history of the clients: every client, some of them by lot, or one after the other."""
+"""Policies that need no history of the clients: every client, some at random, or one after the other."""
 
 from collections.abc import Collection
 from itertools import islice
