@@ -1,1 +1,1 @@
-"""How a federation is run: natively, with Docker Compose, or on Kubernetes."""
+"""Deployment of a federation: natively, with Docker Compose, or on Kubernetes."""

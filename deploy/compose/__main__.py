@@ -11,9 +11,8 @@ from pathlib import Path
 from deploy.compose import demo, docker, overview, variables
 from deploy.compose.docker import Project
 from deploy.compose.stack import ComposeStack
-from deploy.native.ending import end_in_order
+from deploy.native.command import end_in_order, show_anything
 from deploy.native.state import locked, write_private
-from deploy.native.terminal import show_anything
 from shared.errors import FedqError
 from shared.process import settings_file
 

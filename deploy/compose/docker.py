@@ -39,7 +39,7 @@ def check() -> None:
 
 
 def has_image(name: str) -> bool:
-    """Whether an image is on this machine."""
+    """Tells whether an image is on this machine."""
     return subprocess.run(["docker", "image", "inspect", name], check=False, capture_output=True).returncode == 0
 
 
@@ -90,7 +90,7 @@ class Container:
 
     @property
     def done(self) -> bool:
-        """Whether it did what it was for, as `setup` does."""
+        """Tells whether the container has done its work and ended, as `setup` does."""
         return self.state == "exited" and self.exit_code == 0 and self.service == "setup"
 
     def tail(self, lines: int = 8) -> str:
@@ -102,7 +102,7 @@ class Container:
         return done.stdout.strip()
 
     def is_ready(self) -> bool:
-        """Whether this service of fedq serves by now; asked directly, because a probe may be seconds away."""
+        """Tells whether this service of fedq serves by now; asked directly, because a probe may be seconds away."""
         done = subprocess.run(
             ["docker", "exec", self.name, "test", "-e", "/tmp/fedq/ready"],  # noqa: S108 - in the container
             check=False, capture_output=True,
@@ -158,7 +158,7 @@ class Project:
 
 
 def _said(*words: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a command prints, or `Unavailable` with its complaint."""
+    """Output of a command, or `Unavailable` with its complaint."""
     try:
         done = subprocess.run(
             words, check=False, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=environment

@@ -1,4 +1,4 @@
-"""What a person wants to know of the stack: which containers are well, and where to look."""
+"""Overview of the stack for a person: which containers are well, and where to look."""
 
 import json
 

@@ -152,7 +152,7 @@ class ComposeStack:
 
 
 def _makes_keys(url: str) -> bool:
-    """Whether the object store is MinIO, or its like: the only one that answers this path with success."""
+    """Tells whether the object store is MinIO, or its like: the only one that answers this path with success."""
     deadline = time.monotonic() + STORE_SECONDS
     while time.monotonic() < deadline:
         try:

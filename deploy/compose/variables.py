@@ -26,7 +26,7 @@ def make(path: Path, given: Mapping[str, str] | None = None) -> None:
 
 
 def is_new(path: Path) -> bool:
-    """Whether it is as `make` made it, also by a start that did not come far."""
+    """Tells whether the file is as `make` made it, also by a start that did not come far."""
     return path.read_text().startswith(NEW)
 
 

@@ -32,7 +32,7 @@ def main(folder: Path, wheels: Path | None = None) -> None:
 
 
 def requirements(project: dict[str, Any], extras: list[str], pins: dict[str, str]) -> list[str]:
-    """What every service needs and what these extras add, each with its pin: `numpy>=1.26,<3,==2.4.6`."""
+    """Requirements of every service and of these extras, each with its pin: `numpy>=1.26,<3,==2.4.6`."""
     added = [line for extra in extras for line in project["optional-dependencies"][extra]]
     lines = {*project["dependencies"], *added}
     return sorted(f"{line},=={pins[package(line)]}" if package(line) in pins else line for line in lines)

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 from deploy.native import demo, overview, processes, services
-from deploy.native.ending import end_in_order
+from deploy.native.command import end_in_order, show_anything
 from deploy.native.stack import Role, Stack
 from deploy.native.state import locked, write_private
-from deploy.native.terminal import show_anything
 from shared.errors import BadInput, FedqError
 from shared.process import settings_file
 
@@ -118,7 +117,7 @@ def env(directory: Path, role: Role) -> int:
 
 
 def _settings(stack: Stack) -> Path:
-    """Where a `fedq` run from the repository looks for the stack: `.fedq/env` of `.fedq/stack`."""
+    """File in which a `fedq` run from the repository looks for the stack: `.fedq/env` of `.fedq/stack`."""
     return stack.directory.with_name("env")
 
 

@@ -47,7 +47,7 @@ class Apt:
         self.run("apt-get", "-q", "update")
 
     def run(self, *words: str) -> str:
-        """What an apt command prints, or `Unavailable` with the reason it gives."""
+        """Output of an apt command, or `Unavailable` with the reason it gives."""
         done = subprocess.run(
             words, check=False, env=self._environment, cwd=self.archives, capture_output=True, text=True
         )
@@ -59,7 +59,7 @@ class Apt:
 
 
 def mirrors() -> list[str]:
-    """Where the system fetches packages from: addresses below which other releases may be, too."""
+    """Mirrors that the system fetches packages from: addresses below which other releases may be, too."""
     alone = [
         "-o",
         "Debug::NoLocking=true",

@@ -1,4 +1,4 @@
-"""Where the servers' programs are: installed, or unpacked from the system's packages without root."""
+"""Programs of the servers: installed, or unpacked from the system's packages without root."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""What a person wants to know of a stack: which processes live, and where to look."""
+"""Overview of a stack for a person: which processes live, and where to look."""
 
 import json
 import os

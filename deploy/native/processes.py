@@ -33,7 +33,7 @@ class Process:
     log: Path
 
     def alive(self) -> bool:
-        """Whether it runs: it exists, is no zombie, and is the one we started."""
+        """Tells whether the process runs: it exists, is no zombie, and is the one that was started."""
         state, started = _stat(self.pid)
         if state in "ZX":
             child = _children.get(self.pid)

@@ -54,7 +54,7 @@ class RabbitMQ(Server):
 
     @property
     def url(self) -> str:
-        """Of the management API and console."""
+        """Address of the management API and console."""
         return f"http://127.0.0.1:{self.state.ports['management']}"
 
     def amqp_url(self, user: str, vhost: str = VHOST) -> str:

@@ -1,4 +1,4 @@
-"""What the three servers have in common: to be configured, started, waited for and stopped."""
+"""Base of the three servers: each is configured, started, waited for and stopped."""
 
 import time
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ POLL_SECONDS = 0.05  # between two looks at a server that offers no other sign t
 
 
 class PortTaken(Unavailable):
-    """Somebody else was quicker to bind one of the chosen ports."""
+    """Another process was quicker to bind one of the chosen ports."""
 
 
 class Server(ABC):

@@ -68,7 +68,7 @@ def launch(stack: Stack, name: str, role: Role, *arguments: str, **more: str) ->
 
 
 def _missing(stack: Stack, trainers: int) -> list[str]:
-    """What has fewer listeners than it will have."""
+    """Names the queues or services that have fewer listeners than they will have."""
     listeners = Counter(one["queue"]["name"] for one in stack.rabbitmq.call("GET", f"consumers/{VHOST}"))
     expected = {
         names.HEARTBEATS: 1,

@@ -1,4 +1,4 @@
-"""What a stack must remember between commands: its secrets, ports and processes, for its owner's eyes."""
+"""State of a stack between commands: its secrets, ports and processes, for its owner's eyes."""
 
 import fcntl
 import json
@@ -86,7 +86,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on this port of 127.0.0.1, nor has taken it for all addresses."""
+    """Tells whether no process listens on this port of 127.0.0.1, nor has taken it for all addresses."""
     if port == 0:
         return False
     with socket.socket() as probe:

@@ -42,6 +42,6 @@ def unpacked(
 
 
 def system() -> str:
-    """Whose packages these are, such as `debian-12-x86_64`."""
+    """The system that the packages are for, such as `debian-12-x86_64`."""
     release = platform.freedesktop_os_release()
     return f"{release['ID']}-{release.get('VERSION_ID', 'rolling')}-{platform.machine()}"

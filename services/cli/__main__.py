@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.ops.orchestrators.on import On
+from services.cli.ops.orchestrators import On
 from services.cli.ui.failing import Commands
 
 # What a command needs is imported by it alone, so that the others answer at once.

@@ -80,12 +80,12 @@ class Servers:
         return newest
 
     def aggregators(self) -> int:
-        """How many aggregators would take a job now."""
+        """Number of aggregators that would take a job now."""
         found = self.bus.depth(names.COMMANDS)
         return found[1] if found else 0
 
     def why_queued(self) -> str:
-        """What a job that nobody has taken yet waits for."""
+        """Reason for which a job waits that no aggregator has taken yet."""
         if self.aggregators():
             return "queued: an aggregator is about to take it"
         # One with all the jobs it may have stops listening for more.

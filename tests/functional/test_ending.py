@@ -13,7 +13,7 @@ from tests.harness import ROOT, until
 
 CODE = """
 import os, signal
-from deploy.native.ending import end_in_order
+from deploy.native.command import end_in_order
 end_in_order()
 try:
     os.kill(os.getpid(), signal.{sign})

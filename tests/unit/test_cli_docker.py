@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.ops.orchestrators import compose
+from services.cli.ops.orchestrators import On, compose
 from services.cli.ops.orchestrators.choice import Nowhere, chosen
-from services.cli.ops.orchestrators.on import On
 from shared.errors import BadInput, Unavailable
 
 

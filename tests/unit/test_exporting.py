@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from services.cli.report import exporting
+from services.cli.report import results
 from services.cli.report.history import PastRound
 from shared.aggregation import weights
 from shared.events import BlobRef
@@ -26,7 +26,7 @@ def test_tensors_and_what_the_file_said_already_stay(
     layout = weights.layout_of({name: ("F32", shape) for name, shape in found.items()}, buffers)
     file = layout.empty_file()
     layout.flat(file)[:] = np.arange(layout.size)
-    header, body = exporting._header(file, about)
+    header, body = results._header(file, about)
     whole = np.frombuffer(header + body.tobytes(), np.uint8)
 
     assert len(header) % 64 == 0
@@ -47,10 +47,10 @@ def test_all_values_are_strings() -> None:
         PastRound(number, {"model": model.model_dump(), **({"inputs": inputs} if number == 0 else {})}, None)
         for number, model in enumerate(models)
     ]
-    told = exporting.about("a-aaaaaa", {"model": {"name": "mlp", "hidden": [8]}}, rounds, models[1])
+    told = results.metadata_of("a-aaaaaa", {"model": {"name": "mlp", "hidden": [8]}}, rounds, models[1])
 
     assert all(isinstance(value, str) for value in told.values())
     assert json.loads(told["fedq.inputs"]) == inputs
     assert json.loads(told["fedq.model"]) == {"name": "mlp", "hidden": [8]}
     assert (told["fedq.round"], told["fedq.digest"], told["fedq.job"]) == ("1", models[1].digest, "a-aaaaaa")
-    assert "fedq.inputs" not in exporting.about("a-aaaaaa", {"model": {}}, rounds[1:], models[1])
+    assert "fedq.inputs" not in results.metadata_of("a-aaaaaa", {"model": {}}, rounds[1:], models[1])

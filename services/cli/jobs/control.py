@@ -1,4 +1,4 @@
-"""What an operator wants of a job that has not ended: that it stops, pauses or goes on.
+"""Requests of an operator to a job that has not ended: to stop, to pause or to go on.
 
 The wish is written into the bucket, for when Redis is lost; then into the ledger, which the job's owner reads with
 every lease; then the bell is rung.

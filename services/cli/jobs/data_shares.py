@@ -1,5 +1,6 @@
-"""Who has what: a job's data, client by client and class by class, as the trainer's own code shares it out.
+"""Data of a job's clients: counts by client and class, as the trainer's code shares data out, or a silo's own file.
 
+A silo's file is described with the lines of it that a job file needs, so that all silos can agree.
 No service imports another, so that code runs as a process of its own, with the job on its standard input.
 """
 
@@ -8,12 +9,14 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.cli.jobs import jobfile, silo_data
+import yaml
+
+from services.cli.jobs import jobfile
 from services.cli.report import saving
 from services.cli.ui import output
 from shared.errors import BadInput
@@ -23,12 +26,13 @@ MODULE = "services.trainer.data.split"
 DESCRIBE = "services.trainer.data.describe"
 PATIENCE = 900.0  #: seconds; a data set may have to be downloaded
 ROWS = 40  #: clients in a table; a terminal is for looking, JSON has all
+LABELS = 40  #: labels in a list, for the same reason
 PACKAGES = ("celery", "minio", "numpy", "PIL", "sklearn", "torch", "torchvision")  #: what a trainer needs
 
 
 @dataclass(frozen=True)
 class Split:
-    """How many examples of each class each client has."""
+    """Numbers of examples, by client and class."""
 
     classes: tuple[str, ...]
     clients: dict[str, list[int]]
@@ -41,12 +45,12 @@ class Split:
 
 
 def data(file: Path, assignments: Sequence[str], *, plot: Path | None, force: bool, as_json: bool) -> None:
-    """Prints who has what, and draws it where that is asked for; of silos with files of their own, what lies here."""
+    """Prints each client's data, and draws them if asked; for silos with their own files, describes the one here."""
     draft = jobfile.load_draft(file, assignments)
     if draft.has_own_files:
         if plot is not None:
             raise BadInput("--plot shows how data are shared out, and silos share nothing out: leave it out")
-        return silo_data.show(asked(DESCRIBE, draft.model_dump_json(), draft.data.name), as_json)
+        return _describe(asked(DESCRIBE, draft.model_dump_json(), draft.data.name), as_json)
     spec = jobfile.load(file, assignments)
     if plot is not None:
         saving.check_target(plot, force)
@@ -68,7 +72,7 @@ def data(file: Path, assignments: Sequence[str], *, plot: Path | None, force: bo
 
 
 def counted(spec: JobSpec, patience: float = PATIENCE) -> dict[str, Any]:
-    """What the trainer's code says: the names of the classes, and the counts of each client and of the test set."""
+    """Reads from the trainer's code the names of the classes, and the counts of each client and of the test set."""
     return asked(MODULE, spec.model_dump_json(), spec.data.name, patience)
 
 
@@ -121,6 +125,34 @@ def _print(split: Split, owners: Sequence[str]) -> None:
     output.Terminal().print(made)
     if len(sizes) > ROWS:
         print(f"and {len(sizes) - ROWS} more clients; --json has all of them, --plot shows them")
+
+
+def _describe(found: Mapping[str, Any], as_json: bool) -> None:
+    """Prints what the trainer's code says of the file."""
+    if as_json:
+        return output.emit(found)
+    shape = "×".join(map(str, found["shape"]))
+    held = f", {found['held_out']} of them held out (data.test_fraction)" if found["held_out"] else ""
+    print(f"{found['place']}: {found['examples']} examples of shape {shape}{held}")
+    labels = found["labels"]
+    for label, count in list(labels.items())[:LABELS]:
+        output.say(f"  {label}: {count}")
+    if len(labels) > LABELS:
+        print(f"  and {len(labels) - LABELS} more labels; --json has all of them")
+    if found["problem"] is not None:
+        output.say(f"it does not fit the job file: {found['problem']}")
+    print("in the job file, below data:, once all silos agree:")
+    said = {"classes": list(labels), "columns": found["columns"], "statistics": found["statistics"]}
+    for key, value in said.items():
+        if value is not None:
+            print(f"  {key}: {_written(value)}")
+    return None
+
+
+def _written(value: Any) -> str:
+    """The value as a person would write it, on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False)
+    return text.strip()
 
 
 def _spread(sizes: Sequence[int]) -> str:

@@ -85,7 +85,7 @@ class Continuation:
 
 
 def plan(servers: Servers, job: str, given: JobSpec | None, assignments: Sequence[str]) -> Continuation:
-    """What continuing `job` means, or `BadInput` with why it cannot be; nothing is changed."""
+    """Plans how `job` continues, or raises `BadInput` with the reason if it cannot; changes nothing."""
     record = servers.ledger.job(job)
     known = record is not None
     record = record or history.record(servers.blobs, job) or servers.ledger.required(job)

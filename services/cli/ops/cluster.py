@@ -91,7 +91,7 @@ def reachable(place: Kubernetes, folder: Path, stack: ExitStack) -> dict[str, st
 
 
 def settings(place: Kubernetes) -> dict[str, str]:
-    """What a cluster's ConfigMap and Secret tell an operator; `BadInput` where they are not there."""
+    """Settings for an operator from a cluster's ConfigMap and Secret; `BadInput` if they are missing."""
     found = {"FEDQ_REGISTRY_URL": REGISTRY}
     try:
         found |= place.get("configmap", SETTINGS).get("data") or {}

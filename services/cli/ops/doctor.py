@@ -1,4 +1,4 @@
-"""What is well and what is not: every server and service is asked, and each trouble comes with its remedy."""
+"""Check of every server and service, with a remedy for each trouble."""
 
 import email.utils
 import math
@@ -76,7 +76,7 @@ def _findings(servers: Servers) -> Iterator[Check]:
 
 
 def _guarded(about: str, check: Iterator[Check]) -> Generator[Check, None, bool]:
-    """What a check found, and whether the server behind it answers; a check that breaks does not end the others."""
+    """Yields a check's results, and returns whether its server answers; a check that breaks does not end the others."""
     try:
         yield from check
     except FedqError as error:

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 from services.cli.ops.cluster import connected
+from services.cli.ops.orchestrators import On
 from services.cli.ops.orchestrators.choice import Nowhere, Orchestrator, chosen
 from services.cli.ops.orchestrators.kubernetes import Kubernetes
-from services.cli.ops.orchestrators.on import On
 from services.cli.servers import Servers
 from services.cli.ui import output
 from shared.amqp import topology
@@ -22,7 +22,7 @@ LOOK = {"compose": "`docker compose ps`", "kubernetes": "`kubectl get pods`"}
 
 @dataclass(frozen=True)
 class Scaled:
-    """What came of it."""
+    """Result of a scaling, as `fedq scale` prints it."""
 
     on: str
     place: str
@@ -86,7 +86,7 @@ class Joining:
         self._alive()  # a Redis that is away changes nothing either
 
     def wait(self, wanted: int, deadline: float) -> int:
-        """How many are in the roster: once these are `wanted`, or at the `deadline` of the monotonic clock."""
+        """Number of trainers in the roster: once these are `wanted`, or at the `deadline` of the monotonic clock."""
         told = 0
         while True:
             alive = self._alive()

@@ -1,4 +1,4 @@
-"""What all services wrote about one job, in the order of time, from wherever they run."""
+"""Log lines of all services about one job, in the order of time, from wherever the services run."""
 
 import queue
 import re
@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from rich.text import Text
 
 from services.cli.ops.log_lines import LogLine, Reader
-from services.cli.ops.orchestrators import tools
+from services.cli.ops.orchestrators import On, tools
 from services.cli.ops.orchestrators.choice import chosen
-from services.cli.ops.orchestrators.on import On
 from services.cli.report.tables import in_short
 from services.cli.ui import output
 from shared.errors import BadInput

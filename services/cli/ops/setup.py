@@ -89,7 +89,7 @@ def _use(config: Setup) -> None:
 
 
 def _record(config: Setup) -> None:
-    """Nothing is to be made in Redis; whoever starts after us finds it there."""
+    """Checks Redis, in which nothing has to be made: a service that starts later finds it there."""
     Ledger(Redis(config)).now()
     output.note("Redis: answers")
 

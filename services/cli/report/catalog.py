@@ -1,4 +1,4 @@
-"""What a job file may name, on a terminal: each family, its entries, and what each of them takes."""
+"""Catalog of all that a job file may name, on a terminal: each family, its entries, and the keys of each entry."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -37,7 +37,7 @@ def catalog(family: str | None, as_json: bool) -> None:
 
 
 def default_of(parameter: Parameter) -> str:
-    """What a key is where it is left out, as a person writes it."""
+    """Value of a key that is left out, as a person writes it."""
     if parameter.required:
         return "required"
     if parameter.default is None:

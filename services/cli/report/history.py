@@ -1,4 +1,4 @@
-"""What the object store keeps of a job: its spec, its committed rounds and its end."""
+"""A job as the object store keeps it: its spec, its committed rounds and its end."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +60,7 @@ class PastRound:
 
     @property
     def evaluated(self) -> dict[str, dict[str, float]]:
-        """What each client measured on the examples that it holds out, where clients were asked to."""
+        """Figures that each client measured on the examples that it holds out, if clients were asked to."""
         found, key = self.evaluation or {}, names.evaluation_blob(self.manifest["job"], self.number)
         if self.blobs is not None:
             found = parts.joined(self.blobs, key, found)

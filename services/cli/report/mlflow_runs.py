@@ -102,7 +102,7 @@ class Run:
 
 
 def _key(name: str) -> str:
-    """What MLflow takes for a name."""
+    """Turns a name into one that MLflow takes."""
     return re.sub(r"[^\w./: -]", "_", name)[:250]
 
 

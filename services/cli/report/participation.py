@@ -1,4 +1,4 @@
-"""Who took part in a job: how often each client was asked, and what came of it."""
+"""Participation of clients in a job: how often each one was asked, and with which result."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ LINES = 20  #: clients of a table; JSON has all
 
 @dataclass
 class Participation:
-    """What one client had to do with a job's rounds."""
+    """One client's part in a job's rounds."""
 
     asked: int = 0
     accepted: int = 0

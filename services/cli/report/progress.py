@@ -37,18 +37,18 @@ class EndedRound:
 
     @property
     def loss(self) -> float | None:
-        """Of the model, on the test set or else on what clients hold out."""
+        """Loss of the model, on the test set or else on the examples that clients hold out."""
         return (self.tested or self.held_out).get("loss")
 
     @property
     def accuracy(self) -> float | None:
-        """Of the model, as its loss."""
+        """Accuracy of the model, on the same examples as its loss."""
         return (self.tested or self.held_out).get("accuracy")
 
 
 @dataclass
 class JobProgress:
-    """How far a job is, as far as was heard."""
+    """Progress of a job, as far as its events were received."""
 
     job: str
     count: int  # rounds that it is to have
@@ -203,7 +203,7 @@ def last_line(end: TrainingEnd) -> str:
 
 
 def missing(found: Missing) -> str:
-    """Who and what is not in a job's models, in one line; empty where all are."""
+    """Clients and data that are not in a job's models, in one line; empty if all are."""
     parts = []
     if found.clients:
         more = f" and {found.clients - len(found.first)} more" if found.clients > len(found.first) else ""
@@ -216,7 +216,7 @@ def missing(found: Missing) -> str:
 
 
 def _means(members: Sequence[Member]) -> dict[str, float]:
-    """What all of them measured, weighted by examples."""
+    """Means of the figures of all clients, weighted by examples."""
     names = set.intersection(*(set(member.metrics) for member in members))
     total = sum(member.examples for member in members)
     return {name: sum(member.metrics[name] * member.examples for member in members) / total for name in sorted(names)}

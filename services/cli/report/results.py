@@ -1,17 +1,27 @@
-"""How good a job's model became: the figures of each round, the model itself, and the learning curve."""
+"""Results of a job: the figures of each round, the learning curve, and the model.
 
+The model is saved as a file that tells what it is: its tensors as they were committed, and in the header how to use
+them.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from services.cli.report import exporting, history, rows, saving
+from services.cli.report import history, rows, saving
 from services.cli.report.history import PastRound
 from services.cli.report.progress import last_line, missing
 from services.cli.servers import Servers
 from services.cli.ui import output
+from shared.aggregation.weights import METADATA, File
 from shared.errors import BadInput
 from shared.events import BlobRef, TrainingEnd
+from shared.s3.store import Blobs
 
-#: What a table shows of a round first, and how it is called there, on two lines to be narrow; what no round has is left
-#: out. Then come all others by their names, metrics of one's own among them.
+#: Figures of a round that a table shows first, and their headings, on two lines to be narrow. A figure that no round
+#: has is left out. Then come all others by their names, metrics of the user's own code among them.
 FIGURES = {
     "loss": "loss",
     "accuracy": "accuracy",
@@ -22,6 +32,7 @@ FIGURES = {
     "local_accuracy_worst_decile": "worst\ntenth",
 }
 OTHERS = 6  #: columns of others; JSON and CSV have all
+ALIGN = 64  #: bytes; the data begins where the model's own file has it begin, on a cache line
 
 
 def results(
@@ -54,7 +65,7 @@ def results(
         output.say(_ending(job, end, len(rounds) - 1, spec["rounds"]["count"]))
     if export is not None:
         model = end.model if end and end.model else _last_model(job, rounds)
-        exporting.export(servers.blobs, model, exporting.about(job, spec, rounds, model), export)
+        save_model(servers.blobs, model, metadata_of(job, spec, rounds, model), export)
         output.note(f"saved {export}: the model of digest {model.digest[:12]}, {export.stat().st_size} bytes")
     if table is not None:
         with saving.replacing(table) as fresh:
@@ -131,3 +142,36 @@ def _last_model(job: str, rounds: list[PastRound]) -> BlobRef:
     if not rounds:
         raise BadInput(f"job {job} has no model yet")
     return BlobRef.model_validate(rounds[-1].manifest["model"])
+
+
+def save_model(blobs: Blobs, model: BlobRef, about: Mapping[str, str], path: Path) -> None:
+    """Saves a model as a safetensors file at `path` with `about` in its metadata; its digest is checked on the way."""
+    file = blobs.get(model)
+    header, data = _header(file, about)
+    with saving.replacing(path) as fresh, fresh.open("wb") as out:
+        out.write(header)
+        data.tofile(out)
+
+
+def metadata_of(job: str, spec: Mapping[str, Any], rounds: list[PastRound], model: BlobRef) -> dict[str, str]:
+    """Metadata of a model, as strings: safetensors allows no others.
+
+    `fedq.model` is the section of the job file; `fedq.inputs` is what round 0 recorded of the data: shape, classes,
+    labels in the order of the logits, and (value - offset) / scale as the model has a value. It is left out where the
+    round did not record it.
+    """
+    number = next((past.number for past in reversed(rounds) if past.manifest["model"]["digest"] == model.digest), None)
+    inputs = rounds[0].manifest.get("inputs") if rounds else None
+    found = {"model": spec["model"], "inputs": inputs, "round": number}
+    told = {f"fedq.{key}": json.dumps(value, allow_nan=False) for key, value in found.items() if value is not None}
+    return {**told, "fedq.job": job, "fedq.digest": model.digest, "fedq.version": version("fedq")}
+
+
+def _header(file: File, about: Mapping[str, str]) -> tuple[bytes, File]:
+    """The header of a model's file with `about` added to its metadata, and the data after it."""
+    end = 8 + int.from_bytes(file[:8].tobytes(), "little")
+    entries = json.loads(file[8:end].tobytes())
+    metadata = {**entries.pop(METADATA, {}), **about}
+    text = json.dumps({METADATA: metadata, **entries}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % ALIGN)
+    return len(text).to_bytes(8, "little") + text, file[end:]

@@ -24,7 +24,7 @@ LATE = 3  #: rounds after which an evaluation is not looked for any more until t
 
 @dataclass(frozen=True)
 class Places:
-    """Where a person wants the figures."""
+    """Trackers that a person wants the figures in."""
 
     tensorboard: Path | None
     mlflow: str | None
@@ -83,7 +83,7 @@ class Tracking:
             self.tell()
 
     def tell(self, *, final: bool = False) -> None:
-        """What the record has now and had not before."""
+        """Tells the trackers what the record has now and had not before."""
         try:
             found = self._news(final)
         except Unavailable:

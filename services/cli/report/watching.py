@@ -20,7 +20,7 @@ PREFETCH = 64
 
 
 class View(Protocol):
-    """Where a watched job is shown."""
+    """A view that shows a watched job."""
 
     def show(self, progress: JobProgress, sentence: str, event: AnyEvent | None = None, /) -> None:
         """Shows what is new, `sentence`, and what brought it: an event, or else the record."""
@@ -89,7 +89,7 @@ class Watch:
         return self._progress.end
 
     def _read_again(self) -> TrainingEnd | None:
-        """What the record knows; the job goes on without a server that is away, and so does watching it."""
+        """Reads the record again; the job goes on without a server that is away, and so does watching it."""
         try:
             return self._read()
         except Unavailable as error:

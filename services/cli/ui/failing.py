@@ -1,4 +1,4 @@
-"""What a person sees when a command cannot do its work: a sentence, an exit code, and never a traceback."""
+"""Errors of a command, as a person sees them: a sentence, an exit code, and never a traceback."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""How the command line writes: tables and numbers for people, JSON for programs.
+"""Output of the command line: tables and numbers for people, JSON for programs.
 
 What is written was often read: from messages, from the bucket, from logs. Control characters in it are replaced here,
 so that a terminal shows it and obeys nothing.

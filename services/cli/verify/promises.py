@@ -271,7 +271,7 @@ def everything_ends(snapshot: Snapshot) -> Problems:
 
 
 def _overdue(snapshot: Snapshot, opened: float, deadline: float | None, at: float) -> bool:
-    """Whether it is too late by the job's deadline, and by the round's own, which the job may have changed since."""
+    """Tells whether `at` is too late by the job's deadline, and by the round's, which may differ from it by now."""
     by_job = opened + EXTENDED * snapshot.spec.rounds.deadline
     return at > max(by_job, deadline or 0.0) + GRACE
 
@@ -354,7 +354,7 @@ def nothing_bad_was_folded(snapshot: Snapshot) -> Problems:
 
 
 def _measured(update: Counted, grid: Grid) -> str:
-    """What is wrong with an update by its own entry; empty where nothing is."""
+    """Describes what is wrong with an update by its own entry; empty if nothing is."""
     if update.max_abs is None or update.norm is None:
         return "was folded and not measured"
     if not update.max_abs <= grid.max_abs:  # NaN is not, either

@@ -22,7 +22,7 @@ from shared.s3.store import Blobs, NotFound
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a replay found."""
+    """Result of a replay."""
 
     job: str
     round: int

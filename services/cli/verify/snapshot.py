@@ -1,4 +1,4 @@
-"""What is known of a job: read from bucket, record and dead letters as they are, and judged by nobody here.
+"""Snapshot of a job: read from bucket, record and dead letters as they are, and not judged here.
 
 A job may run meanwhile. What moves is read twice, and what moved in between is left out.
 """
@@ -55,7 +55,7 @@ class OpenRound:
 
 @dataclass(frozen=True)
 class LedgerView:
-    """What the ledger says of the job."""
+    """The ledger's view of the job."""
 
     before: JobRecord  # as it was before the bucket was read
     after: JobRecord
@@ -67,7 +67,7 @@ class LedgerView:
 
     @property
     def ended(self) -> bool:
-        """Whether it had ended all the while."""
+        """Tells whether the job had ended before the bucket was read, and was still so afterwards."""
         return self.before.status in ENDED and self.after.status == self.before.status
 
 
@@ -210,7 +210,7 @@ def _updates(blobs: Blobs, job: str, numbers: set[int]) -> set[str]:
 def _folded_again(
     blobs: Blobs, job: str, past: Round, keep: bool, base: "File | None", server: BlobRef | None, tell: Tell
 ) -> Round:
-    """What the round's updates say, where all of them are there; `base` is written over."""
+    """Folds the round's updates again, if all of them are there; `base` is written over."""
     found = past.manifest
     there = _updates(blobs, job, {past.number - update.staleness for update in found.updates})
     kept = sum(update.blob.key in there for update in found.updates)

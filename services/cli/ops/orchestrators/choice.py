@@ -1,10 +1,9 @@
-"""Which orchestrator is meant: the one that is named, or the one that is there."""
+"""Choice of the orchestrator: the one that is named, or the one that is there."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from services.cli.ops.orchestrators import compose, kubernetes, native
-from services.cli.ops.orchestrators.on import On
+from services.cli.ops.orchestrators import On, compose, kubernetes, native
 from services.cli.ops.orchestrators.tools import QUERY, NotHere, Source
 from shared.errors import BadInput, Unavailable
 
@@ -16,7 +15,7 @@ class Nowhere(BadInput):
 
 
 class Orchestrator(Protocol):
-    """What runs fedq's services somewhere."""
+    """A program that runs fedq's services somewhere."""
 
     @property
     def name(self) -> str:
@@ -24,20 +23,20 @@ class Orchestrator(Protocol):
 
     @property
     def place(self) -> str:
-        """Where that is, in words."""
+        """The place where the services run, in words."""
 
     def count(self, pool: str) -> int:
-        """How many trainers of a pool there should be now; `BadInput` where there is no such pool."""
+        """Number of trainers of a pool that there should be now; `BadInput` if there is no such pool."""
 
     def scale(self, pool: str, wanted: int) -> str:
-        """Makes them so many, and says in words what was changed."""
+        """Changes the number of trainers of a pool to `wanted`, and returns in words what was changed."""
 
     def sources(self, follow: bool) -> list[Source]:
-        """Where the services' log lines come from; with `follow`, also those that are still to be written."""
+        """Sources of the services' log lines; with `follow`, also of those that are still to be written."""
 
 
 def chosen(on: On | None, namespace: str | None, among: Sequence[On]) -> Orchestrator:
-    """The one that is meant; `BadInput` where that is not clear, or where it is not there."""
+    """The orchestrator that is meant; `BadInput` if that is not clear, or if it is not there."""
     if namespace is not None:
         if on not in (None, On.kubernetes):
             raise BadInput("--namespace is for Kubernetes: leave it out, or --on")

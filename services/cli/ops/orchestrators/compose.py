@@ -50,7 +50,7 @@ class Compose:
         return set(tools.run([*self._compose, "--profile=*", "config", "--services"]).split())
 
     def count(self, pool: str) -> int:
-        """How many trainers of a pool run."""
+        """Number of trainers of a pool that run."""
         service = self._service(pool)
         return sum(one.service == service and one.state == "running" for one in self.containers)
 

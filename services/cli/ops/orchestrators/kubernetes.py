@@ -19,7 +19,7 @@ ANSWER = "10s"  #: until kubectl gives a server up; less than `tools.QUERY`, so 
 
 @dataclass(frozen=True)
 class Scaler:
-    """What keeps the size of a Deployment between two bounds, which are keys of its spec."""
+    """An autoscaler that keeps the size of a Deployment between two bounds, which are keys of its spec."""
 
     kind: str
     resource: str  # as kubectl knows the kind, whatever else a cluster calls so
@@ -30,7 +30,7 @@ class Scaler:
     bound: int = 0  # the upper one
 
     def serves(self, found: Any, deployment: str) -> "Scaler | None":
-        """What `found` in the cluster is, if it scales the Deployment."""
+        """The autoscaler that `found` in the cluster is, if it scales the Deployment."""
         spec = found["spec"]
         target = spec["scaleTargetRef"]
         if target.get("kind", "Deployment") != "Deployment" or target["name"] != deployment:
@@ -64,7 +64,7 @@ class Kubernetes:
         return ["kubectl", f"--context={self.context}", f"--namespace={self.namespace}", *words]
 
     def get(self, kind: str, *words: str, seconds: float = tools.QUERY) -> Any:
-        """What the cluster has of a kind, or one thing by its name."""
+        """Gets from the cluster the objects of a kind, or one object by its name."""
         command = self.command(f"--request-timeout={ANSWER}", "get", kind, *words, "--output=json")
         return json.loads(tools.run(command, seconds=seconds))
 
@@ -73,7 +73,7 @@ class Kubernetes:
         return list(self.get("deployments", f"--selector={TRAINERS}", seconds=seconds)["items"])
 
     def count(self, pool: str) -> int:
-        """How many trainers of a pool are wanted now."""
+        """Number of trainers of a pool that are wanted now."""
         return int(self._deployment(pool)["spec"].get("replicas", 1))
 
     def scale(self, pool: str, wanted: int) -> str:
@@ -115,7 +115,7 @@ class Kubernetes:
         )
 
     def _scaler(self, deployment: str) -> Scaler | None:
-        """What scales a Deployment: a ScaledObject first, because KEDA writes an HPA for it, and again."""
+        """Finds the autoscaler of a Deployment: a ScaledObject first, because KEDA writes an HPA for it, and again."""
         every = (kind.serves(one, deployment) for kind in (KEDA, HPA) for one in self._all(kind.resource))
         return next((found for found in every if found is not None), None)
 

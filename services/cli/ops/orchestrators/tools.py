@@ -65,7 +65,7 @@ class Source:
 
 
 def run(words: Sequence[str], *, seconds: float = QUERY) -> str:
-    """What a command prints; `BadInput` or `Unavailable` where it fails, or takes longer than `seconds`."""
+    """Output of a command; `BadInput` or `Unavailable` if it fails, or takes longer than `seconds`."""
     try:
         done = subprocess.run(
             words,

@@ -1,7 +1,11 @@
-"""A command that is asked to end leaves through every `finally`, so that it leaves nothing behind."""
+"""Manners of a stack's command: it leaves nothing behind when asked to end, and writes on any terminal.
+
+It ends through every `finally`. A letter that the terminal's encoding lacks is shown by its number, and ends nothing.
+"""
 
 import signal
 import sys
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -22,3 +26,9 @@ def _end(number: int, _: FrameType | None) -> NoReturn:
     for sign in SIGNALS:
         signal.signal(sign, signal.SIG_IGN)
     sys.exit(128 + number)
+
+
+def show_anything() -> None:
+    """From now on `ü` is `\\xfc` on an ASCII terminal; Python has standard error so from the beginning."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
