@@ -7,16 +7,9 @@ RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
   "fedq needs Python 3.11 or later: make $(MAKECMDGOALS) PYTHON=python3.11")'
 # In containers if Docker answers, as ordinary processes if not: STACK=compose or STACK=native decides.
 RUN = @$(RECENT) && STACK=$(STACK) exec $(PYTHON) -m deploy $@
-IMAGE_PREFIX ?= fedq
-IMAGE_TAG ?= $(VERSION)
-IMAGES ?= registry aggregator trainer-cpu trainer-cuda cli
+# The other defaults are in deploy/images/build.py.
 TORCH_INDEX_CUDA ?= $(TORCH_INDEX)
-VERSION = $(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
-REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || echo unknown)
-CREATED = $(shell git log -1 --format=%cI 2>/dev/null || date -u +%FT%TZ)
-PIP_SECRET = --secret id=pip.conf,src=$(PIP_CONF)
-# Docker 20.10 has BuildKit, but asks to be told.
-BUILD = DOCKER_BUILDKIT=1 docker build $(DOCKER_BUILD_FLAGS)
+export IMAGES IMAGE_PREFIX IMAGE_TAG PYTHON_IMAGE TORCH_INDEX TORCH_INDEX_CUDA WHEELS PIP_CONF DOCKER_BUILD_FLAGS REGISTRY
 
 .DEFAULT_GOAL := help
 .PHONY: help venv up down demo logs status unit test test-compose faults soak lint bench clean images push
@@ -70,24 +63,12 @@ lint: venv  ## Check style, types and the import graph
 	$(BIN)/lint-imports
 
 images:  ## Build the container images (IMAGES=registry for one; docs/guide/images.md)
-	@$(if $(WHEELS),printf 'FROM scratch\nCOPY *.whl /\n' \
-	  | $(BUILD) --quiet --tag $(IMAGE_PREFIX)/wheels:local --file - $(WHEELS))
-	@set -e; for image in $(IMAGES); do \
-	  case $$image in trainer-cuda) index="$(TORCH_INDEX_CUDA)";; *) index="$(TORCH_INDEX)";; esac; \
-	  echo "$(IMAGE_PREFIX)/$$image:$(IMAGE_TAG)"; \
-	  $(BUILD) --file deploy/images/Dockerfile --target $$image --tag $(IMAGE_PREFIX)/$$image:$(IMAGE_TAG) \
-	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --build-arg CREATED=$(CREATED) \
-	    --build-arg TORCH_INDEX=$$index $(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) \
-	    $(if $(WHEELS),--build-arg WHEELS=$(IMAGE_PREFIX)/wheels:local) $(if $(PIP_CONF),$(PIP_SECRET)) .; \
-	done
-	@docker images --filter reference='$(IMAGE_PREFIX)/*:$(IMAGE_TAG)' --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}'
+	@$(RECENT)
+	@$(PYTHON) deploy/images/build.py build
 
 push:  ## Push them: make push REGISTRY=host/name
-	@[ -n "$(REGISTRY)" ] || { echo "push: say where to, such as make push REGISTRY=host/name" >&2; exit 2; }
-	@set -e; for image in $(IMAGES); do \
-	  docker tag $(IMAGE_PREFIX)/$$image:$(IMAGE_TAG) $(REGISTRY)/$$image:$(IMAGE_TAG); \
-	  docker push $(REGISTRY)/$$image:$(IMAGE_TAG); \
-	done
+	@$(RECENT)
+	@$(PYTHON) deploy/images/build.py push
 
 bench: venv  ## Measure rounds
 	$(BIN)/python -m benchmarks.rounds
