@@ -35,18 +35,96 @@ LEAVE = 5.0  #: seconds in which the process may end by itself, once it closed i
 _NAMES = {number.value: number.name for number in signal.Signals}
 
 
+class _Child:
+    """One such process: its start, its answers over a socket, and the reason of its end."""
+
+    def __init__(self, place: Place) -> None:
+        """Starts the process, and waits until it has imported torch; `Unavailable` if it is not ready in `WARM_UP`."""
+        self._channel, theirs = socket.socketpair()
+        told = {"place": asdict(place), "channel": theirs.fileno(), "parent": os.getpid()}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", job_process_main.__name__, json.dumps(told)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._channel.settimeout(WARM_UP)
+        self._heard()
+        # A client may train as long as its round lasts; stopping the slot kills both.
+        self._channel.settimeout(None)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, line: bytes) -> dict[str, str]:
+        """The answer to a task; `Unavailable` if there is none, and then the process has ended."""
+        try:
+            self._channel.sendall(line)
+        except OSError as error:
+            raise self._ended() from error
+        return self._heard()
+
+    def kill(self) -> None:
+        """Kills the process alone; the thread that waits for its answer sees it end."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Ends the process with its whole group: the commands that the user's code has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._channel.close()
+
+    def _heard(self) -> dict[str, str]:
+        heard = b""
+        try:
+            while not heard.endswith(b"\n"):
+                part = self._channel.recv(65536)
+                if not part:
+                    raise self._ended()
+                heard += part
+        except TimeoutError:
+            self.close()
+            raise Unavailable(f"the process for the job's own code was not ready in {WARM_UP:g} s") from None
+        except ConnectionError as error:
+            raise self._ended() from error
+        try:
+            found = json.loads(heard)
+            return {"fate": found["fate"], "reason": found["reason"]}
+        except (ValueError, KeyError, TypeError):  # the user's code wrote to the socket, or a fork of it answered too
+            self.close()
+            said = heard[:60].decode("ascii", "replace")
+            raise Unavailable(f"the process for the job's own code said what is no answer: {said!r}") from None
+
+    def _ended(self) -> Unavailable:
+        """The reason why there is no answer, and no process any more."""
+        try:
+            self._process.wait(LEAVE)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return Unavailable("the process for the job's own code closed the socket that it answers on")
+        self.close()
+        code = self._process.returncode
+        if code == -signal.SIGKILL:
+            how = "was killed (SIGKILL), by lack of memory perhaps"
+        elif code < 0:  # the kernel sends no other signal for lack of memory
+            how = f"was killed ({_NAMES.get(-code, f'signal {-code}')})"
+        else:
+            how = f"ended with exit code {code}; its log has more"
+        return Unavailable(f"the process for the job's own code {how}")
+
+
 class JobProcess:
-    """One process at a time, for one job."""
+    """The process of a slot for the job that it now works for: one at a time, ended once its job is over."""
 
     def __init__(self, place: Place) -> None:
         self._place, self._signals = place, Signals(Path(place.signals))
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
+        self._child: _Child | None = None
         self._work: TrainTask | EvaluateModel | None = None  # the latest task
         self._late: TrainTask | None = None  # the task that has outlasted its round, once
-        self._over: TrainTask | EvaluateModel | None = (
-            None  # the task that was killed because it was not wanted any more
-        )
+        self._over: TrainTask | EvaluateModel | None = None  # the task that was killed as it was not wanted any more
         self._busy = threading.Lock()
         threading.Thread(target=self._listen, name="job-process", daemon=True).start()
 
@@ -115,88 +193,26 @@ class JobProcess:
 
     def _kill(self, work: TrainTask | EvaluateModel) -> None:
         """Kills the process if it is still at this work; the thread that waits for its answer sees it end."""
-        process = self._process
-        if self._work is not work or process is None or not self._busy.locked():
+        child = self._child
+        if self._work is not work or child is None or not self._busy.locked():
             return
         self._over = work
         log.warning("killed what did not heed that it is over", job=work.job, round=work.round)
-        process.kill()
+        child.kill()
 
     def close(self) -> None:
         """Ends the process, if there is one."""
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                # The whole group, with the commands that the user's code has started.
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        if self._channel is not None:
-            self._channel.close()
-        self._process = self._channel = self._work = None
+        if self._child is not None:
+            self._child.close()
+        self._child = self._work = None
 
     def _asked(self, work: TrainTask | EvaluateModel, tries: int) -> dict[str, str]:
-        if self._process is None or self._process.poll() is not None:
+        if self._child is None or not self._child.is_alive:
             self.close()
-            self._start()
-        assert self._channel is not None  # noqa: S101 - for the type checker
+            self._child = _Child(self._place)
         self._work = work
         try:
-            self._channel.sendall(job_process_main.line(work, tries))
-        except OSError as error:
-            raise self._ended() from error
-        return self._heard()
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        told = {"place": asdict(self._place), "channel": theirs.fileno(), "parent": os.getpid()}
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", job_process_main.__name__, json.dumps(told)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self._channel = ours
-        ours.settimeout(WARM_UP)
-        self._heard()
-        ours.settimeout(None)  # a client may train as long as its round lasts; stopping the slot kills both
-
-    def _heard(self) -> dict[str, str]:
-        assert self._channel is not None  # noqa: S101 - for the type checker
-        heard = b""
-        try:
-            while not heard.endswith(b"\n"):
-                part = self._channel.recv(65536)
-                if not part:
-                    raise self._ended()
-                heard += part
-        except TimeoutError:
-            self.close()
-            raise Unavailable(f"the process for the job's own code was not ready in {WARM_UP:g} s") from None
-        except ConnectionError as error:
-            raise self._ended() from error
-        try:
-            found = json.loads(heard)
-            return {"fate": found["fate"], "reason": found["reason"]}
-        except (ValueError, KeyError, TypeError):  # the user's code wrote to the socket, or a fork of it answered too
-            self.close()
-            said = heard[:60].decode("ascii", "replace")
-            raise Unavailable(f"the process for the job's own code said what is no answer: {said!r}") from None
-
-    def _ended(self) -> Unavailable:
-        """The reason why there is no answer, and no process any more."""
-        process = self._process
-        assert process is not None  # noqa: S101 - for the type checker
-        try:
-            process.wait(LEAVE)
-        except subprocess.TimeoutExpired:
-            self.close()
-            return Unavailable("the process for the job's own code closed the socket that it answers on")
-        self.close()
-        code = process.returncode
-        if code == -signal.SIGKILL:
-            how = "was killed (SIGKILL), by lack of memory perhaps"
-        elif code < 0:  # the kernel sends no other signal for lack of memory
-            how = f"was killed ({_NAMES.get(-code, f'signal {-code}')})"
-        else:
-            how = f"ended with exit code {code}; its log has more"
-        return Unavailable(f"the process for the job's own code {how}")
+            return self._child.ask(job_process_main.line(work, tries))
+        except Unavailable:
+            self._child = self._work = None  # the process has ended
+            raise
