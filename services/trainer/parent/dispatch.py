@@ -34,9 +34,7 @@ class Dispatch:
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._closed = False
-        self._begun: tuple[AnyEvent, int] | None = (
-            None  # an event that failed half-way, and the number of its tasks that were sent
-        )
+        self._begun: tuple[AnyEvent, int] | None = None  # an event that failed half-way, and its tasks sent so far
 
     def begin(self) -> Subscription:
         """Hears of work from now on; `Unavailable` if the broker is away."""
