@@ -322,7 +322,7 @@ class SharedOut:
 def held_out(size: int, owners: npt.NDArray[np.generic] | None, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """The places of the test set and of all others, drawn from a stream of their own: no partition changes them.
 
-    Where `owners` (n,) says whose the examples are, the fraction is taken of each owner's, who keeps one at least.
+    If `owners` (n,) is given, the owner of each example, the fraction is taken of each owner's, who keeps one at least.
     """
     owner = np.zeros(size, dtype=np.int64) if owners is None else np.unique(owners, return_inverse=True)[1]
     order = np.random.default_rng([seed, 1]).permutation(size)

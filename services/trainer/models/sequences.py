@@ -67,7 +67,7 @@ class TransformerNetwork(nn.Module):
 class Block(nn.Module):
     """Self-attention, then two linear layers, each a correction to its normalized input: (n, length, width).
 
-    Of plain linear layers: torch's own encoder reads its weights past what adapters put around them.
+    The layers are plain linear ones: torch's own encoder reads its weights past the adapters around them.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
