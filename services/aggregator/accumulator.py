@@ -7,19 +7,11 @@ nothing to sum: its one answer is the initial model.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from services.aggregator.accepted_updates import (
-    Entry,
-    all_counted,
-    blob_of,
-    by_blob,
-    counted,
-    entries,
-    is_partial,
-)
+from services.aggregator.accepted_updates import updates_in
 from services.aggregator.manifests import Model
 from services.aggregator.validation import Validator, located, receive_initial
 from shared import names
@@ -32,23 +24,24 @@ from shared.aggregation.weights import File
 from shared.errors import BadInput, Stale
 from shared.events import BlobRef, ModelUpdate
 from shared.job.job_spec import JobSpec
+from shared.record.rounds import AcceptedUpdate, by_blob
 from shared.s3.store import Blobs
 
 
 @dataclass(frozen=True)
 class Pending:
-    """An update that was received and checked; it counts once the ledger has accepted its entries."""
+    """An update that was received and checked; it counts once the ledger has accepted it."""
 
-    entries: Mapping[str, dict[str, Any]]  # for the ledger, by client
+    updates: Mapping[str, AcceptedUpdate]  # of each client whose training is in the file
     blob: BlobRef
     file: File
     partial: bool
     began: float  # when receiving it began, in seconds of the accumulator's clock
 
     @property
-    def updates(self) -> tuple[Counted, ...]:
+    def counted(self) -> tuple[Counted, ...]:
         """The update of each client, as strategies know it."""
-        return tuple(counted(client, entry) for client, entry in self.entries.items())
+        return tuple(update.counted for update in self.updates.values())
 
 
 @dataclass(frozen=True)
@@ -71,10 +64,10 @@ class AnyRound(Protocol):
     def add(self, pending: Pending) -> None:
         """Adds a received update."""
 
-    def add_again(self, blob: BlobRef, group: Mapping[str, Entry]) -> None:
-        """Adds the file of entries that an earlier owner accepted; `NotFound` or `Refused` if it cannot be had."""
+    def add_again(self, group: Sequence[AcceptedUpdate]) -> None:
+        """Adds the file of updates that an earlier owner accepted; `NotFound` or `Refused` if it cannot be had."""
 
-    def step(self, accepted: Mapping[str, Entry]) -> Advanced:
+    def step(self, accepted: Sequence[AcceptedUpdate]) -> Advanced:
         """Makes the next model in place; returns the other files that the step makes, such as the strategy's state."""
 
 
@@ -90,17 +83,17 @@ class InitialModel:
         """Fetches and checks the initial model."""
         blob = located(update)
         file = receive_initial(self._blobs, update, self._spec.limits)
-        return Pending(entries(update, None), blob, file, partial=False, began=began)
+        return Pending(updates_in(update, None), blob, file, partial=False, began=began)
 
     def add(self, pending: Pending) -> None:
         """Adopts the initial model."""
         self._accumulator.adopt(Model(pending.file, weights.read_layout(pending.file), pending.blob))
 
-    def add_again(self, blob: BlobRef, group: Mapping[str, Entry]) -> None:  # noqa: ARG002
+    def add_again(self, group: Sequence[AcceptedUpdate]) -> None:
         """Adopts the initial model that an earlier owner accepted."""
-        self._accumulator.load(blob)
+        self._accumulator.load(group[0].blob)
 
-    def step(self, accepted: Mapping[str, Entry]) -> Advanced:  # noqa: ARG002
+    def step(self, accepted: Sequence[AcceptedUpdate]) -> Advanced:  # noqa: ARG002
         """Leaves the initial model as it is."""
         return Advanced()
 
@@ -118,28 +111,27 @@ class UpdateRound:
         if base is None:
             raise Stale(f"{update.client} sent an update of a model that is not known here")
         file, measures = self._current.validator.receive(update, base.digest, self._grid)
-        kept = entries(update, measures, staleness)
-        return Pending(kept, located(update), file, partial=bool(update.members), began=began)
+        updates = updates_in(update, measures, staleness)
+        return Pending(updates, located(update), file, partial=bool(update.members), began=began)
 
     def add(self, pending: Pending) -> None:
         """Adds a received update to the sum."""
-        self._current.aggregation.add(pending.file, pending.updates, partial=pending.partial)
+        self._current.aggregation.add(pending.file, pending.counted, partial=pending.partial)
 
-    def add_again(self, blob: BlobRef, group: Mapping[str, Entry]) -> None:
-        """Adds the file of entries that an earlier owner accepted."""
-        updates, partial = [counted(*pair) for pair in group.items()], is_partial(group)
-        file, _ = self._current.validator.receive_again(blob, updates, self._grid, partial=partial)
-        self._current.aggregation.add(file, updates, partial=partial)
+    def add_again(self, group: Sequence[AcceptedUpdate]) -> None:
+        """Adds the file of updates that an earlier owner accepted."""
+        counted, partial = [update.counted for update in group], group[0].batch is not None
+        file, _ = self._current.validator.receive_again(group[0].blob, counted, self._grid, partial=partial)
+        self._current.aggregation.add(file, counted, partial=partial)
 
-    def step(self, accepted: Mapping[str, Entry]) -> Advanced:
+    def step(self, accepted: Sequence[AcceptedUpdate]) -> Advanced:
         """Takes the strategy's server step; robust strategies read the updates again, a slice at a time."""
         aggregation, model = self._current.aggregation, self._current.model
         slices = None
         if isinstance(aggregation.strategy, Robust):
-            refs: Sequence[BlobRef] = [BlobRef.model_validate(accepted[client]["blob"]) for client in sorted(accepted)]
-            slices = Stored(self._blobs, list(refs), aggregation.update_layout)
+            slices = Stored(self._blobs, [update.blob for update in accepted], aggregation.update_layout)
         try:
-            return aggregation.advance(model.flat, all_counted(accepted), slices)
+            return aggregation.advance(model.flat, [update.counted for update in accepted], slices)
         except BadInput:
             model.file = self._blobs.get(model.blob)  # a step may fail half-way through the model in memory
             raise
@@ -218,33 +210,33 @@ class Accumulator:
     def count(self, pending: Pending) -> None:
         """Adds an update that the ledger has accepted."""
         self._round.add(pending)
-        self.counted |= dict.fromkeys(pending.entries, pending.blob.digest)
+        self.counted |= dict.fromkeys(pending.updates, pending.blob.digest)
         self.seconds += self._clock() - pending.began
 
-    def count_again(self, group: Mapping[str, Any]) -> None:
+    def count_again(self, group: Sequence[AcceptedUpdate]) -> None:
         """Adds one file that an earlier owner counted; `NotFound` or `Refused` if it cannot be had."""
-        blob, began = blob_of(group), self._clock()
-        self._round.add_again(blob, group)
-        self.counted |= dict.fromkeys(group, blob.digest)
+        began = self._clock()
+        self._round.add_again(group)
+        self.counted |= {update.client: update.blob.digest for update in group}
         self.seconds += self._clock() - began
 
-    def advance(self, number: int, cohort: int, accepted: Mapping[str, Any]) -> BlobRef:
+    def advance(self, number: int, cohort: int, accepted: Mapping[str, AcceptedUpdate]) -> BlobRef:
         """Takes the server step with the frozen updates; once, however often it is called. Returns the model's place.
 
         `BadInput` if the strategy makes no model of them; the model in memory is then the round's base again.
         """
         if self._advanced is not None:
             return self._advanced
-        if self.counted != {client: entry["blob"]["digest"] for client, entry in accepted.items()}:
+        if self.counted != {client: update.blob.digest for client, update in accepted.items()}:
             self.begin(cohort, number)
-            for group in by_blob(accepted):
+            for group in by_blob(accepted.values()):
                 self.count_again(group)
         if self._current is None:
             raise Stale(f"round {number} of {self._job} has no model")
         if self._mistake is not None:
             raise self._mistake
         try:
-            self.extra = self._round.step(accepted)
+            self.extra = self._round.step([accepted[client] for client in sorted(accepted)])
         except BadInput as error:
             self._mistake = BadInput(f"round {number}: {error}")
             raise self._mistake from error

@@ -11,6 +11,7 @@ from services.aggregator.selection import policies
 from services.aggregator.selection.policy import NOTHING, Facts, History, Report
 from shared.events import StateRef
 from shared.job.job_spec import JobSpec
+from shared.record.rounds import AcceptedUpdate
 
 OF_CLIENTS = ("states", "clients")  #: fields of a flat document by client, stored apart; see `shared.record.parts`
 
@@ -55,7 +56,7 @@ def after(
     spec: JobSpec,
     number: int,
     cohort: tuple[str, ...],
-    accepted: Mapping[str, Any],
+    accepted: Mapping[str, AcceptedUpdate],
     evaluated: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ClientHistory:
     """Returns the history after round `number` is committed with these accepted updates.
@@ -65,12 +66,10 @@ def after(
     """
     if number == 0 or not is_kept(spec):
         return before
-    fresh = {
-        client: StateRef.model_validate(entry["state"]) for client, entry in accepted.items() if entry.get("state")
-    }
+    fresh = {client: update.state for client, update in accepted.items() if update.state is not None}
     reports = {
-        client: Report(entry["examples"], entry["metrics"], float(entry["timings"].get("total", 0.0)))
-        for client, entry in accepted.items()
+        client: Report(update.examples, update.metrics, update.timings.get("total", 0.0))
+        for client, update in accepted.items()
     }
     figures = before.history
     if policies.is_needed(spec):

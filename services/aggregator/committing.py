@@ -7,7 +7,6 @@ begins again at the first one and comes to the same bytes. The round counts from
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from services.aggregator import client_history, manifests, protocol
 from services.aggregator.accepted_updates import gave_up, traffic
@@ -17,9 +16,10 @@ from services.aggregator.job_state import State
 from shared import names
 from shared.aggregation import weights
 from shared.errors import LedgerLost, Unavailable
-from shared.events import BlobRef, RoundEnd
+from shared.events import BlobRef
 from shared.process.failpoints import failpoint
 from shared.record import archive, parts
+from shared.record.rounds import OF_CLIENTS, AcceptedUpdate
 from shared.redis.ledger import RoundRecord, Totals
 from shared.s3 import json_records
 
@@ -29,6 +29,7 @@ class Made:
     """Results of a round's server step: the model's place, and the blobs beside it once they are stored."""
 
     record: RoundRecord
+    accepted: dict[str, AcceptedUpdate]
     base: BlobRef | None
     model: BlobRef
     history: ClientHistory
@@ -42,25 +43,27 @@ def commit_round(context: JobContext, state: State, number: int) -> protocol.Com
 
     # 1. Freeze: from here on the ledger accepts no update for this round.
     record = context.edges.ledger.close_round(context.job, context.fence, number, len(context.accumulator.counted))
+    accepted = AcceptedUpdate.of_ledger(names.accepted_key(context.job, number), record.accepted)
     failpoint("aggregator.closed")
 
     # 2. Step: the strategy makes the model of the frozen updates, and the client history takes them in.
-    model = context.accumulator.advance(number, len(record.cohort), record.accepted)
+    model = context.accumulator.advance(number, len(record.cohort), accepted)
     fresh = tuple(client for client in record.cohort if client not in record.carried)
     before = state.artifacts
     history = client_history.after(
-        before.client_history, context.spec, number, fresh, record.accepted, state.evaluations.clients
+        before.client_history, context.spec, number, fresh, accepted, state.evaluations.clients
     )
     failpoint("aggregator.stepped")
 
     # 3. Store the model and what lies beside it: a manifest names only blobs that are there.
     about = {"job": context.job, "round": number}
     context.edges.blobs.put(model.key, context.accumulator.file, digest=model.digest, metadata=about)
-    made = Made(record, context.accumulator.bases.get(number), model, history, _store_beside(context, number, history))
+    left = _store_beside(context, number, history)
+    made = Made(record, accepted, context.accumulator.bases.get(number), model, history, left)
     failpoint("aggregator.stored")
 
     # 4. Record: the manifest is the commit.
-    manifest, totals = _write_manifest(context, number, made, step_seconds=clock() - began)
+    written, totals = _write_manifest(context, number, made, step_seconds=clock() - began)
     failpoint("aggregator.recorded")
 
     # 5. Tell the ledger, which counts the round once.
@@ -68,20 +71,20 @@ def commit_round(context: JobContext, state: State, number: int) -> protocol.Com
     failpoint("aggregator.committed")
 
     # 6. Tell everybody else.
-    tell_round_end(context, manifest)
+    tell_round_end(context, written)
     failpoint("aggregator.told")
 
     # 7. Move on. Last, because the steps before may be done again, and then on the same base.
     context.accumulator.committed(model)
-    context.turnout.tell(number, record.cohort, record.accepted, record.rejected)
+    context.turnout.tell(number, record.cohort, accepted, record.rejected)
     context.log.info(
         "committed",
         round=number,
-        updates=len(record.accepted),
+        updates=len(accepted),
         rejected=len(record.rejected),
         model=model.digest[:12],
         tail=round(clock() - began, 4),
-        seconds=manifest["seconds"],
+        seconds=written.round.seconds,
     )
 
     # 8. Clear away what the round leaves, while the next one runs.
@@ -91,9 +94,8 @@ def commit_round(context: JobContext, state: State, number: int) -> protocol.Com
     ]
     outdated = before.history_blob.key.rpartition("-")[0] if before.history_blob else ""
     clear_away(context, number, replaced, outdated)
-    left = protocol.Artifacts(number, made.base, made.left["delta"], made.left["server"], history, made.left["memory"])
-    answered = frozenset(record.accepted) | gave_up(record.rejected)
-    return protocol.Committed(answered, left, manifest["metrics"])
+    artifacts = protocol.Artifacts(number, made.base, left["delta"], left["server"], history, left["memory"])
+    return protocol.Committed(frozenset(accepted) | gave_up(record.rejected), artifacts, written.round.metrics)
 
 
 def _store_beside(context: JobContext, number: int, history: ClientHistory) -> dict[str, BlobRef | None]:
@@ -117,7 +119,9 @@ def _store_beside(context: JobContext, number: int, history: ClientHistory) -> d
     return left
 
 
-def _write_manifest(context: JobContext, number: int, made: Made, step_seconds: float) -> tuple[dict[str, Any], Totals]:
+def _write_manifest(
+    context: JobContext, number: int, made: Made, step_seconds: float
+) -> tuple[archive.CommittedRound, Totals]:
     """Writes the round's manifest, unless this owner has already done so; returns it, and the totals it adds."""
     ledger, blobs, accumulator, record = (
         context.edges.ledger,
@@ -135,8 +139,8 @@ def _write_manifest(context: JobContext, number: int, made: Made, step_seconds: 
         plan=accumulator.plan,
         grid=accumulator.grid if made.base is not None else None,
         left=made.left,
-        accepted=record.accepted,
-        traffic=traffic(record.accepted, accumulator.plain_size),
+        accepted=made.accepted,
+        traffic=traffic(made.accepted.values(), accumulator.plain_size),
         timings={"fold": round(accumulator.seconds, 6), "step": round(step_seconds, 6)},
         faults=[line for line in ledger.log(context.job) if line["round"] == number],
         committed=ledger.now(),
@@ -144,38 +148,28 @@ def _write_manifest(context: JobContext, number: int, made: Made, step_seconds: 
     key, written = names.manifest_blob(context.job, number), written_manifest(context, number)
     if record.state == "committed" and written is not None:
         # The ledger committed it, and its answer was lost: the totals are those of the manifest that was counted.
-        return written, manifests.came_to(written, parts.pieces(blobs, key, written))
-    totals = manifests.came_to(manifest, [manifest])  # before it is cut: no part is fetched again
-    head = parts.split(blobs, key, manifest, manifests.OF_CLIENTS)
+        return written, manifests.came_to(written.round, written.lists())
+    head = parts.split(blobs, key, manifest.document(), OF_CLIENTS)
     # An owner that slept through its lease must not write over a later owner's manifest.
     ledger.check_owned(context.job, context.fence)
     blobs.put_json(key, head)
-    return head, totals
+    return archive.CommittedRound(key, manifest, head, blobs), manifests.came_to(manifest, [manifest])
 
 
-def written_manifest(context: JobContext, number: int) -> dict[str, Any] | None:
-    """A round's manifest if this owner has written it.
+def written_manifest(context: JobContext, number: int) -> archive.CommittedRound | None:
+    """A committed round if this owner has written its manifest; None if nobody has.
 
     `LedgerLost` if another owner has: Redis went back to an earlier state, and this one only seems to own the job.
     """
-    written = archive.optional(context.edges.blobs, names.manifest_blob(context.job, number))
-    if written is not None and written.get("fence") != context.fence:
+    written = archive.committed_round(context.edges.blobs, context.job, number)
+    if written is not None and written.round.fence != context.fence:
         raise LedgerLost(f"round {number} of {context.job} is committed in the store, and Redis has lost it")
     return written
 
 
-def tell_round_end(context: JobContext, manifest: dict[str, Any]) -> None:
+def tell_round_end(context: JobContext, committed: archive.CommittedRound) -> None:
     """Publishes the round-end of a committed round."""
-    end = RoundEnd.model_validate(
-        {
-            **{name: manifest[name] for name in ("job", "round", "attempt", "metrics", "model", "seconds")},
-            "outcome": "committed",
-            "accepted": parts.count(manifest, "updates"),
-            "rejected": parts.count(manifest, "rejected"),
-            "fence": context.fence,
-            "lag": context.spec.max_staleness,
-        }
-    )
+    end = committed.end.model_copy(update={"fence": context.fence, "lag": context.spec.max_staleness})
     context.edges.bus.publish(end, required=False)
 
 

@@ -17,12 +17,12 @@ from services.aggregator.evaluation import (
 )
 from services.aggregator.job_state import State, merge_metrics
 from services.aggregator.opening import by_group
-from services.aggregator.outcome import Unsound
 from shared import names
 from shared.amqp import topology
 from shared.errors import Stale
 from shared.events import BlobRef, EvaluateModel, ModelEvaluated, slices
 from shared.record import parts
+from shared.record.rounds import Unsound
 from shared.redis.roster import groups
 from shared.s3.json_records import reading
 

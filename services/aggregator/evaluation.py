@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from services.aggregator.outcome import Unsound
 from services.aggregator.selection import lottery
 from services.aggregator.selection.cohort import population
 from shared.events import BlobRef, ModelEvaluated, fitting
 from shared.job.job_spec import JobSpec
+from shared.record.rounds import Unsound
 
 SERVER = 0  #: number of the part that is the pool's test set
 

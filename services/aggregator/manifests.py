@@ -9,13 +9,11 @@ from shared.aggregation.aggregate import Plan
 from shared.aggregation.fold import Grid
 from shared.aggregation.weights import File, Flat, Layout
 from shared.events import BlobRef
+from shared.record.rounds import AcceptedUpdate, ClientLists, Fault, GridRecord, Manifest, Round
 from shared.redis.ledger import RoundRecord, Sum, Totals
 
 #: The parts of the work on an update that its trainer times, and what all of them are counted as.
 PARTS = {"wait": "wait", "fetch": "download", "evaluate": "evaluate", "train": "train", "upload": "upload"}
-#: The fields of a manifest that tell of clients; see `shared.record.parts`.
-OF_CLIENTS = ("cohort", "carried", "updates", "rejected", "unanswered")
-
 LONGEST = 86_400.0  #: seconds that a part may have taken, by the clock of a trainer
 
 
@@ -32,14 +30,11 @@ class Model:
         return self.layout.flat(self.file)
 
 
-def mean_metrics(accepted: Mapping[str, Any]) -> dict[str, float]:
+def mean_metrics(accepted: Sequence[AcceptedUpdate]) -> dict[str, float]:
     """Means over the clients, weighted by examples, of the metrics that all of them sent."""
-    updates = [accepted[client] for client in sorted(accepted)]
-    total = sum(update["examples"] for update in updates)
-    shared = set.intersection(*(set(update["metrics"]) for update in updates)) if updates else set()
-    return {
-        name: sum(update["metrics"][name] * update["examples"] for update in updates) / total for name in sorted(shared)
-    }
+    total = sum(update.examples for update in accepted)
+    common = set.intersection(*(set(update.metrics) for update in accepted)) if accepted else set()
+    return {name: sum(update.metrics[name] * update.examples for update in accepted) / total for name in sorted(common)}
 
 
 def manifest(
@@ -53,76 +48,72 @@ def manifest(
     plan: Plan,
     grid: Grid | None,
     left: Mapping[str, BlobRef | None],
-    accepted: Mapping[str, Any],
+    accepted: Mapping[str, AcceptedUpdate],
     traffic: Mapping[str, int],
     timings: Mapping[str, float],
     faults: Sequence[Mapping[str, Any]],
     committed: float,
-) -> dict[str, Any]:
+) -> Manifest:
     """The commit record of a round: all that is needed to fold it again, and what happened.
 
     `left` is what lies beside the model: `server`, the strategy's state; `delta`, what makes the model of its base;
-    `memory`, what is known of the clients. `timings` are the aggregator's own: seconds by what it did.
+    `memory`, the client history. `timings` are the aggregator's own: seconds by what it did.
     """
-    return {
-        "job": job,
-        "round": number,
-        "attempt": record.attempt,
-        "fence": fence,
-        "cohort": list(record.cohort),
-        **({"carried": record.carried} if record.carried else {}),
-        "base": base.model_dump() if base else None,
-        "model": model.model_dump(),
-        **{name: ref.model_dump() if ref else None for name, ref in left.items()},
-        **plan.model_dump(mode="json"),
-        "grid": {**vars(grid), "shift": grid.shift} if grid else None,
-        "weight": sum(update["examples"] for update in accepted.values()),
-        **_inputs(accepted),
-        "updates": [_line(client, accepted[client]) for client in sorted(accepted)],
-        "rejected": record.rejected,
-        "unanswered": [client for client in record.cohort if client not in accepted and client not in record.rejected],
-        "metrics": mean_metrics(accepted),
-        "traffic": traffic,
-        "timings": timings,
-        "faults": list(faults),
-        "opened": record.opened,
-        "deadline": record.deadline,
-        "committed": committed,
-        "seconds": round(committed - record.opened, 4),
-    }
+    updates = tuple(accepted[client] for client in sorted(accepted))
+    return Manifest(
+        job=job,
+        round=number,
+        attempt=record.attempt,
+        fence=fence,
+        base=base,
+        model=model,
+        server=left["server"],
+        delta=left["delta"],
+        memory=left["memory"],
+        inputs=next((update.inputs for update in updates if update.inputs is not None), None),
+        metrics=mean_metrics(updates),
+        traffic=dict(traffic),
+        timings=dict(timings),
+        opened=record.opened,
+        deadline=record.deadline,
+        committed=committed,
+        seconds=round(committed - record.opened, 4),
+        cohort=record.cohort,
+        carried=record.carried,
+        updates=updates,
+        rejected=record.rejected,
+        unanswered=tuple(one for one in record.cohort if one not in accepted and one not in record.rejected),
+        strategy=plan.strategy,
+        compress=plan.compress,
+        population=plan.population,
+        lr=plan.lr,
+        grid=GridRecord.of(grid) if grid is not None else None,
+        weight=sum(update.examples for update in updates),
+        faults=tuple(map(Fault.model_validate, faults)),
+    )
 
 
-def _inputs(accepted: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of the data by the maker of the initial model; nothing in other rounds."""
-    found = [entry["inputs"] for entry in accepted.values() if "inputs" in entry]
-    return {"inputs": found[0]} if found else {}
-
-
-def _line(client: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"client": client, **{name: value for name, value in entry.items() if name != "inputs"}}
-
-
-def came_to(manifest: Mapping[str, Any], pieces: Iterable[Mapping[str, Any]]) -> Totals:
+def came_to(committed: Round, lists: Iterable[ClientLists]) -> Totals:
     """Totals that a committed round adds: the same whoever counts it, because the manifest says it all.
 
-    `pieces` are what it tells of its clients, in the order of their names.
+    `lists` are what the manifest tells of its clients, in the order of their names.
     """
     files: set[str] = set()
     spent: dict[str, list[float]] = {name: [] for name in PARTS}
     accepted = rejected = 0
-    for piece in pieces:
-        accepted, rejected = accepted + len(piece["updates"]), rejected + len(piece["rejected"])
-        for update in piece["updates"]:
-            if update["blob"]["key"] in files:
+    for piece in lists:
+        accepted, rejected = accepted + len(piece.updates), rejected + len(piece.rejected)
+        for update in piece.updates:
+            if update.blob.key in files:
                 continue  # of a batch, timings are one for all its clients
-            files.add(update["blob"]["key"])
-            for name in PARTS.keys() & update["timings"].keys():
-                spent[name].append(_plausible(update["timings"][name]))
+            files.add(update.blob.key)
+            for name in PARTS.keys() & update.timings.keys():
+                spent[name].append(_plausible(update.timings[name]))
     parts = {PARTS[name]: Sum(len(seconds), sum(seconds)) for name, seconds in spent.items()}
-    own = manifest.get("timings", {})
+    own = committed.timings
     parts |= {name: Sum(times, own[name]) for name, times in (("fold", len(files)), ("step", 1)) if name in own}
     return Totals(
-        rounds={"committed": Sum(1, manifest["seconds"])},
+        rounds={"committed": Sum(1, committed.seconds)},
         parts=parts,
         updates={"accepted": accepted, "rejected": rejected},
     )

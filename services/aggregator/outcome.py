@@ -5,10 +5,10 @@ Pure.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from shared.job.catalog.rounds import StopSpec
+from shared.record.rounds import Unsound
 
 NAMED = 4  #: figures or clients in a sentence
 
@@ -37,31 +37,13 @@ def early_stop(stop: StopSpec, values: Sequence[float]) -> str:
     return f"{stop.metric} has not been {goal} for {since} evaluations (evaluate.stop.patience)"
 
 
-@dataclass(frozen=True)
-class Unsound:
-    """Figures that are not finite in the last evaluation."""
-
-    since: Mapping[str, int] = field(default_factory=dict)  # figure → the first of the evaluations in a row, by round
-    clients: tuple[str, ...] = ()  # on whose held-out examples something is not
-
-    def document(self) -> dict[str, Any]:
-        """The entry of the record; empty where all figures are finite."""
-        return {"unsound": {"since": dict(self.since), "clients": list(self.clients)}} if self.since else {}
-
-
-def read(evaluation: Mapping[str, Any]) -> Unsound:
-    """The entry of a round's evaluation record, read again."""
-    found = evaluation.get("unsound")
-    return Unsound(found["since"], tuple(found["clients"])) if found else Unsound()
-
-
 def after(
     before: Unsound, number: int, metrics: Mapping[str, float], clients: Mapping[str, Mapping[str, float]]
 ) -> Unsound:
     """Returns the figures that are not finite in the evaluation of round `number`, which follows that of `before`."""
     since = {name: before.since.get(name, number) for name in sorted(metrics) if not is_finite(metrics[name])}
     at = tuple(client for client, own in sorted(clients.items()) if not all(map(is_finite, own.values())))
-    return Unsound(since, at)
+    return Unsound(since=since, clients=at)
 
 
 def ending(unsound: Unsound, metrics: Mapping[str, float | None]) -> tuple[Literal["finished", "failed"], str]:

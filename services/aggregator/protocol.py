@@ -9,8 +9,8 @@ from typing import Literal
 
 from services.aggregator.client_history import ClientHistory
 from services.aggregator.evaluation import Evaluation
-from services.aggregator.outcome import Unsound
 from shared.events import BlobRef
+from shared.record.rounds import Unsound
 
 Outcome = Literal["finished", "stopped", "failed"]
 

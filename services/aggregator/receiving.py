@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from services.aggregator import job_state, protocol
 from services.aggregator.accepted_updates import COULD_NOT, UNFIT
 from services.aggregator.context import JobContext
+from shared import names
 from shared.errors import LedgerLost, Refused, Stale, Unfit
 from shared.events import ModelUpdate
 from shared.process.failpoints import failpoint
+from shared.record.rounds import AcceptedUpdate
 
 DIFFERENT = 16  #: most digests of user code kept for one job; a bound, since trainers may report any number of them
 
@@ -88,7 +90,8 @@ def _take_in(context: JobContext, number: int, update: ModelUpdate) -> str:
     _check_members(context, update)
     pending = context.accumulator.receive(update, number)
     failpoint("aggregator.received")
-    answer = context.edges.ledger.accept_all(context.job, context.fence, number, pending.entries)
+    entries = {client: accepted.entry for client, accepted in pending.updates.items()}
+    answer = context.edges.ledger.accept_all(context.job, context.fence, number, entries)
     if answer == "ok":
         failpoint("aggregator.accepted")
         context.accumulator.count(pending)
@@ -96,7 +99,7 @@ def _take_in(context: JobContext, number: int, update: ModelUpdate) -> str:
             "accepted",
             round=number,
             client=update.client,
-            clients=len(pending.entries),
+            clients=len(entries),
             trainer=update.trainer,
             examples=update.examples,
             seconds=round(time.monotonic() - began, 4),
@@ -152,13 +155,14 @@ def _inputs_of(context: JobContext, state: job_state.State, update: ModelUpdate,
 def _on_duplicate(context: JobContext, state: job_state.State, update: ModelUpdate) -> Inputs:
     """Handles an update of clients that the ledger has counted: the same update again, or a second one."""
     clients, number = clients_of(update), state.round
-    found = context.edges.ledger.accepted(context.job, number, clients)
-    digests = {entry["blob"]["digest"] for entry in found.values()}
+    entries = context.edges.ledger.accepted(context.job, number, clients)
+    found = AcceptedUpdate.of_ledger(names.accepted_key(context.job, number), entries)
+    digests = {accepted.blob.digest for accepted in found.values()}
     if update.update is None or len(found) < len(clients) or digests != {update.update.digest}:
         raise Refused("a second update: the first one counts")
     if clients[0] not in context.accumulator.counted:
         # The ledger counted the update and its reply was lost, so the update is not in the fold yet.
-        context.accumulator.count_again(found)
+        context.accumulator.count_again(list(found.values()))
     elif clients[0] in state.accepted:
         context.faults.note("duplicate", f"{update.client} has been counted", number)
         raise Stale(f"{update.client} has been counted in round {number}")

@@ -11,6 +11,7 @@ from shared import names
 from shared.errors import Refused
 from shared.events import ModelUpdate
 from shared.record import archive, parts, receipts
+from shared.record.rounds import AttemptLists, ClientLists
 from shared.redis.ledger import ENDED, Ledger, Wanted
 from shared.s3.json_records import reading
 from shared.s3.store import Blobs, NotFound
@@ -52,13 +53,13 @@ def _tell(blobs: Blobs, key: str, number: int, abandoned: int, turnout: Turnout)
             accepted: set[str] = set()
             rejected: dict[str, str] = {}
             record = blobs.get_json(key)
-            # Where all have been heard, only reasons are news: the parts of a long record may be many, and stay unread.
+            # If every client was heard, only reasons are news: the parts of a long record may be many, and stay unread.
             news = parts.count(record, "rejected") or not turnout.complete
             for piece in parts.pieces(blobs, key, record) if news else ():
-                told = piece["accepted"] if abandoned else (update["client"] for update in piece["updates"])
-                cohort.extend(map(str, piece["cohort"]))
-                accepted.update(map(str, told))
-                rejected.update(piece["rejected"])
+                lists = AttemptLists.read(key, piece) if abandoned else ClientLists.read(key, piece)
+                cohort.extend(lists.cohort or ())
+                accepted.update(lists.clients)
+                rejected.update(lists.rejected)
             turnout.tell(number, cohort, accepted, rejected, abandoned=abandoned)
     except NotFound:
         return False

@@ -4,12 +4,17 @@ The object store is the record, and Redis can be rebuilt from it: `job_record` i
 the bucket alone. A record that is damaged is `Refused`, with its key; one that is not there is None.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from shared import names
+from shared.errors import Refused
+from shared.events import RoundEnd
 from shared.job.job_spec import JobSpec
 from shared.record import parts
 from shared.record.job import Result
+from shared.record.rounds import ClientLists, EvaluatedClients, EvaluationRecord, Manifest, Round
 from shared.redis.ledger import WANTED, JobRecord, Wanted
 from shared.s3.json_records import reading
 from shared.s3.store import Blobs, NotFound
@@ -51,11 +56,85 @@ def result(blobs: Blobs, job: str) -> Result | None:
     return None if found is None else Result.read(key, found)
 
 
-def manifest(blobs: Blobs, job: str, number: int) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class CommittedRound:
+    """A committed round: the round as a whole, and its clients on demand, with one part in memory at a time."""
+
+    key: str  # of its manifest
+    round: Round
+    document: parts.Record  # the manifest as it is stored; of a long one, the head
+    blobs: Blobs
+
+    def count(self, field: str) -> int:
+        """The number of entries of a field that tells of clients; no part is read for it."""
+        with reading(self.key):
+            return parts.count(self.document, field)
+
+    @property
+    def end(self) -> RoundEnd:
+        """The event that told of it."""
+        found = self.round
+        with reading(self.key):
+            return RoundEnd(
+                job=found.job,
+                round=found.round,
+                attempt=found.attempt,
+                outcome="committed",
+                accepted=self.count("updates"),
+                rejected=self.count("rejected"),
+                metrics=found.metrics,
+                model=found.model,
+                seconds=found.seconds,
+            )
+
+    def lists(self) -> Iterator[ClientLists]:
+        """What the manifest tells of its clients, some after the others in the order of their names."""
+        for piece in parts.pieces(self.blobs, self.key, self.document):
+            yield ClientLists.read(self.key, piece)
+
+
+def committed_round(blobs: Blobs, job: str, number: int) -> CommittedRound | None:
+    """A committed round, or None if it is not committed."""
+    key = names.manifest_blob(job, number)
+    found = optional(blobs, key)
+    if found is None:
+        return None
+    read = Round.read(key, found)
+    if read.job != job:
+        raise Refused(f"{key} is the record of another job, {plain(read.job)[:60]}")
+    if read.round != number:
+        raise Refused(f"{key} is the record of another round, {read.round}")
+    return CommittedRound(key, read, found, blobs)
+
+
+def manifest(blobs: Blobs, job: str, number: int) -> Manifest | None:
     """The whole commit record of a round, its parts put together, or None if the round is not committed."""
     key = names.manifest_blob(job, number)
     found = optional(blobs, key)
-    return None if found is None else parts.joined(blobs, key, found)
+    return None if found is None else Manifest.read(key, parts.joined(blobs, key, found))
+
+
+@dataclass(frozen=True)
+class RoundEvaluation:
+    """The evaluation of a round's model: as a whole, and its clients on demand."""
+
+    key: str
+    record: EvaluationRecord
+    document: parts.Record  # as it is stored; of a long one, the head
+    blobs: Blobs
+
+    @property
+    def clients(self) -> dict[str, dict[str, float]]:
+        """The figures of each client on the examples that it holds out; empty if no client was asked."""
+        whole = parts.joined(self.blobs, self.key, self.document)
+        return EvaluatedClients.read(self.key, whole).clients
+
+
+def evaluation(blobs: Blobs, job: str, number: int) -> RoundEvaluation | None:
+    """The evaluation of a round's model, or None if there is none."""
+    key = names.evaluation_blob(job, number)
+    found = optional(blobs, key)
+    return None if found is None else RoundEvaluation(key, EvaluationRecord.read(key, found), found, blobs)
 
 
 def folders(blobs: Blobs, job: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.events import BlobRef, Figures, JobId, Missing, Sentence, TrainingEnd
 from shared.s3.json_records import figures, reading
@@ -30,7 +30,7 @@ class Result(Document):
     job: JobId
     outcome: Literal["finished", "stopped", "failed"]
     reason: Sentence = ""
-    rounds: int
+    rounds: Annotated[int, Field(ge=-1, le=1_000_000)]
     metrics: Measured = {}
     model: BlobRef | None = None
     missing: Missing = Missing()

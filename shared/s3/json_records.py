@@ -67,7 +67,8 @@ def reading(key: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
-        wrong = " is missing" if first["type"] == "missing" else f": {plain(first['msg'])[:200]}"
+        message = plain(first["msg"]).removeprefix("Value error, ")[:200]
+        wrong = " is missing" if first["type"] == "missing" else f": {message}"
         raise Refused(f"{key} is no such record: {plain(where)[:100]}{wrong}") from error
     except KeyError as error:
         raise Refused(f"{key} is no such record: {plain(str(error.args[0]))[:100]} is missing") from error

@@ -204,7 +204,7 @@ def long_before(record: dict[str, Any]) -> None:
 
 BREACHES: list[tuple[str, str, Breach]] = [
     ("P1", "was asked, and nothing says", in_manifest(lambda record: record["cohort"].append("client-07"))),
-    ("P3", "its manifest cannot be read: updates", in_manifest(lambda record: record.pop("updates"))),
+    ("P3", "updates is missing", in_manifest(lambda record: record.pop("updates"))),
     ("P3", "kept updates are gone", without(lambda servers: servers.blobs().list(names.updates_prefix(JOB, 2))[0])),
     ("P3", "its digest is", overwritten(lambda record: record["model"])),
     ("P3", "model.safetensors: ", without(lambda _: names.final_model_blob(JOB))),

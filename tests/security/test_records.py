@@ -31,7 +31,8 @@ RECORDS: dict[str, dict[str, Any]] = {
     names.manifest_blob(JOB, 1): {
         "job": JOB, "round": 1, "attempt": 1, "cohort": ["client-0", "client-1"], "model": MODEL,
         "updates": [
-            {"client": "client-0", "examples": 3, "norm": 1.0, "timings": {"total": 1.0}, "metrics": {"a": 1.0}},
+            {"client": "client-0", "blob": MODEL, "examples": 3, "norm": 1.0, "timings": {"total": 1.0},
+             "metrics": {"a": 1.0}},
         ],
         "rejected": {"client-1": "holds NaN"}, "unanswered": [],
         "metrics": {"client_loss": 1.5}, "traffic": {"files": 1, "up": 8, "up_plain": 8, "down": 0}, "seconds": 1.5,
@@ -78,7 +79,7 @@ def read_all(found: dict[str, dict[str, Any]]) -> None:
     rows.save(rounds, Path(os.devnull))
     results._traffic(rounds)
     for past in rounds:
-        list(past.pieces())
+        list(past.committed.lists())
         list(past.events())
         assert all(isinstance(value, float) for value in past.figures.values())
         assert all(isinstance(value, int) for value in past.traffic.values())
@@ -136,7 +137,7 @@ def test_bytes_that_are_none_are_refused(count: Any) -> None:
     """What is summed up over the rounds is looked at where it is read."""
     found = copy.deepcopy(RECORDS)
     found[names.manifest_blob(JOB, 1)]["traffic"]["up"] = count
-    with pytest.raises(Refused, match=r"traffic.up is no number of files or bytes"):
+    with pytest.raises(Refused, match=r"traffic.up: no number of files or bytes"):
         read_all(found)
 
 

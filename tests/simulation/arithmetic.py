@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.aggregator.accepted_updates import all_counted, by_blob, counted, is_partial
 from shared.aggregation import weights
 from shared.aggregation.aggregate import Aggregation, Plan
 from shared.aggregation.fold import Grid
 from shared.aggregation.strategies.slices import Stacked
 from shared.aggregation.weights import File
 from shared.events import BlobRef
+from shared.record.rounds import AcceptedUpdate, by_blob
 from tests.simulation.fakes import FakeBlobs
 
 Manifest = Mapping[str, Any]
@@ -125,15 +125,14 @@ def again(blobs: FakeBlobs, manifest: Manifest, before: Manifest) -> tuple[str, 
     aggregation.begin(
         Grid(**{name: manifest["grid"][name] for name in ("max_abs", "max_weight", "updates")}), layout.flat(file)
     )
-    accepted = {update["client"]: update for update in manifest["updates"]}
+    accepted = sorted(map(AcceptedUpdate.model_validate, manifest["updates"]), key=lambda one: one.client)
     for group in by_blob(accepted):
-        update = _file(blobs, next(iter(group.values()))["blob"])
-        aggregation.add(update, [counted(*pair) for pair in group.items()], partial=is_partial(group))
-    rows = []
-    for client in sorted(accepted) if aggregation.fold is None else ():
-        update = _file(blobs, accepted[client]["blob"])
-        rows.append(aggregation.update_layout.flat(update))
-    left = aggregation.advance(layout.flat(file), all_counted(accepted), Stacked(np.array(rows)) if rows else None)
+        update = blobs.get(group[0].blob)
+        aggregation.add(update, [one.counted for one in group], partial=group[0].batch is not None)
+    unfolded = accepted if aggregation.fold is None else []
+    rows = [aggregation.update_layout.flat(blobs.get(one.blob)) for one in unfolded]
+    counted = [one.counted for one in accepted]
+    left = aggregation.advance(layout.flat(file), counted, Stacked(np.array(rows)) if rows else None)
     return weights.digest_of(file), _digest(left.server), _digest(left.delta)
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from services.aggregator import (
-    accepted_updates,
     client_history,
     committing,
     ending,
@@ -27,19 +26,19 @@ from services.aggregator import (
     recovery,
     takeover,
 )
-from services.aggregator import accumulator as accumulator_module
 from services.aggregator.accumulator import Accumulator
 from services.aggregator.client_history import ClientHistory
 from services.aggregator.context import JobContext
 from services.aggregator.coordinator import Coordinator
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.leases import JobLeases
-from shared import names
 from shared.aggregation import fold, initial_model
 from shared.aggregation.fold import Measures
 from shared.errors import Fenced, Unavailable
 from shared.job.job_spec import JobSpec
 from shared.process import failpoints
+from shared.record import archive
+from shared.record.rounds import AcceptedUpdate
 from shared.redis.ledger import Ledger
 from tests.simulation import model, nemesis, story
 from tests.simulation.invariants import JOB
@@ -351,7 +350,7 @@ def counted_twice(patch: pytest.MonkeyPatch) -> None:
 
     def on_duplicate(context: JobContext, state: job_state.State, update: Any) -> Any:
         found = context.edges.ledger.accepted(context.job, state.round, [update.client])
-        context.accumulator.count_again(found)
+        context.accumulator.count_again(list(AcceptedUpdate.of_ledger("", found).values()))
         return (protocol.Accepted(update.client),)
 
     patch.setattr(receiving, "_on_duplicate", on_duplicate)
@@ -366,7 +365,7 @@ def folded_first(patch: pytest.MonkeyPatch) -> None:
             context.accumulator._round.add(context.accumulator.receive(update, number))
             known = context.accumulator.counted
             context.accumulator.count = lambda pending: known.update(  # type: ignore[method-assign]
-                dict.fromkeys(pending.entries, pending.blob.digest)
+                dict.fromkeys(pending.updates, pending.blob.digest)
             )
         return real(context, number, update)
 
@@ -379,7 +378,7 @@ def unfrozen(patch: pytest.MonkeyPatch) -> None:
     def advance(accumulator: Accumulator, number: int, cohort: int, accepted: Any) -> Any:
         fold = accumulator._current.aggregation.fold if accumulator._current is not None else None
         if number and fold is not None and fold.weight and accumulator._advanced is None:
-            accumulator.counted = {client: entry["blob"]["digest"] for client, entry in accepted.items()}
+            accumulator.counted = {client: update.blob.digest for client, update in accepted.items()}
         return real(accumulator, number, cohort, accepted)
 
     real = Accumulator.advance
@@ -389,7 +388,9 @@ def unfrozen(patch: pytest.MonkeyPatch) -> None:
 
 def _accept_alone(context: JobContext, number: int, update: Any) -> str:
     pending = context.accumulator.receive(update, number)
-    answer = context.edges.ledger.accept_all(context.job, context.fence, number, pending.entries)
+    answer = context.edges.ledger.accept_all(
+        context.job, context.fence, number, {client: one.entry for client, one in pending.updates.items()}
+    )
     if answer == "ok" and not (update.client.endswith("1") and update.round):  # else its fold is forgotten
         context.accumulator.count(pending)
     return answer
@@ -403,9 +404,10 @@ def told_too_soon(patch: pytest.MonkeyPatch) -> None:
         contexts.append(context)
         return real(context, state, number)
 
-    def manifest(**about: Any) -> dict[str, Any]:
+    def manifest(**about: Any) -> Any:
         made = make(**about)
-        committing.tell_round_end(contexts[-1], made)
+        told = archive.CommittedRound("", made, made.document(), contexts[-1].edges.blobs)
+        committing.tell_round_end(contexts[-1], told)
         return made
 
     patch.setattr(committing, "commit_round", close)
@@ -419,8 +421,9 @@ def old_model(patch: pytest.MonkeyPatch) -> None:
     def catch_up(context: JobContext, record: Any) -> job_state.State:
         known = real(context, record)
         if (committed := known.artifacts.round) > 0:
-            found = context.edges.blobs.get_json(names.manifest_blob(context.job, committed - 1))
-            context.accumulator.load(takeover.BlobRef.model_validate(found["model"]))
+            before = archive.committed_round(context.edges.blobs, context.job, committed - 1)
+            assert before is not None
+            context.accumulator.load(before.round.model)
         return known
 
     patch.setattr(takeover, "_catch_up", catch_up)
@@ -608,12 +611,9 @@ def endless_flight(patch: pytest.MonkeyPatch) -> None:
 
 def fresh_weights(patch: pytest.MonkeyPatch) -> None:
     """However stale, an update weighs as if it were new."""
-    real = accepted_updates.counted
-    blind = lambda client, entry: real(client, {**entry, "staleness": 0})  # noqa: E731
-    patch.setattr(accumulator_module, "counted", blind)
-    patch.setattr(
-        accumulator_module, "all_counted", lambda accepted: [blind(one, accepted[one]) for one in sorted(accepted)]
-    )
+    real = AcceptedUpdate.counted.fget
+    assert real is not None
+    patch.setattr(AcceptedUpdate, "counted", property(lambda own: replace(real(own), staleness=0)))
 
 
 def first_part(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from shared.events import BlobRef
 from shared.job import job_spec
 from shared.job.catalog.strategies import FedAvg
 from shared.record.job import Result
-from shared.record.manifest import Counted, Fault, Grid, Manifest
+from shared.record.rounds import AcceptedUpdate, Fault, GridRecord, Manifest
 from shared.redis.ledger import LOG, JobRecord, RoundRecord
 
 JOB = "digits-aaaaaa"
@@ -23,7 +23,7 @@ SPEC = job_spec.parse({
     "name": "digits", "model": {"name": "softmax"}, "data": {"name": "digits", "clients": 3},
     "rounds": {"count": 3, "deadline": 10, "below_minimum": "retry"}, "pool": "cpu", "keep_updates": True,
 })  # fmt: skip
-GRID = Grid(max_abs=4.0, max_weight=64, updates=3, shift=52)
+GRID = GridRecord(max_abs=4.0, max_weight=64, updates=3, shift=52)
 COHORT = ("a", "b", "c")
 LIMIT = 3 * 10 + 60
 
@@ -33,11 +33,11 @@ def model(number: int) -> BlobRef:
     return BlobRef(key=names.model_blob(JOB, number, digest), size=1, digest=digest)
 
 
-def update(number: int, client: str, **changes: Any) -> Counted:
+def update(number: int, client: str, **changes: Any) -> AcceptedUpdate:
     digest = model(0).digest if number == 0 else f"{10 + number}{'abc'.index(client)}".rjust(64, "0")
     blob = BlobRef(key=names.update_blob(JOB, number, client, digest), size=1, digest=digest)
     measured = {"max_abs": 0.5, "norm": 1.0} if number else {}
-    return Counted.model_validate({"client": client, "blob": blob, "examples": 5, **measured, **changes})
+    return AcceptedUpdate.model_validate({"client": client, "blob": blob, "examples": 5, **measured, **changes})
 
 
 def past(number: int) -> Round:
@@ -47,6 +47,9 @@ def past(number: int) -> Round:
     if number == 2:
         faults.append(Fault(fault="takeover", round=2, detail="fence 9"))
     manifest = Manifest(
+        job=JOB,
+        metrics={},
+        seconds=1.0,
         round=number,
         attempt=1,
         fence=7 if number < 2 else 9,

@@ -9,11 +9,11 @@ import pytest
 from services.cli.report import plotting, results
 from services.cli.report.history import PastRound
 from shared.errors import BadInput
+from tests.rounds import past_round
 
 
 def past(number: int, metrics: dict[str, Any], evaluation: dict[str, Any] | None = None, **changes: Any) -> PastRound:
-    found = {"metrics": metrics, "updates": [], "rejected": {}, "seconds": 1.0}
-    return PastRound(number, found | changes, evaluation and {"metrics": evaluation})
+    return past_round(number, None if evaluation is None else {"metrics": evaluation}, metrics=metrics, **changes)
 
 
 def test_every_metric_that_a_job_reports_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +32,7 @@ def test_every_metric_that_a_job_reports_is_shown(capsys: pytest.CaptureFixture[
 def test_a_metric_may_have_any_name() -> None:
     """And takes no other figure's place."""
     own = {"round": 0.5, "updates": 0.25, "mine": 1.0}
-    document = results._document(past(3, own, model={}))
+    document = results._document(past(3, own))
 
     assert (document["round"], document["updates"], document["mine"], document["metrics"]) == (3, 0, 1.0, own)
 
@@ -62,10 +62,9 @@ def traffic(files: int, up: int, plain: int, down: int) -> dict[str, int]:
 
 def test_what_evaluation_downloads_is_counted() -> None:
     """That of the initial model too, which nobody downloads again to train."""
-    first = past(0, {}, {}, traffic=traffic(1, 500, 500, 0))
-    first.evaluation.update(traffic={"down": 500})  # type: ignore[union-attr]
-    second = past(1, {}, {}, traffic=traffic(2, 1000, 1000, 2000), updates=[{}, {}])
-    second.evaluation.update(traffic={"down": 500})  # type: ignore[union-attr]
+    evaluation = {"metrics": {}, "traffic": {"down": 500}}
+    first = past_round(0, evaluation, traffic=traffic(1, 500, 500, 0))
+    second = past_round(1, evaluation, traffic=traffic(2, 1000, 1000, 2000), updates=[{}, {}])
 
     assert results._traffic([first, second]) == "updates: 1 kB up; models: 3 kB down"
     assert second.traffic == {**traffic(2, 1000, 1000, 2000), "evaluation": 500}

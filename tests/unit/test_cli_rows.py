@@ -7,11 +7,12 @@ from typing import Any
 from services.cli.report import participation, rows
 from services.cli.report.history import PastRound
 from services.cli.report.participation import Participation
+from tests.rounds import MODEL, past_round
 
 
 def past(number: int, **changes: Any) -> PastRound:
     """A round in which a and b delivered, c was refused and d silent."""
-    update = {"trainer": "t", "timings": {"train": 1.0, "total": 1.5}, "norm": 0.5}
+    update = {"trainer": "t", "blob": MODEL, "timings": {"train": 1.0, "total": 1.5}, "norm": 0.5}
     evaluation = changes.pop("evaluation", None)
     found = {
         "cohort": ["a", "b", "c", "d"],
@@ -25,7 +26,7 @@ def past(number: int, **changes: Any) -> PastRound:
         "metrics": {"train_loss": 0.4},
         "seconds": 3.0,
     }
-    return PastRound(number, found | changes, evaluation)
+    return past_round(number, evaluation, **(found | changes))
 
 
 EVALUATION = {
@@ -78,7 +79,7 @@ def test_participation_counts_what_came_of_being_asked() -> None:
     rounds = [
         past(0),
         past(1),
-        past(2, cohort=["a", "c", "d"], carried={"d": 1}, updates=[past(2).manifest["updates"][0]]),
+        past(2, cohort=["a", "c", "d"], carried={"d": 1}, updates=[past(2).committed.document["updates"][0]]),
     ]
     parts = participation.of_job(rounds)
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load
 
 from services.cli.report import results
-from services.cli.report.history import PastRound
 from shared.aggregation import weights
 from shared.events import BlobRef
+from tests.rounds import past_round
 
 shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 tensors = st.dictionaries(st.text("abü.", min_size=1, max_size=6), shapes, min_size=1, max_size=4)
@@ -42,9 +42,16 @@ def test_tensors_and_what_the_file_said_already_stay(
 def test_all_values_are_strings() -> None:
     """Of a job whose data are described, and of one whose are not; the round is the one that made the model."""
     models = [BlobRef(key=f"jobs/a-aaaaaa/{number}", size=9, digest=f"{number:064x}") for number in range(3)]
-    inputs = {"shape": [2], "classes": 2, "labels": ["nein", "ja"], "offset": [0.5, -1.0], "scale": None}
+    inputs = {
+        "shape": [2],
+        "classes": 2,
+        "labels": ["nein", "ja"],
+        "offset": [0.5, -1.0],
+        "scale": None,
+        "digest": None,
+    }
     rounds = [
-        PastRound(number, {"model": model.model_dump(), **({"inputs": inputs} if number == 0 else {})}, None)
+        past_round(number, model=model.model_dump(), **({"inputs": inputs} if number == 0 else {}))
         for number, model in enumerate(models)
     ]
     told = results.metadata_of("a-aaaaaa", {"model": {"name": "mlp", "hidden": [8]}}, rounds, models[1])

@@ -34,7 +34,7 @@ def test_the_failures_of_a_batch_are_told_at_once() -> None:
 def test_a_batch_whose_failures_redis_did_not_take_is_counted_when_it_comes_again() -> None:
     """The ledger and the sum have it, and the state has not heard: the second try tells it, and a third is a repeat."""
     ledger = MagicMock()
-    entry = {"blob": {"key": "k", "size": 1, "digest": "0" * 64}}
+    entry: Any = {"blob": {"key": "k", "size": 1, "digest": "0" * 64}, "examples": 1}
     ledger.accepted.return_value = {"a": entry}
     context: Any = SimpleNamespace(
         job="batch-aaaaaa",

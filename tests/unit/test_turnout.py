@@ -7,18 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.aggregator import manifests, recovery
+from services.aggregator import recovery
 from services.aggregator.turnout import Turnout
 from services.cli.report.progress import missing
 from shared import names
 from shared.events import NAMED, Missing
 from shared.job.clients import Listed, Numbered
 from shared.record import parts
+from shared.record.rounds import OF_CLIENTS
 from tests.simulation.fakes import FakeBlobs
 
 JOB = "turnout-aaaaaa"
 
 CLIENTS = [f"client-{number}" for number in range(6)]
+
+
+def update(client: str) -> dict[str, Any]:
+    """A line of a manifest."""
+    return {"client": client, "blob": {"key": client, "size": 1, "digest": "0" * 64}, "examples": 1}
+
+
 ROUND = st.tuples(
     st.lists(st.sampled_from(CLIENTS), unique=True),
     st.dictionaries(
@@ -84,11 +92,11 @@ def test_a_later_owner_reads_what_earlier_ones_committed(monkeypatch: pytest.Mon
     for number in (1, 2):
         record = {
             "cohort": cohort,
-            "updates": [{"client": client, "filler": "x" * 6_000} for client in cohort[number:]],
+            "updates": [{**update(client), "filler": "x" * 6_000} for client in cohort[number:]],
             "rejected": {"c-0000": "its update is refused: holds NaN"},
         }
         key = names.manifest_blob(JOB, number)
-        head = parts.split(blobs, key, record, manifests.OF_CLIENTS)
+        head = parts.split(blobs, key, record, OF_CLIENTS)
         assert "parts" in head
         blobs.put_json(key, head)
     blobs.put_json(names.manifest_blob(JOB, 3), {"cohort": ["c-9999"]})
@@ -106,9 +114,9 @@ def test_where_all_were_heard_long_records_are_not_read_but_for_their_reasons() 
     cohort = [f"c-{number:05d}" for number in range(parts.MOST + 1)]
     for number in (1, 2, 3):
         rejected = {"c-00000": "could not train: no data"} if number == 3 else {}
-        record = {"cohort": cohort, "updates": [{"client": client} for client in cohort], "rejected": rejected}
+        record = {"cohort": cohort, "updates": list(map(update, cohort)), "rejected": rejected}
         key = names.manifest_blob(JOB, number)
-        head = parts.split(blobs, key, record, manifests.OF_CLIENTS)
+        head = parts.split(blobs, key, record, OF_CLIENTS)
         blobs.put_json(key, head)
         if number == 2:
             for part in head["parts"]:

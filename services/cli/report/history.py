@@ -5,93 +5,78 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from shared import names
-from shared.errors import BadInput, Refused, Unavailable
+from shared.errors import BadInput, Unavailable
 from shared.events import ModelEvaluated, RoundEnd, TrainingEnd
-from shared.record import archive, parts
+from shared.record import archive
+from shared.record.archive import CommittedRound, RoundEvaluation
+from shared.record.rounds import Round
 from shared.redis.ledger import JobRecord, Ledger
-from shared.s3.json_records import figures, reading
 from shared.s3.store import Blobs
-from shared.text import plain
 
-NUMBER = (int, float)
-LARGEST = 2**70  #: bytes that a round may have moved: a million clients at the most that one may say
 AT_ONCE = 16  #: records asked for at the same time: each costs one way to the server and back
 
 
 @dataclass(frozen=True)
 class PastRound:
-    """A committed round, by its manifest and, where its model was evaluated, the result: of long ones, the heads."""
+    """A committed round and, if its model was evaluated, the result."""
 
-    number: int
-    manifest: dict[str, Any]
-    evaluation: dict[str, Any] | None
-    blobs: Blobs | None = None  # where their parts are, if they have any
+    committed: CommittedRound
+    evaluation: RoundEvaluation | None
+
+    @property
+    def manifest(self) -> Round:
+        """The round as a whole, without its clients."""
+        return self.committed.round
+
+    @property
+    def number(self) -> int:
+        """The number of the round."""
+        return self.manifest.round
 
     @property
     def accepted(self) -> int:
         """The number of updates in its model."""
-        return parts.count(self.manifest, "updates")
+        return self.committed.count("updates")
 
     @property
     def rejected(self) -> int:
-        """In how many clients' names something was refused."""
-        return parts.count(self.manifest, "rejected")
-
-    def pieces(self) -> Iterator[parts.Record]:
-        """Pieces of the manifest, each with all that it tells of some clients."""
-        if self.blobs is None:
-            yield self.manifest
-            return
-        key = names.manifest_blob(self.manifest["job"], self.number)
-        for piece in parts.pieces(self.blobs, key, self.manifest):
-            yield _checked_clients(key, piece)
+        """The number of clients in whose name an update was refused."""
+        return self.committed.count("rejected")
 
     @property
     def figures(self) -> dict[str, float]:
         """Those of the model on the test set and on held-out examples; those of its base on the clients' own data."""
-        return figures(self.manifest["metrics"]) | figures(self.evaluation["metrics"] if self.evaluation else {})
+        return self.manifest.metrics | self.tested
+
+    @property
+    def tested(self) -> dict[str, float]:
+        """Figures of its model on the test set and on held-out examples; empty if it was not evaluated."""
+        return self.evaluation.record.metrics if self.evaluation is not None else {}
 
     @property
     def traffic(self) -> dict[str, int]:
         """Files and bytes of its updates, and of models that trainers downloaded to train and for its `evaluation`."""
-        evaluation = (self.evaluation or {}).get("traffic", {}).get("down", 0)
-        return {**self.manifest.get("traffic", {}), "evaluation": evaluation}
+        evaluation = self.evaluation.record.traffic.get("down", 0) if self.evaluation is not None else 0
+        return {**self.manifest.traffic, "evaluation": evaluation}
 
     @property
     def evaluated(self) -> dict[str, dict[str, float]]:
-        """Figures that each client measured on the examples that it holds out, if clients were asked to."""
-        found, key = self.evaluation or {}, names.evaluation_blob(self.manifest["job"], self.number)
-        if self.blobs is not None:
-            found = parts.joined(self.blobs, key, found)
-        with reading(key):
-            return {client: figures(own) for client, own in found.get("clients", {}).items()}
+        """Figures of each client on the examples that it holds out, if clients were asked for them."""
+        return self.evaluation.clients if self.evaluation is not None else {}
 
     def events(self) -> "Iterator[RoundEnd | ModelEvaluated]":
-        """The events that told of it, for whoever did not hear them."""
-        found = self.manifest
-        with reading(names.manifest_blob(found["job"], self.number)):
-            yield RoundEnd(
-                job=found["job"],
+        """The events that told of it, for a reader that missed them."""
+        yield self.committed.end
+        if self.evaluation is not None:
+            found = self.evaluation.record
+            yield ModelEvaluated(
+                job=self.manifest.job,
                 round=self.number,
-                attempt=found["attempt"],
-                outcome="committed",
-                accepted=self.accepted,
-                rejected=self.rejected,
-                metrics=found["metrics"],
-                model=found["model"],
-                seconds=found["seconds"],
+                model=found.model,
+                trainer="unknown",
+                examples=found.examples,
+                metrics=found.metrics,
             )
-        if self.evaluation:
-            with reading(names.evaluation_blob(found["job"], self.number)):
-                yield ModelEvaluated(
-                    job=found["job"],
-                    round=self.number,
-                    model=self.evaluation["model"],
-                    trainer="unknown",
-                    examples=self.evaluation["examples"],
-                    metrics=self.evaluation["metrics"],
-                )
 
 
 def reported(rounds: Sequence[PastRound]) -> list[str]:
@@ -157,50 +142,5 @@ def record(blobs: Blobs, job: str) -> JobRecord | None:
 
 
 def _round(blobs: Blobs, job: str, number: int) -> PastRound | None:
-    key = names.manifest_blob(job, number)
-    found = archive.optional(blobs, key)
-    if found is None:
-        return None
-    checked(key, found, job=str, attempt=int, metrics=dict, seconds=NUMBER, model=dict)
-    if found["job"] != job:
-        raise Refused(f"{key} is the record of another job, {plain(found['job'])[:60]}")
-    _check_numbers(key, found)
-    if "parts" in found:
-        checked(key, checked(key, found, counts=dict)["counts"], updates=int, rejected=int)
-    else:
-        _checked_clients(key, found)
-    key = names.evaluation_blob(job, number)
-    evaluation = archive.optional(blobs, key)
-    if evaluation is not None:
-        checked(key, evaluation, examples=int, metrics=dict, model=str)
-        _check_numbers(key, evaluation)
-    return PastRound(number, found, evaluation, blobs)
-
-
-def _check_numbers(key: str, record: parts.Record) -> None:
-    """`Refused` unless what is drawn and summed up of a round are numbers, and no larger than these are."""
-    with reading(key):
-        figures(record["metrics"])
-        float(record.get("seconds", 0))
-        for name, count in record.get("traffic", {}).items():
-            if type(count) is not int or not 0 <= count <= LARGEST:
-                raise ValueError(f"traffic.{plain(name)} is no number of files or bytes")
-
-
-def _checked_clients(key: str, piece: parts.Record) -> parts.Record:
-    checked(key, piece, updates=list, rejected=dict)
-    for update in piece["updates"]:
-        checked(key, update, client=str)
-    for name in ("cohort", "unanswered"):
-        if name in piece and not all(isinstance(one, str) for one in checked(key, piece, **{name: list})[name]):
-            raise Refused(f"{key} is no such record: {name} holds what is no client")
-    return piece
-
-
-def checked(key: str, record: Any, **fields: type | tuple[type, ...]) -> Any:
-    """The record, or `Refused` where one of these parts is missing, or of another kind."""
-    with reading(key):
-        for name, kind in fields.items():
-            if not isinstance(record[name], kind):
-                raise TypeError(f"{name} is {type(record[name]).__name__}")
-    return record
+    committed = archive.committed_round(blobs, job, number)
+    return None if committed is None else PastRound(committed, archive.evaluation(blobs, job, number))

@@ -6,7 +6,7 @@ from typing import Any
 
 from services.cli.report.history import PastRound
 from services.cli.ui import output
-from shared.record.parts import Record
+from shared.record.rounds import ClientLists
 
 LINES = 20  #: clients of a table; JSON has all
 
@@ -27,20 +27,20 @@ def of_job(rounds: Sequence[PastRound]) -> dict[str, Participation]:
     for past in rounds:
         if past.number == 0:
             continue
-        for piece in past.pieces():
+        for piece in past.committed.lists():
             _add(parts, past.number, piece)
     return dict(sorted(parts.items()))
 
 
-def _add(parts: dict[str, Participation], number: int, piece: Record) -> None:
+def _add(parts: dict[str, Participation], number: int, piece: ClientLists) -> None:
     """Counts what a round's manifest tells of some clients."""
-    for client in piece.get("cohort", ()):
-        # One that is still at work for an earlier round was not asked again.
-        parts.setdefault(client, Participation()).asked += client not in piece.get("carried", {})
-    for update in piece["updates"]:
-        part = parts.setdefault(update["client"], Participation())
+    for client in piece.cohort or ():
+        # A client that still works for an earlier round was not asked again.
+        parts.setdefault(client, Participation()).asked += client not in piece.carried
+    for client in piece.clients:
+        part = parts.setdefault(client, Participation())
         part.accepted, part.last = part.accepted + 1, number
-    for client in piece["rejected"]:
+    for client in piece.rejected:
         parts.setdefault(client, Participation()).rejected += 1
 
 

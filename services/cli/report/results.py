@@ -105,7 +105,7 @@ def _print(rounds: list[PastRound]) -> None:
             *(output.in_four(figures.get(name)) for name in others[:OTHERS]),
             str(past.accepted),
             str(past.rejected),
-            f"{past.manifest['seconds']:.1f}",
+            f"{past.manifest.seconds:.1f}",
         )
     output.Terminal().print(made)
     if len(others) > OTHERS:
@@ -130,9 +130,9 @@ def _document(past: PastRound) -> dict[str, object]:
     about = {
         "updates": past.accepted,
         "rejected": past.rejected,
-        "seconds": past.manifest["seconds"],
+        "seconds": past.manifest.seconds,
         "traffic": past.traffic,
-        "model": past.manifest["model"],
+        "model": past.manifest.model.model_dump(),
         "metrics": past.figures,  # by whatever names; beside the others where these leave room
     }
     return {"round": past.number, **{name: past.figures[name] for name in past.figures if name != "round"}, **about}
@@ -141,7 +141,7 @@ def _document(past: PastRound) -> dict[str, object]:
 def _last_model(job: str, rounds: list[PastRound]) -> BlobRef:
     if not rounds:
         raise BadInput(f"job {job} has no model yet")
-    return BlobRef.model_validate(rounds[-1].manifest["model"])
+    return rounds[-1].manifest.model
 
 
 def save_model(blobs: Blobs, model: BlobRef, about: Mapping[str, str], path: Path) -> None:
@@ -160,8 +160,9 @@ def metadata_of(job: str, spec: Mapping[str, Any], rounds: list[PastRound], mode
     labels in the order of the logits, and (value - offset) / scale as the model has a value. It is left out where the
     round did not record it.
     """
-    number = next((past.number for past in reversed(rounds) if past.manifest["model"]["digest"] == model.digest), None)
-    inputs = rounds[0].manifest.get("inputs") if rounds else None
+    number = next((past.number for past in reversed(rounds) if past.manifest.model.digest == model.digest), None)
+    described = rounds[0].manifest.inputs if rounds else None
+    inputs = described.model_dump(mode="json") if described is not None else None
     found = {"model": spec["model"], "inputs": inputs, "round": number}
     told = {f"fedq.{key}": json.dumps(value, allow_nan=False) for key, value in found.items() if value is not None}
     return {**told, "fedq.job": job, "fedq.digest": model.digest, "fedq.version": version("fedq")}

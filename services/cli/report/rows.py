@@ -7,11 +7,9 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from services.cli.report.history import PastRound
-from shared import names
-from shared.s3.json_records import figures, reading
+from shared.record.rounds import AcceptedUpdate
 
 FIRST = ("round", "client", "state", "examples", "seconds", "norm", "staleness")  #: columns; then metrics by name
 
@@ -35,29 +33,24 @@ def of_round(past: PastRound) -> Iterator[Row]:
 
     What a client measured on the examples that it holds out has `local_` before its name, as the round's means have.
     """
-    with reading(names.manifest_blob(past.manifest["job"], past.number)):
-        yield from _rows(past)
-
-
-def _rows(past: PastRound) -> Iterator[Row]:
     evaluated = past.evaluated
-    updates: dict[str, Mapping[str, Any]] = {}
+    updates: dict[str, AcceptedUpdate] = {}
     states = dict.fromkeys(evaluated, "evaluated")
-    for piece in past.pieces():
-        states |= dict.fromkeys(piece.get("unanswered", ()), "unanswered")
-        states |= dict.fromkeys(piece["rejected"], "rejected")
-        updates |= {update["client"]: update for update in piece["updates"]} if past.number else {}
+    for piece in past.committed.lists():
+        states |= dict.fromkeys(piece.unanswered or (), "unanswered")
+        states |= dict.fromkeys(piece.rejected, "rejected")
+        updates |= {update.client: update for update in piece.updates} if past.number else {}
     states |= dict.fromkeys(updates, "accepted")  # one of whose updates another was refused was accepted
     yield Row(
         past.number,
         "",
         "committed",
-        examples=sum(update["examples"] for update in updates.values()) if updates else None,
-        seconds=past.manifest["seconds"],
+        examples=sum(update.examples for update in updates.values()) if updates else None,
+        seconds=past.manifest.seconds,
         metrics=past.figures,
     )
     for client, state in sorted(states.items()):
-        yield _of_client(past.number, client, state, updates.get(client, {}), evaluated.get(client, {}))
+        yield _of_client(past.number, client, state, updates.get(client), evaluated.get(client, {}))
 
 
 def save(rounds: Iterable[PastRound], file: Path) -> None:
@@ -72,15 +65,19 @@ def save(rounds: Iterable[PastRound], file: Path) -> None:
             writer.writerow([*fixed, *(row.metrics.get(name) for name in metrics)])
 
 
-def _of_client(number: int, client: str, state: str, update: Mapping[str, Any], held_out: Mapping[str, float]) -> Row:
+def _of_client(
+    number: int, client: str, state: str, update: AcceptedUpdate | None, held_out: Mapping[str, float]
+) -> Row:
     own = {f"local_{name}": value for name, value in held_out.items() if name != "examples"}
+    if update is None:
+        return Row(number, client, state, metrics=own)
     return Row(
         number,
         client,
         state,
-        examples=update.get("examples"),
-        seconds=update.get("timings", {}).get("total"),
-        norm=update.get("norm"),
-        staleness=update.get("staleness", 0) if update else None,
-        metrics={**figures(update.get("metrics", {})), **own},
+        examples=update.examples,
+        seconds=update.timings.get("total"),
+        norm=update.norm,
+        staleness=update.staleness,
+        metrics={**update.metrics, **own},
     )

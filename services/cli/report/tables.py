@@ -173,19 +173,19 @@ def _committed(past: history.PastRound) -> dict[str, Any]:
     accepted: list[str] = []
     rejected: dict[str, str] = {}
     cohort: list[str] = []
-    for piece in past.pieces():
-        accepted += (update["client"] for update in piece["updates"])
-        rejected |= piece["rejected"]
-        cohort += piece.get("cohort", ())
+    for piece in past.committed.lists():
+        accepted += piece.clients
+        rejected |= piece.rejected
+        cohort += piece.cohort or ()
     return {
         "round": past.number,
         "state": "committed",
-        "attempt": past.manifest["attempt"],
+        "attempt": past.manifest.attempt,
         "cohort": cohort or sorted({*accepted, *rejected}),
         "accepted": accepted,
         "rejected": rejected,
         "metrics": past.figures,
-        "seconds": past.manifest["seconds"],
+        "seconds": past.manifest.seconds,
     }
 
 

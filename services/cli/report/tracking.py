@@ -96,7 +96,7 @@ class Tracking:
         expected = {past.number for past in found if self._is_judged(past)}
         self._unjudged = sorted({*self._unjudged, *expected} - judged)
         self._next = max(self._next, found[-1].number + 1)
-        self.last = max(self.last or 0.0, *(past.manifest["committed"] for past in found))
+        self.last = max(self.last or 0.0, *(past.manifest.committed for past in found))
         points = [point for past in found for point in self._points(past)]
         for sink in self._sinks:
             sink.add(points)
@@ -114,11 +114,11 @@ class Tracking:
         return bool(every) and (past.number % every == 0 or last or self._spec["evaluate"].get("stop") is not None)
 
     def _points(self, past: PastRound) -> Iterator[Point]:
-        at = float(past.manifest["committed"])
+        at = past.manifest.committed
         whole, *clients = rows.of_round(past)
-        figures: dict[str, float] = {f"train/{name}": value for name, value in past.manifest["metrics"].items()}
-        figures |= {f"test/{name}": value for name, value in (past.evaluation or {}).get("metrics", {}).items()}
-        figures |= {"round/seconds": past.manifest["seconds"]}
+        figures: dict[str, float] = {f"train/{name}": value for name, value in past.manifest.metrics.items()}
+        figures |= {f"test/{name}": value for name, value in past.tested.items()}
+        figures |= {"round/seconds": past.manifest.seconds}
         if past.number:
             states = [row.state for row in clients]
             figures |= {f"round/{state}": states.count(state) for state in ("accepted", "rejected", "unanswered")}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from services.cli.verify.snapshot import LedgerView, OpenRound, Round, Snapshot
 from shared import names
 from shared.job.job_spec import CLAIMS, EXTENDED
-from shared.record.manifest import Counted, Fault, Grid
+from shared.record.rounds import AcceptedUpdate, Fault, GridRecord
 from shared.redis.ledger import ENDED, LOG
 
 GRACE = 60.0  #: seconds more, for closing a round and for another aggregator to take a job over
@@ -353,7 +353,7 @@ def nothing_bad_was_folded(snapshot: Snapshot) -> Problems:
             yield f"round {past.number}: {problem}"
 
 
-def _measured(update: Counted, grid: Grid) -> str:
+def _measured(update: AcceptedUpdate, grid: GridRecord) -> str:
     """Describes what is wrong with an update by its own entry; empty if nothing is."""
     if update.max_abs is None or update.norm is None:
         return "was folded and not measured"

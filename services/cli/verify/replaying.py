@@ -16,7 +16,7 @@ from shared.aggregation.weights import File
 from shared.errors import BadInput, Refused
 from shared.events import BlobRef
 from shared.record import archive
-from shared.record.manifest import Counted, Manifest, read
+from shared.record.rounds import AcceptedUpdate, Manifest
 from shared.s3.store import Blobs, NotFound
 
 
@@ -63,7 +63,7 @@ class Replay:
         self._aggregation.begin(self._grid, self._layout.flat(base))
         self._buffer = np.empty(0, np.uint8)  # one for all: memory does not grow with the cohort
 
-    def add(self, group: Sequence[Counted]) -> None:
+    def add(self, group: Sequence[AcceptedUpdate]) -> None:
         """Folds a kept update; `NotFound` where it is gone, `Refused` where it is not what was folded."""
         blob, partial = group[0].blob, group[0].batch is not None
         size = self._aggregation.layout_of(partial=partial).file_size
@@ -72,7 +72,7 @@ class Replay:
         if self._buffer.nbytes != size:
             self._buffer = np.empty(size, np.uint8)
         self._blobs.get_into(blob, self._buffer)
-        known = [update.known for update in group]
+        known = [update.counted for update in group]
         self._aggregation.measure(self._buffer, known, self._grid, partial=partial)
         self._aggregation.add(self._buffer, known, partial=partial)
 
@@ -85,25 +85,24 @@ class Replay:
         if isinstance(self._aggregation.strategy, Robust):
             refs = [update.blob for update in self._manifest.updates]
             slices = Stored(self._blobs, refs, self._aggregation.update_layout)
-        known = [update.known for update in self._manifest.updates]
+        known = [update.counted for update in self._manifest.updates]
         self._aggregation.advance(self._layout.flat(self._model), known, slices)
         return weights.digest_of(self._model)
 
 
 def replay(servers: Servers, job: str, number: int) -> Verdict:
     """Takes a round from its record: the base, the kept updates one after the other, the server step."""
-    document = archive.manifest(servers.blobs, job, number)
-    if document is None:
+    manifest = archive.manifest(servers.blobs, job, number)
+    if manifest is None:
         history.known_spec(servers.blobs, servers.ledger, job)
         raise BadInput(f"round {number} of job {job} is not committed; `fedq show {job}` lists those that are")
-    manifest = read(document)
     problem, digest = "", ""
     try:
         if manifest.base is None:
             digest = initial(servers.blobs, manifest)
         else:
             before = archive.manifest(servers.blobs, job, number - 1)
-            digest = _folded(servers.blobs, manifest, read(before).server if before else None)
+            digest = _folded(servers.blobs, manifest, before.server if before else None)
     except NotFound as error:
         if "/updates/" not in str(error):
             raise

@@ -21,9 +21,9 @@ from shared.amqp.connection import Peeked
 from shared.errors import Refused
 from shared.events import BlobRef
 from shared.job.job_spec import JobSpec
-from shared.record import archive, manifest
+from shared.record import archive
 from shared.record.job import Result
-from shared.record.manifest import Counted, Manifest
+from shared.record.rounds import AcceptedUpdate, Manifest
 from shared.redis.ledger import ENDED, JobRecord, RoundRecord
 from shared.s3.store import Blobs, NotFound
 
@@ -145,10 +145,9 @@ def _manifests(blobs: Blobs, job: str) -> tuple[dict[int, Manifest], dict[int, s
 
     def one(number: int) -> Manifest | str | None:
         try:
-            document = archive.manifest(blobs, job, number)
-            return None if document is None else manifest.read(document)
+            return archive.manifest(blobs, job, number)
         except Refused as refused:
-            return str(refused)
+            return f"its manifest cannot be read: {refused}"
 
     numbers = archive.folders(blobs, job)
     with ThreadPoolExecutor(history.AT_ONCE) as pool:
@@ -239,7 +238,7 @@ def _folded_again(
         return replace(past, kept=kept - 1) if keep else replace(past, kept=0)
 
 
-def _check_base(blobs: Blobs, update: Counted, found: Manifest) -> None:
+def _check_base(blobs: Blobs, update: AcceptedUpdate, found: Manifest) -> None:
     """`Refused` where the update's own metadata says that it was trained on another model."""
     base = blobs.stat(update.blob.key)[1].get("base", "")
     if found.base is not None and not update.staleness and base not in ("", found.base.digest):
