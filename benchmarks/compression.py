@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from shared.aggregation import fold
-from shared.aggregation.compression.choose import encoding_of
-from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.compression.encoding import encode_with_feedback
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Fold, Grid
 from shared.aggregation.weights import Flat, layout_of
 from shared.job.catalog.compression import Bf16, EncodingSpec, Int4, Int8, TopK

@@ -17,9 +17,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from shared.aggregation import fold, weights
-from shared.aggregation.compression import difference
-from shared.aggregation.compression.choose import encoding_of
-from shared.aggregation.compression.encoding import Encoding
+from shared.aggregation.compression.encoding import Encoding, shrink
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Buffers, Fold, Grid, Measures
 from shared.aggregation.strategies.choose import strategy_of
 from shared.aggregation.strategies.slices import Part
@@ -144,7 +143,7 @@ class Aggregation:
         delta = None
         if before is not None and self._down is not None:
             delta = self._down.layout.empty_file()
-            difference.shrink(before, model, self._down, self._state.get(RESIDUAL), delta)
+            shrink(before, model, self._down, self._state.get(RESIDUAL), delta)
         return Advanced(self._server if self._state else None, delta)
 
     # --- inside ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from services.trainer.models.flat import FlatModel
 from services.trainer.training import loop
 from shared.aggregation.aggregate import Aggregation, Plan
-from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.compression.encoding import encode_with_feedback
 from shared.aggregation.fold import Grid
 from shared.aggregation.strategies.strategy import Counted
 from shared.job.catalog.training import Sgd, TrainSpec

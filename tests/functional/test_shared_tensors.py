@@ -15,8 +15,8 @@ from services.trainer.models.flat import FlatModel
 from services.trainer.models.start import begin_with
 from services.trainer.training import loop
 from shared.aggregation import weights
-from shared.aggregation.compression.choose import encoding_of
-from shared.aggregation.compression.difference import rebuild, shrink
+from shared.aggregation.compression.encoding import rebuild, shrink
+from shared.aggregation.compression.encodings import encoding_of
 from shared.errors import BadInput
 from shared.job.catalog.compression import TopK
 from shared.job.catalog.training import Adam, FedProx, Kept, Sgd, TrainSpec

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from shared.aggregation import weights
-from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Buffers, Fold, grid_of
 from shared.aggregation.strategies.choose import strategy_of
 from shared.aggregation.strategies.strategy import Counted

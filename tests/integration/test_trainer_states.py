@@ -10,8 +10,8 @@ from safetensors.torch import save
 from services.trainer.slot.client_state import ClientState
 from shared import names
 from shared.aggregation import weights
-from shared.aggregation.compression import difference
-from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.compression.encoding import shrink
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.weights import Flat, Layout
 from shared.events import BlobRef, ModelUpdate, StateRef
 from shared.job import job_spec
@@ -200,7 +200,7 @@ def shrunk(blobs: Blobs, job: str, base: BlobRef, spec: JobSpec) -> tuple[BlobRe
     encoding = encoding_of(spec.compress.model, layout.of_updates())
     new, delta = old.copy(), encoding.layout.empty_file()
     layout.flat(new)[:] += np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
-    difference.shrink(layout.flat(old), layout.flat(new), encoding, None, delta)
+    shrink(layout.flat(old), layout.flat(new), encoding, None, delta)
     digest = weights.digest_of(new)
     return (
         blobs.put(names.model_blob(job, 1, digest), new),

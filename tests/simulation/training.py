@@ -15,8 +15,8 @@ from services.trainer.slot.client_state import ClientState
 from services.trainer.train_task import TrainTask
 from shared import names
 from shared.aggregation import fold, weights
-from shared.aggregation.compression.choose import encoding_of
-from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.compression.encoding import encode_with_feedback
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.strategies.choose import strategy_of
 from shared.aggregation.strategies.strategy import CONTROL, DELTA, Counted
 from shared.aggregation.weights import File, Flat

@@ -7,8 +7,8 @@ import pytest
 
 from shared.aggregation import weights
 from shared.aggregation.aggregate import Aggregation, Plan
-from shared.aggregation.compression import difference
-from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.compression.encoding import rebuild
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Fold, Grid
 from shared.aggregation.strategies.slices import Stacked
 from shared.aggregation.strategies.strategy import Counted
@@ -161,7 +161,7 @@ def test_a_compressed_model_is_what_a_trainer_builds() -> None:
         extra = aggregation.advance(kept, CLIENTS)
         assert extra.delta is not None
         assert extra.delta.nbytes < 4 * P / 5
-        difference.rebuild(mine, extra.delta, encoding_of(aggregation._plan.compress.model, LAYOUT.of_updates()))
+        rebuild(mine, extra.delta, encoding_of(aggregation._plan.compress.model, LAYOUT.of_updates()))
         assert np.array_equal(mine, kept)
         exact += np.average(np.stack(values), axis=0, weights=[client.examples for client in CLIENTS])
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from shared.aggregation import weights
 from shared.aggregation.aggregate import Aggregation, Plan
-from shared.aggregation.compression import difference
-from shared.aggregation.compression.choose import encoding_of
-from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.compression.encoding import encode_with_feedback, rebuild
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Buffers, Fold, Grid, check
 from shared.aggregation.strategies.slices import Stacked
 from shared.aggregation.strategies.strategy import Counted
@@ -138,7 +137,7 @@ def test_buffers_are_the_clients_mean_round_after_round(strategy: dict[str, Any]
         assert_in_range(model[layout.parameters :], [one[layout.parameters :] for one in trained])
         assert np.isfinite(model).all()
         if left is not None:  # what another trainer builds of the difference
-            difference.rebuild(received, left, encoding_of(plan.compress.model, layout.of_updates()))
+            rebuild(received, left, encoding_of(plan.compress.model, layout.of_updates()))
             assert np.array_equal(received, model)
 
 

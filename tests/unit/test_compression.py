@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from shared.aggregation import fold, weights
-from shared.aggregation.compression import difference
-from shared.aggregation.compression.choose import encoding_of
-from shared.aggregation.compression.encoding import Encoding
-from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.compression.encoding import Encoding, encode_with_feedback, rebuild, shrink
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Fold, Grid
 from shared.aggregation.weights import TILE, File, Flat, layout_of
 from shared.errors import BadInput, Refused
@@ -473,9 +471,9 @@ def test_a_rebuilt_model_has_the_committed_bits(old: Flat, new: Flat, spec: Enco
     residual = np.full(size, 0.25, np.float32) if keeps else None
     if residual is not None:
         wanted += residual
-    difference.shrink(old, new, encoding, residual, file)
+    shrink(old, new, encoding, residual, file)
     received = old.copy()
-    difference.rebuild(received, file, encoding)
+    rebuild(received, file, encoding)
 
     assert received.tobytes() == new.tobytes()
     assert old.tobytes() == before.tobytes()
@@ -495,8 +493,8 @@ def test_a_model_stays_near_the_path_it_would_have_taken(spec: EncodingSpec) -> 
         exact += step
         old = followed.copy()
         followed += step
-        difference.shrink(old, followed, encoding, residual, file)
-        difference.rebuild(received, file, encoding)
+        shrink(old, followed, encoding, residual, file)
+        rebuild(received, file, encoding)
 
     assert received.tobytes() == followed.tobytes()
     np.testing.assert_allclose(followed + residual, exact, atol=1e-5)
@@ -514,8 +512,8 @@ def test_what_is_no_parameter_is_not_touched() -> None:
     old, new = layout.flat(file).copy(), normal(70, seed=1)
     encoding = encoding_of(Int8(block=8), layout.of_updates())
     delta = encoding.layout.empty_file()
-    difference.shrink(old, new, encoding, None, delta)
-    difference.rebuild(layout.flat(file), delta, encoding)
+    shrink(old, new, encoding, None, delta)
+    rebuild(layout.flat(file), delta, encoding)
 
     assert layout.views(file)["seen"].tolist() == [-1, 2**60]
     assert layout.views(file)["on"].tolist() == [True, False, True]
@@ -529,7 +527,7 @@ def test_a_model_that_diverged_is_refused_as_it_is() -> None:
     before = (new.tobytes(), residual.tobytes())
     encoding = encoding_for(Int8(), 9)
     with pytest.raises(Refused, match="NaN or Inf"):
-        difference.shrink(old, new, encoding, residual, encoding.layout.empty_file())
+        shrink(old, new, encoding, residual, encoding.layout.empty_file())
 
     assert (new.tobytes(), residual.tobytes()) == before
 

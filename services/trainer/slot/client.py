@@ -21,8 +21,8 @@ from services.trainer.training import custom_step, loop, strategy_steps
 from services.trainer.training.custom_step import step
 from services.trainer.training.strategy_steps import Drift
 from shared.aggregation import fold, initial_model
-from shared.aggregation.compression.choose import encoding_of
-from shared.aggregation.compression.feedback import encode_with_feedback
+from shared.aggregation.compression.encoding import encode_with_feedback
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Buffers, Measures
 from shared.aggregation.strategies.strategy import CONTROL, DELTA
 from shared.aggregation.weights import File, Flat, Layout, Tiles

@@ -22,8 +22,8 @@ from services.trainer.slot.model_cache import Cache, Shortcut
 from services.trainer.train_task import HandedBack, TrainTask
 from shared import names
 from shared.aggregation import weights
-from shared.aggregation.compression import difference
-from shared.aggregation.compression.choose import encoding_of
+from shared.aggregation.compression.encoding import rebuild
+from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.initial_model import check_size
 from shared.aggregation.weights import File, Layout
 from shared.errors import Refused, Stale, Unavailable
@@ -167,5 +167,5 @@ def _rebuilt(how: EncodingSpec, previous: File, delta: File) -> File:
     encoding = encoding_of(how, layout.of_updates())
     weights.check_header(delta, encoding.layout)
     file = previous.copy()
-    difference.rebuild(layout.flat(file), delta, encoding)
+    rebuild(layout.flat(file), delta, encoding)
     return file

@@ -1,4 +1,13 @@
-"""What an encoding is: how P float32 values are written into a smaller file, and read again tile by tile."""
+"""Encoding of vectors: P float32 values are written into a smaller file, and read again tile by tile.
+
+Error feedback (Seide et al. 2014 for one bit, Karimireddy et al. 2019 for any encoding) adds what an encoding leaves
+out to what it encodes next: Σ decoded + residual = Σ values.
+
+If `compress.model` is given, a model travels as its encoded difference to the model before. The committed model is
+what a receiver can build, old + decoded, and not what the server step gave: so both have the same bits, each new
+difference refers to a model that every receiver has, and no error adds up unseen. The server's residual keeps what a
+difference left out. Buffers are in it as the new model has them.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -101,3 +110,38 @@ def check_encodable(values: Flat, largest: float = LARGEST) -> None:
             raise Refused("holds NaN or Inf")
         if max(high, -low) > largest:
             raise Refused(f"a value of {max(high, -low):.4g} is too large to be encoded: at most {largest:.4g}")
+
+
+def encode_with_feedback(encoding: Encoding, values: Flat, residual: Flat | None, file: File) -> None:
+    """Encodes values + residual, each of shape (P,); the residual becomes what the file leaves out of that sum.
+
+    In place, with no memory beyond what `encode` needs. Without a residual, what is left out is lost. `Refused` where
+    `values` hold NaN or Inf; the residual is then as it was.
+    """
+    if residual is None:
+        encoding.encode(values, file)
+        return
+    check_encodable(values)
+    residual += values
+    encoding.encode(residual, file)
+    for place, decoded in encoding.tiles(file):
+        residual[place] -= decoded
+
+
+def shrink(old: Flat, new: Flat, encoding: Encoding, residual: Flat | None, file: File) -> None:
+    """Encodes new − old, each of shape (P,), into `file`, and replaces `new` by what `rebuild` makes of `old`.
+
+    In place but for what `encoding.encode` needs. `Refused` where `new` holds NaN or Inf; nothing is changed then.
+    """
+    check_encodable(new)
+    new[: encoding.parameters] -= old[: encoding.parameters]
+    encode_with_feedback(encoding, new, residual, file)
+    new[:] = old
+    rebuild(new, file, encoding)
+
+
+def rebuild(model: Flat, file: File, encoding: Encoding) -> None:
+    """Makes the new model of the old one, shape (P,), in place: one float32 addition at each place of the file."""
+    model[encoding.parameters :] = 0
+    for place, values in encoding.tiles(file):
+        model[place] += values

@@ -1,18 +1,52 @@
-"""Integers by blocks: each block of values has a scale of its own, and each value is a small multiple of it.
+"""Encodings that a job file can name: bfloat16, integers by blocks, and the largest values alone.
 
-Symmetric, rounded to nearest with ties to even, scale = max|v| / n: the quantization of 8-bit optimizers by blocks
-(Dettmers et al. 2022), with evenly spaced levels. A value is off by half a scale at most.
+Blocks of int8 and int4 are symmetric, rounded to nearest with ties to even, scale = max|v| / n: the quantization of
+8-bit optimizers by blocks (Dettmers et al. 2022), with evenly spaced levels; a value is off by half a scale at most.
+The largest values travel with their places (Aji and Heafield 2017); the residual keeps what is left out.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from shared.aggregation.compression.encoding import LARGEST, Lossy
-from shared.aggregation.weights import TILE, Flat, Layout, Place
-from shared.errors import Refused
+from shared.aggregation.compression.encoding import LARGEST, Encoding, Lossy, Plain, check_encodable
+from shared.aggregation.weights import TILE, Flat, Layout, Place, tiles_of
+from shared.errors import BadInput, Refused
+from shared.job.catalog.compression import Bf16, EncodingSpec, Int4, Int8, TopK
+
+BF16_LARGEST = float(np.array(0x7F7F0000, np.uint32).view(np.float32))  #: above it, bfloat16 has only Inf
+
+
+class Bfloat16(Lossy):
+    """Half the bytes; each value within 2^-8 of itself."""
+
+    def __init__(self, plain: Layout) -> None:
+        super().__init__(plain, {"values": ("BF16", (plain.parameters,))})
+
+    def _encode(self, values: Flat, views: Mapping[str, npt.NDArray[Any]]) -> None:
+        check_encodable(values, BF16_LARGEST)
+        codes = views["values"]
+        for place, tile in tiles_of(values):
+            bits = tile.view(np.uint32)
+            rounded = bits >> 16
+            rounded &= 1  # the last bit that stays: where it is odd, a tie goes up
+            rounded += bits
+            rounded += 0x7FFF
+            rounded >>= 16
+            codes[place] = rounded
+
+    def _tiles(self, views: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[Place, Flat]]:
+        codes = views["values"]
+        bits = np.empty(min(self.parameters, TILE), np.uint32)
+        for start in range(0, self.parameters, TILE):
+            tile = codes[start : start + TILE]
+            widened = bits[: tile.size]
+            np.left_shift(tile, 16, out=widened, dtype=np.uint32)
+            yield slice(start, start + tile.size), widened.view(np.float32)
+
 
 #: A block with a smaller scale becomes zeros: below it float32 has too few digits left to divide by.
 SMALLEST = np.finfo(np.float32).tiny
@@ -127,3 +161,58 @@ def _pairs() -> npt.NDArray[np.float64]:
 
 
 _PAIRS = _pairs()
+
+
+class Largest(Lossy):
+    """k = max(1, ⌈ratio · n⌉) of n parameters, as they are; of equally large ones those that come first."""
+
+    def __init__(self, plain: Layout, ratio: float) -> None:
+        size = plain.parameters
+        if size >= 2**31:
+            raise BadInput(f"compress: topk counts places in 31 bits, and the model has {size} parameters")
+        self.count = min(size, max(1, math.ceil(ratio * size)))
+        super().__init__(plain, {"places": ("I32", (self.count,)), "values": ("F32", (self.count,))})
+
+    def _encode(self, values: Flat, views: Mapping[str, npt.NDArray[Any]]) -> None:
+        check_encodable(values)
+        # The k-th largest magnitude is one number, however it is found; places by argpartition would be the sort's own
+        # choice among equals.
+        magnitudes = np.abs(values)
+        magnitudes.partition(self.parameters - self.count)
+        threshold = magnitudes[self.parameters - self.count]
+        equals = self.count - int(np.count_nonzero(magnitudes[self.parameters - self.count :] > threshold))
+        found = 0
+        for place, tile in tiles_of(values):
+            sizes = np.abs(tile)
+            chosen = sizes > threshold
+            if equals:
+                first = np.flatnonzero(sizes == threshold)[:equals]
+                chosen[first] = True
+                equals -= first.size
+            here = np.flatnonzero(chosen)
+            views["values"][found : found + here.size] = tile[here]
+            views["places"][found : found + here.size] = here + place.start
+            found += here.size
+
+    def _tiles(self, views: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[Place, Flat]]:
+        places, values = views["places"], views["values"]
+        if places[0] < 0 or places[-1] >= self.parameters or not (places[1:] > places[:-1]).all():
+            raise Refused(f"its places are not ascending from 0 to {self.parameters - 1}, each once")
+        for start in range(0, self.count, TILE):
+            stop = start + TILE
+            yield places[start:stop].astype(np.intp), values[start:stop]
+
+
+def encoding_of(spec: EncodingSpec | None, plain: Layout) -> Encoding:
+    """How vectors travel that, uncompressed, would be the float32 tensors of `plain`: as those where spec is None."""
+    match spec:
+        case None:
+            return Plain(plain)
+        case Bf16():
+            return Bfloat16(plain)
+        case Int8():
+            return EightBits(plain, spec.block)
+        case Int4():
+            return FourBits(plain, spec.block)
+        case TopK():
+            return Largest(plain, spec.ratio)
