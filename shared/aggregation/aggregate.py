@@ -21,8 +21,7 @@ from shared.aggregation.compression.encoding import Encoding, shrink
 from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Buffers, Fold, Grid, Measures
 from shared.aggregation.strategies.choose import strategy_of
-from shared.aggregation.strategies.slices import Part
-from shared.aggregation.strategies.strategy import Counted, Robust, Slices
+from shared.aggregation.strategies.strategy import Counted, Part, Robust, Slices
 from shared.aggregation.weights import File, Flat, Layout, tiles_of
 from shared.errors import BadInput, Refused, Stale
 from shared.job.catalog.compression import CompressSpec

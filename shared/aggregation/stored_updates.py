@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from shared.aggregation.strategies.slices import cut
+from shared.aggregation.strategies.strategy import cut
 from shared.aggregation.weights import Layout
 from shared.events import BlobRef
 from shared.s3.store import Blobs

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from shared.aggregation import weights
 from shared.aggregation.aggregate import Aggregation, Plan
 from shared.aggregation.fold import Grid
-from shared.aggregation.strategies.slices import Stacked
+from shared.aggregation.strategies.strategy import Stacked
 from shared.aggregation.weights import File
 from shared.events import BlobRef
 from shared.record.rounds import AcceptedUpdate, by_blob

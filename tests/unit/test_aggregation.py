@@ -10,8 +10,7 @@ from shared.aggregation.aggregate import Aggregation, Plan
 from shared.aggregation.compression.encoding import rebuild
 from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Fold, Grid
-from shared.aggregation.strategies.slices import Stacked
-from shared.aggregation.strategies.strategy import Counted
+from shared.aggregation.strategies.strategy import Counted, Stacked
 from shared.aggregation.weights import File, Flat
 from shared.errors import BadInput, Refused
 

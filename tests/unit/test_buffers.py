@@ -15,8 +15,7 @@ from shared.aggregation.aggregate import Aggregation, Plan
 from shared.aggregation.compression.encoding import encode_with_feedback, rebuild
 from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Buffers, Fold, Grid, check
-from shared.aggregation.strategies.slices import Stacked
-from shared.aggregation.strategies.strategy import Counted
+from shared.aggregation.strategies.strategy import Counted, Stacked
 from shared.aggregation.weights import File, Flat, Layout
 from shared.errors import BadInput, Refused
 from shared.job import user_code

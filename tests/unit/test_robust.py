@@ -8,13 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.aggregation.strategies import sorting
-from shared.aggregation.strategies.bulyan import nearest
+from shared.aggregation.strategies import robust
 from shared.aggregation.strategies.choose import strategy_of
-from shared.aggregation.strategies.distances import squared_distances
-from shared.aggregation.strategies.krum import ranked
-from shared.aggregation.strategies.slices import Stacked, cut
-from shared.aggregation.strategies.strategy import Counted, Robust
+from shared.aggregation.strategies.distances import nearest, ranked, squared_distances
+from shared.aggregation.strategies.strategy import Counted, Robust, Stacked, cut
 from shared.errors import Refused
 from shared.job.catalog.strategies import Bulyan, Krum, Median, MultiKrum, StrategySpec, TrimmedMean
 
@@ -312,7 +309,7 @@ def test_the_nearest_to_the_median_are_kept(values: list[float], keep: int) -> N
 def test_the_network_sorts_all_zeros_and_ones(count: int) -> None:
     """Then it sorts everything (Knuth, volume 3, theorem 5.3.4 Z)."""
     columns = np.array(list(itertools.product((0, 1), repeat=count)), np.float32).T.copy()
-    for low, high in sorting.network(count):
+    for low, high in robust.network(count):
         columns[[low, high]] = np.minimum(columns[low], columns[high]), np.maximum(columns[low], columns[high])
 
     assert (np.diff(columns, axis=0) >= 0).all()

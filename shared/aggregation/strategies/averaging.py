@@ -1,11 +1,28 @@
-"""Strategies whose server step adds the mean; they differ in what is averaged, and how it weighs."""
+"""Strategies whose server step adds the mean; they differ in what is averaged, and how it weighs.
+
+Server optimizers take the mean of the updates, Δ, for a gradient of the opposite sign. They make no bias correction, as
+in the papers. Their state is float32 between rounds, which moves a step by some 1e-7 of itself.
+"""
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from shared.aggregation.strategies.strategy import CONTROL, DELTA, Counted, State, Strategy, Tile
 from shared.errors import BadInput, Refused
-from shared.job.catalog.strategies import Averaging, FedBuff, NormClip, QFedAvg, Scaffold
+from shared.job.catalog.strategies import (
+    Adaptive,
+    Averaging,
+    FedAdagrad,
+    FedAdam,
+    FedAvgM,
+    FedBuff,
+    FedYogi,
+    NormClip,
+    QFedAvg,
+    Scaffold,
+)
 
 TAU = "local_norm"  #: the metric of a client that says what it divided its update by, ‖a‖₁ of FedNova
 LOSS = "client_loss"  #: the metric that says its loss before training
@@ -160,3 +177,79 @@ def _metric(update: Counted, name: str, strategy: str, least: float, most: float
     value = update.metrics.get(name, math.nan)
     if not least <= value <= most:  # nor is NaN
         raise Refused(f"its metric {name} is {value:g}; strategy {strategy} needs {least:g} to {most:g}")
+
+
+MOMENTUM = "momentum"
+FIRST = "first_moment"
+SECOND = "second_moment"
+
+
+class MomentumStrategy(Averaged):
+    """m ← momentum · m + Δ, x ← x + lr · m (Hsu et al. 2019, section 4.3, FedAvgM)."""
+
+    def __init__(self, spec: FedAvgM) -> None:
+        super().__init__(spec)
+        self._momentum = spec.momentum
+        self.state = {MOMENTUM: 0.0}
+
+    def step(self, model: Tile, mean: Tile, state: State) -> Tile:
+        momentum = state[MOMENTUM]
+        momentum *= self._momentum
+        momentum += mean
+        return model + self._spec.lr * momentum
+
+
+class Adapted(Averaged):
+    """m ← β₁·m + (1 − β₁)·Δ, then v, then x ← x + lr · m/(√v + τ) (Reddi et al. 2020, algorithm 2).
+
+    m starts at 0 and v at τ², the least that the algorithm allows. Subclasses say how v moves.
+    """
+
+    def __init__(self, spec: Adaptive) -> None:
+        super().__init__(spec)
+        self._beta_1, self._tau = spec.beta_1, spec.tau
+        self.state = {FIRST: 0.0, SECOND: spec.tau**2}
+
+    def step(self, model: Tile, mean: Tile, state: State) -> Tile:
+        first, second = state[FIRST], state[SECOND]
+        first *= self._beta_1
+        first += (1 - self._beta_1) * mean
+        self._move(second, np.square(mean))
+        return model + self._spec.lr * first / (np.sqrt(second) + self._tau)
+
+    def _move(self, second: Tile, square: Tile) -> None:
+        """Changes v, in place, by Δ²."""
+        raise NotImplementedError
+
+
+class AdamStrategy(Adapted):
+    """v ← β₂·v + (1 − β₂)·Δ²."""
+
+    def __init__(self, spec: FedAdam) -> None:
+        super().__init__(spec)
+        self._beta_2 = spec.beta_2
+
+    def _move(self, second: Tile, square: Tile) -> None:
+        second *= self._beta_2
+        second += (1 - self._beta_2) * square
+
+
+class YogiStrategy(Adapted):
+    """v ← v − (1 − β₂)·Δ²·sign(v − Δ²)."""
+
+    def __init__(self, spec: FedYogi) -> None:
+        super().__init__(spec)
+        self._beta_2 = spec.beta_2
+
+    def _move(self, second: Tile, square: Tile) -> None:
+        second -= (1 - self._beta_2) * square * np.sign(second - square)
+
+
+class AdagradStrategy(Adapted):
+    """v ← v + Δ²."""
+
+    def __init__(self, spec: FedAdagrad) -> None:
+        super().__init__(spec)
+
+    def _move(self, second: Tile, square: Tile) -> None:
+        second += square

@@ -2,9 +2,8 @@
 
 from typing import assert_never
 
-from shared.aggregation.strategies import adaptive, averaging, robust
-from shared.aggregation.strategies.bulyan import Bulyan
-from shared.aggregation.strategies.krum import Krum, MultiKrum
+from shared.aggregation.strategies import averaging, robust
+from shared.aggregation.strategies.distances import BulyanStrategy, KrumStrategy, MultiKrumStrategy
 from shared.aggregation.strategies.own import own
 from shared.aggregation.strategies.strategy import Strategy
 from shared.job.catalog import strategies as catalog
@@ -26,23 +25,23 @@ def strategy_of(spec: catalog.StrategySpec, population: int, lr: float = 1.0) ->
         case catalog.Scaffold():
             return averaging.Controlled(spec, population)
         case catalog.FedAvgM():
-            return adaptive.Momentum(spec)
+            return averaging.MomentumStrategy(spec)
         case catalog.FedAdam():
-            return adaptive.Adam(spec)
+            return averaging.AdamStrategy(spec)
         case catalog.FedYogi():
-            return adaptive.Yogi(spec)
+            return averaging.YogiStrategy(spec)
         case catalog.FedAdagrad():
-            return adaptive.Adagrad(spec)
+            return averaging.AdagradStrategy(spec)
         case catalog.Median():
-            return robust.Median(spec.lr)
+            return robust.MedianStrategy(spec.lr)
         case catalog.TrimmedMean():
-            return robust.TrimmedMean(spec)
+            return robust.TrimmedMeanStrategy(spec)
         case catalog.Krum():
-            return Krum(spec)
+            return KrumStrategy(spec)
         case catalog.MultiKrum():
-            return MultiKrum(spec)
+            return MultiKrumStrategy(spec)
         case catalog.Bulyan():
-            return Bulyan(spec)
+            return BulyanStrategy(spec)
         case catalog.CustomStrategy():
             return own(spec, population)
     assert_never(spec)
