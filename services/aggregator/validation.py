@@ -8,7 +8,7 @@ import numpy.typing as npt
 import structlog
 
 from shared import names
-from shared.aggregation import initial_model, weights
+from shared.aggregation import weights
 from shared.aggregation.aggregate import Aggregation
 from shared.aggregation.fold import Grid, Measures
 from shared.aggregation.strategies.strategy import Counted
@@ -83,11 +83,11 @@ def receive_initial(blobs: Blobs, update: ModelUpdate, limits: LimitsSpec) -> np
     """Returns the model file, shape (bytes,), that answers round 0; raises `Refused` or `Unfit` as for any update."""
     blob = located(update)
     with _refusing_for_good(blob):
-        initial_model.check_size(blob.size, limits)
+        weights.check_model_size(blob.size, limits)
     file = np.empty(blob.size, np.uint8)
     _fetch(blobs, blob, file)
     with _refusing_for_good(blob):
-        initial_model.check(file, weights.read_layout(file))
+        weights.check_initial_model(file, weights.read_layout(file))
     return file
 
 

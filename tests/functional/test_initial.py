@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from services.trainer.slot.client import check_initial
-from shared.aggregation import initial_model, weights
+from shared.aggregation import weights
 from shared.errors import BadInput, Refused
 from shared.job import job_spec
 from shared.job.catalog.rounds import LimitsSpec
@@ -38,9 +38,9 @@ def spec(**model: object) -> job_spec.JobSpec:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_the_tensor_that_is_not_finite_is_named(value: float) -> None:
     """Parameter or statistic."""
-    initial_model.check(model(w=3.0e38), LAYOUT)
+    weights.check_initial_model(model(w=3.0e38), LAYOUT)
     with pytest.raises(Refused, match=r"the model's tensor bn.running_mean holds NaN or Inf"):
-        initial_model.check(model(**{"bn.running_mean": value}), LAYOUT)
+        weights.check_initial_model(model(**{"bn.running_mean": value}), LAYOUT)
 
 
 def test_a_buffer_that_is_not_finite_may_be_a_mask() -> None:
@@ -49,21 +49,21 @@ def test_a_buffer_that_is_not_finite_may_be_a_mask() -> None:
     file = layout.empty_file()
     layout.flat(file)[:] = [0, 0, 0, -np.inf, 0]
     with pytest.raises(Refused, match=r"tensor mask holds .*; where it is a mask, register it with persistent=False"):
-        initial_model.check(file, layout)
+        weights.check_initial_model(file, layout)
 
 
 def test_a_model_without_parameters_is_nothing_to_train() -> None:
     """Integers alone are not learned."""
     layout = weights.layout_of({"seen": ("I64", ())})
     with pytest.raises(Refused, match=r"nothing to train"):
-        initial_model.check(layout.empty_file(), layout)
+        weights.check_initial_model(layout.empty_file(), layout)
 
 
 def test_a_model_is_as_long_as_the_job_allows() -> None:
     """And no byte longer than its megabytes."""
-    initial_model.check_size(2 << 20, LimitsSpec(max_model_mb=2))
+    weights.check_model_size(2 << 20, LimitsSpec(max_model_mb=2))
     with pytest.raises(Refused, match=r"limits\.max_model_mb is 2"):
-        initial_model.check_size(3 << 20, LimitsSpec(max_model_mb=2))
+        weights.check_model_size(3 << 20, LimitsSpec(max_model_mb=2))
 
 
 def test_a_trainer_sends_no_initial_model_that_would_be_refused() -> None:

@@ -32,7 +32,7 @@ from services.aggregator.context import JobContext
 from services.aggregator.coordinator import Coordinator
 from services.aggregator.evaluation import Evaluation
 from services.aggregator.leases import JobLeases
-from shared.aggregation import fold, initial_model
+from shared.aggregation import fold, weights
 from shared.aggregation.fold import Measures
 from shared.errors import Fenced, Unavailable
 from shared.job.job_spec import JobSpec
@@ -476,7 +476,7 @@ def no_end_of_trying(patch: pytest.MonkeyPatch) -> None:
 def no_checks(patch: pytest.MonkeyPatch) -> None:
     """An update is folded whatever it holds."""
     patch.setattr(fold, "check", lambda *_: Measures(0.0, 0.0))
-    patch.setattr(initial_model, "check", lambda *_: None)
+    patch.setattr(weights, "check_initial_model", lambda *_: None)
 
 
 def any_base(patch: pytest.MonkeyPatch) -> None:

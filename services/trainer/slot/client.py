@@ -20,7 +20,7 @@ from services.trainer.train_task import TrainTask
 from services.trainer.training import custom_step, loop, strategy_steps
 from services.trainer.training.custom_step import step
 from services.trainer.training.strategy_steps import Drift
-from shared.aggregation import fold, initial_model
+from shared.aggregation import fold, weights
 from shared.aggregation.compression.encoding import encode_with_feedback
 from shared.aggregation.compression.encodings import encoding_of
 from shared.aggregation.fold import Buffers, Measures
@@ -177,8 +177,8 @@ def measured(values: Flat | Tiles, examples: int, base: Flat, layout: Layout, sp
 def check_initial(file: File, layout: Layout, spec: JobSpec) -> None:
     """Holds the model that a job begins with to what the aggregator will; `BadInput` that says where it comes from."""
     try:
-        initial_model.check_size(file.nbytes, spec.limits)
-        initial_model.check(file, layout)
+        weights.check_model_size(file.nbytes, spec.limits)
+        weights.check_initial_model(file, layout)
     except Refused as refused:
         place = f"model.start, {spec.model.start}" if spec.model.start is not None else f"model, {spec.model.name}"
         raise BadInput(f"{place}: {refused}") from refused

@@ -24,8 +24,7 @@ from shared import names
 from shared.aggregation import weights
 from shared.aggregation.compression.encoding import rebuild
 from shared.aggregation.compression.encodings import encoding_of
-from shared.aggregation.initial_model import check_size
-from shared.aggregation.weights import File, Layout
+from shared.aggregation.weights import File, Layout, check_model_size
 from shared.errors import Refused, Stale, Unavailable
 from shared.events import BlobRef, Inputs, StateRef
 from shared.job import user_code
@@ -76,7 +75,7 @@ class SlotContext:
     def fresh_model(self, job: str, spec: JobSpec, data: Dataset) -> FlatModel:
         """The model that a job begins with: seeded, or with the tensors that the job was given."""
         shape = tuple(data.shape)
-        check_size(catalog.size(spec.model, shape, data.classes), spec.limits)
+        check_model_size(catalog.size(spec.model, shape, data.classes), spec.limits)
         model = catalog.build(spec.model, shape, data.classes, spec.seed)
         if spec.model.start is not None:
             with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:

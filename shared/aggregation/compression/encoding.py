@@ -55,7 +55,7 @@ class Encoding:
             out[place] = values
 
 
-class Plain(Encoding):
+class PlainEncoding(Encoding):
     """The values themselves, in the tensors of `layout`: what travels uncompressed."""
 
     def __init__(self, layout: Layout) -> None:
@@ -70,7 +70,7 @@ class Plain(Encoding):
         yield from tiles_of(self.layout.flat(file), self.parameters)
 
 
-class Lossy(Encoding):
+class LossyEncoding(Encoding):
     """Writes the parameters in a form of its own, which a subclass knows, and the buffers beside them."""
 
     def __init__(self, plain: Layout, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:

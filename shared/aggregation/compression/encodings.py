@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from shared.aggregation.compression.encoding import LARGEST, Encoding, Lossy, Plain, check_encodable
+from shared.aggregation.compression.encoding import LARGEST, Encoding, LossyEncoding, PlainEncoding, check_encodable
 from shared.aggregation.weights import TILE, Flat, Layout, Place, tiles_of
 from shared.errors import BadInput, Refused
 from shared.job.catalog.compression import Bf16, EncodingSpec, Int4, Int8, TopK
@@ -20,7 +20,7 @@ from shared.job.catalog.compression import Bf16, EncodingSpec, Int4, Int8, TopK
 BF16_LARGEST = float(np.array(0x7F7F0000, np.uint32).view(np.float32))  #: above it, bfloat16 has only Inf
 
 
-class Bfloat16(Lossy):
+class Bfloat16(LossyEncoding):
     """Half the bytes; each value within 2^-8 of itself."""
 
     def __init__(self, plain: Layout) -> None:
@@ -54,7 +54,7 @@ SMALLEST = np.finfo(np.float32).tiny
 Integers = npt.NDArray[np.int8]
 
 
-class Blocks(Lossy):
+class Blocks(LossyEncoding):
     """What int8 and int4 share: all but how their integers are stored."""
 
     top: ClassVar[int]  #: n, the largest integer; the smallest is −n
@@ -163,7 +163,7 @@ def _pairs() -> npt.NDArray[np.float64]:
 _PAIRS = _pairs()
 
 
-class Largest(Lossy):
+class Largest(LossyEncoding):
     """k = max(1, ⌈ratio · n⌉) of n parameters, as they are; of equally large ones those that come first."""
 
     def __init__(self, plain: Layout, ratio: float) -> None:
@@ -207,7 +207,7 @@ def encoding_of(spec: EncodingSpec | None, plain: Layout) -> Encoding:
     """How vectors travel that, uncompressed, would be the float32 tensors of `plain`: as those where spec is None."""
     match spec:
         case None:
-            return Plain(plain)
+            return PlainEncoding(plain)
         case Bf16():
             return Bfloat16(plain)
         case Int8():
