@@ -1,4 +1,4 @@
-"""What a job file may name: one frozen value for each entry, with its parameters, defaults and bounds.
+"""The catalog of all that a job file may name: one frozen value per entry, with parameters, defaults and bounds.
 
 Pure, and without numpy or torch: every service and the command line read job files.
 """

@@ -1,4 +1,4 @@
-"""How a section of the job file is chosen by `name`: a catalog entry, or the user's own by `module:attribute`."""
+"""Choice of a section of the job file by its `name`: a catalog entry, or the user's own code by `module:attribute`."""
 
 import math
 import re
@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema, core_schema
 
 ATTRIBUTE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 DURATION = "Seconds, or a duration such as 500ms, 60s, 5m or 2h."
-CUSTOM = "custom"  #: the tag of the user's own
+CUSTOM = "custom"  #: the tag of the user's own code
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -40,7 +40,7 @@ Seconds = Annotated[
     float,
     BeforeValidator(_duration),
     Field(gt=0, le=7 * 86400),
-    # Ours, because pydantic's own has `gt` and `le` here, which no editor knows.
+    # The schema is written out, because pydantic generates `gt` and `le` here, which no editor knows.
     WithJsonSchema(
         {
             "description": DURATION,
@@ -51,21 +51,21 @@ Seconds = Annotated[
 
 
 class Strict(BaseModel):
-    """A value that refuses what it does not know."""
+    """Base of every section: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """Pydantic would take true for 1.0."""
+        """Refuses true and false for a number: pydantic would take true for 1.0."""
         wanted = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and float in (wanted, *get_args(wanted)):
             raise ValueError("it should be a number")
         return value
 
 
-DEEPEST = 64  #: levels of `args`; what is deeper by hundreds can be read from a message and not be written again
+DEEPEST = 64  #: levels of `args`; a value hundreds of levels deep can be read from a message, but not written again
 
 
 def _of_json(args: dict[str, Any]) -> dict[str, Any]:
@@ -85,14 +85,14 @@ def _of_json(args: dict[str, Any]) -> dict[str, Any]:
 
 
 class Custom(Strict):
-    """The user's own, by `module:attribute`, called with `args`."""
+    """Code of the user's own, named as `module:attribute` and called with `args`."""
 
     name: str = Field(pattern=ATTRIBUTE)
     args: Annotated[dict[str, Any], AfterValidator(_of_json)] = {}
 
 
 def tag_of(entry: type[BaseModel]) -> str:
-    """The name that chooses an entry; `custom` for the user's own."""
+    """The name that chooses an entry; `custom` for the user's own code."""
     return CUSTOM if issubclass(entry, Custom) else str(entry.model_fields["name"].default)
 
 
@@ -125,7 +125,7 @@ class Choice:
         found = handler(schema)
         for part in found["oneOf"]:
             entry = handler.resolve_ref_schema(part)
-            # An entry whose name could be left out would be any of them to an editor.
+            # To an editor, a section without a name would match every entry whose name could be left out.
             if entry["properties"]["name"].get("const") != self.default:
                 entry["required"] = ["name", *(key for key in entry.get("required", ()) if key != "name")]
         return found

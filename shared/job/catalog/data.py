@@ -1,4 +1,4 @@
-"""The data sets that a job file may name, and how they are shared out among clients."""
+"""The data sets that a job file may name, and their partitions among clients."""
 
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
@@ -19,21 +19,21 @@ from shared.job.catalog.choice import Choice, Custom, Strict
 
 Size = Annotated[StrictInt, Field(ge=1)]
 
-# --- labels, columns and what they are scaled by --------------------------------------------
+# --- labels, columns and their scaling ------------------------------------------------------
 
 
 def _text(value: object) -> object:
-    """A whole number as a table has it: YAML reads the label 1 as one."""
+    """A label as text, as a table has it: YAML reads the label 1 as a number."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _composed(text: str) -> str:
-    """Letters that look the same are the same, as readers of data have it."""
+    """The text in Unicode's form NFC, as readers of data have it: letters that look the same are the same."""
     return normalize("NFC", text)
 
 
 def _counted(value: object) -> object:
-    """The labels 0 to n − 1, where `value` is n."""
+    """The labels 0 to n − 1 if `value` is a number n; any other value as it is."""
     if isinstance(value, int) and not isinstance(value, bool):
         if not 2 <= value <= MOST_CLASSES:
             raise ValueError(f"there are 2 to {MOST_CLASSES} classes")
@@ -95,14 +95,14 @@ class Statistics(Strict):
 
 
 class Iid(Strict):
-    """Shuffled, then cut into equal shares; with `size`, each client draws so many of all, and some are shared."""
+    """Shuffled, then cut into equal shares; with `size`, each client draws so many, and some examples are shared."""
 
     name: Literal["iid"] = "iid"
     size: Size | None = None  # examples of each client
 
 
 class Dirichlet(Strict):
-    """Each class is dealt out in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019)."""
+    """Each class is divided in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019)."""
 
     name: Literal["dirichlet"] = "dirichlet"
     alpha: float = Field(default=0.5, gt=0, le=1e6)
@@ -110,21 +110,21 @@ class Dirichlet(Strict):
 
 
 class Classes(Strict):
-    """Each client has examples of `n` classes, and each class is cut into equal shares among those that have it."""
+    """Each client has examples of `n` classes, and each class is cut into equal shares among its clients."""
 
     name: Literal["classes"] = "classes"
     n: Size = 2
 
 
 class Shards(Strict):
-    """Sorted by class, cut into `n` shards a client, and the shards dealt out (McMahan et al. 2017)."""
+    """Sorted by class, cut into `n` shards per client, and the shards dealt out (McMahan et al. 2017)."""
 
     name: Literal["shards"] = "shards"
     n: Size = 2
 
 
 class Quantity(Strict):
-    """Shuffled, then cut into unequal shares: by given `weights`, or by lognormal ones, exp(N(0, sigma²))."""
+    """Shuffled, then cut into unequal shares: by the given `weights`, or by lognormal ones, exp(N(0, sigma²))."""
 
     name: Literal["quantity"] = "quantity"
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # one for each client
@@ -133,9 +133,9 @@ class Quantity(Strict):
 
 
 class QSampler(Strict):
-    """Clients have a main class each; an example goes to those of its class with probability `q`, else to others.
+    """A main class per client: an example goes to clients of its class with probability `q`, else to others.
 
-    Fang et al. 2020; FLTK's q sampler.
+    From Fang et al. 2020; it is FLTK's q sampler.
     """
 
     name: Literal["q_sampler"] = "q_sampler"
@@ -144,9 +144,9 @@ class QSampler(Strict):
 
 
 class Natural(Strict):
-    """By whose the examples are: a writer's, a speaker's, or the values of the column or array `key`.
+    """One share for each origin of examples: a writer, a speaker, or a value of the column or array `key`.
 
-    Sorted by name; with more of these than clients, the first ones are used.
+    Origins are sorted by name; if there are more of them than clients, the first ones are used.
     """
 
     name: Literal["natural"] = "natural"
@@ -162,7 +162,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _below(path: str) -> str:
-    """The path as it is, where it cannot lead out of the folder that it is relative to (but by a link in there)."""
+    """The path unchanged; `ValueError` if it could lead out of its folder other than by a link in there."""
     if not path.strip() or not path.isprintable() or PurePath(path).is_absolute() or ".." in PurePath(path).parts:
         raise ValueError("must be a path below FEDQ_DATA_DIR, which each trainer sets: neither absolute nor with ..")
     return path
@@ -172,41 +172,41 @@ Below = Annotated[str, AfterValidator(_below)]
 
 
 class Shared(Strict):
-    """A data set that is shared out: among `clients` that a pool plays, or among the job's silos."""
+    """A data set that is partitioned: among the `clients` that a pool plays, or among the job's silos."""
 
-    clients: Clients | None = None  # of a pool; silos are as many as the job names
+    clients: Clients | None = None  # number of a pool's clients; a job with silos names them instead
     partition: PartitionSpec = Iid()
     local_test: Fraction = 0.0  # of each client's examples, held out there for evaluation on the clients
 
 
 class Held(Shared):
-    """A data set without a test set of its own."""
+    """A data set that comes without a test set."""
 
-    test_fraction: Fraction = 0.2  # of all examples, held out for the server; unused where the files have a test set
+    test_fraction: Fraction = 0.2  # of all examples, held out for the server; unused if the files have a test set
 
 
 class Downloaded(Shared):
-    """A data set that torchvision reads, and downloads where the network lets it."""
+    """A data set that torchvision reads, and downloads if the network lets it."""
 
-    folder: Below | None = None  # below FEDQ_DATA_DIR; by its name where left out
+    folder: Below | None = None  # below FEDQ_DATA_DIR; the data set's name if left out
     download: StrictBool = True
-    fraction: float = Field(default=1.0, gt=0, le=1)  # of the training examples that are used
+    fraction: float = Field(default=1.0, gt=0, le=1)  # share of the training examples that is used
 
 
 class Digits(Held):
-    """1,797 handwritten digits of 8×8 grey pixels (UCI, carried by scikit-learn)."""
+    """1,797 handwritten digits of 8×8 gray pixels (UCI, bundled with scikit-learn)."""
 
     name: Literal["digits"] = "digits"
 
 
 class Mnist(Downloaded):
-    """70,000 handwritten digits of 28×28 grey pixels (LeCun et al. 1998)."""
+    """70,000 handwritten digits of 28×28 gray pixels (LeCun et al. 1998)."""
 
     name: Literal["mnist"] = "mnist"
 
 
 class FashionMnist(Downloaded):
-    """70,000 articles of clothing, 28×28 grey pixels, 10 classes (Xiao et al. 2017)."""
+    """70,000 articles of clothing, 28×28 gray pixels, 10 classes (Xiao et al. 2017)."""
 
     name: Literal["fashion_mnist"] = "fashion_mnist"
 
@@ -232,7 +232,7 @@ class Femnist(Held):
 
 
 class Shakespeare(Held):
-    """The next character after 80 of them, by speaking role, in LEAF's JSON files (Caldas et al. 2018)."""
+    """Lines by speaking role, the next character after 80, in LEAF's JSON files (Caldas et al. 2018)."""
 
     name: Literal["shakespeare"] = "shakespeare"
     partition: PartitionSpec = Natural()
@@ -240,10 +240,10 @@ class Shakespeare(Held):
 
 
 class InFiles(Held):
-    """A data set in files of one's own: all trainers of a pool have the same ones, and each silo has its own."""
+    """A data set in the user's own files: all trainers of a pool have the same ones, and each silo has others."""
 
     path: Below
-    classes: Labels | None = None  # in their order; of a pool's files they can be told by what is there
+    classes: Labels | None = None  # in their order; for a pool they can be derived from the files
 
 
 class Csv(InFiles):
@@ -251,9 +251,9 @@ class Csv(InFiles):
 
     name: Literal["csv"] = "csv"
     label: Column = "label"
-    columns: Columns | None = None  # the features, in their order; all that are left where it is left out
-    drop: tuple[Column, ...] = ()  # columns that are no features
-    scale: StrictBool = True  # each feature to mean 0 and deviation 1: by `statistics`, else by all rows of the file
+    columns: Columns | None = None  # the features, in their order; all other columns if left out
+    drop: tuple[Column, ...] = ()  # columns that are not features
+    scale: StrictBool = True  # scales each feature to mean 0, deviation 1: by `statistics`, else by the file's rows
     statistics: Statistics | None = None
 
     @model_validator(mode="after")
@@ -275,25 +275,25 @@ class Csv(InFiles):
 class Npz(InFiles):
     """A NumPy archive of arrays x (n, …) and y (n,); `path` is a file below FEDQ_DATA_DIR.
 
-    Bytes are taken for pixels and divided by 255; other numbers stay as they are.
+    Bytes are treated as pixels and divided by 255; other numbers stay as they are.
     """
 
     name: Literal["npz"] = "npz"
-    classes: Numbered | None = None  # how many, or the names of 0, 1, …
+    classes: Numbered | None = None  # their number, or the names of the labels 0, 1, …
     x: str = "x"
     y: str = "y"
 
 
 class Images(InFiles):
-    """A folder for each class with images in it; `path` is the folder of these, below FEDQ_DATA_DIR."""
+    """Images in one folder per class; `path` is the folder that holds these, below FEDQ_DATA_DIR."""
 
     name: Literal["images"] = "images"
-    size: StrictInt = Field(default=32, ge=4, le=1024)  # pixels of a side, to which each image is scaled
+    size: StrictInt = Field(default=32, ge=4, le=1024)  # pixels of each side; images are scaled to that
     grey: StrictBool = False
 
 
 class CustomData(Custom):
-    """The user's own data; `clients` is how many shares a pool trains (a silo brings its own)."""
+    """Data of the user's own; `clients` is the number of shares that a pool trains (a silo brings its own data)."""
 
     clients: Clients | None = None
     local_test: Fraction = 0.0

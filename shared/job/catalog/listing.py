@@ -1,6 +1,6 @@
 """The catalog as a list: each entry of each section of the job file, with its parameters, for people and programs.
 
-Pure: it is computed from the classes that job files are checked by, and says nothing that they do not.
+Pure. The list is computed from the classes that job files are checked by, so that it cannot contradict them.
 """
 
 import inspect
@@ -28,7 +28,7 @@ from shared.job.catalog.simulation import (
 from shared.job.catalog.strategies import StrategySpec
 from shared.job.catalog.training import FedProx, OptimizerSpec, ScheduleSpec, TrainChoice
 
-#: Where in the job file a family stands, in the order of the file, and the classes of its entries.
+#: The path of each family in the job file, in the order of the file, and the classes of its entries.
 FAMILIES: Mapping[str, Any] = {
     "model": ModelSpec,
     "model.adapters": Lora,
@@ -54,7 +54,7 @@ FAMILIES: Mapping[str, Any] = {
     "simulate.dropout": DropoutSpec,
     "simulate.attack": AttackSpec,
 }
-OWN = "module:attribute"  #: the name of the user's own
+OWN = "module:attribute"  #: the name of the user's own code
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Parameter:
 
     name: str
     type: str
-    default: Any  # as JSON; None where there is none, or where it is required
+    default: Any  # as JSON; None if there is none, or if the key is required
     required: bool
-    allowed: str  # empty where everything of its type is
+    allowed: str  # empty if every value of the type is allowed
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands under `name`; a section without a choice is one entry without a name."""
+    """One choice of a section, under its `name`; a section without a choice is one entry without a name."""
 
     name: str | None
     line: str
@@ -84,13 +84,13 @@ def families() -> dict[str, tuple[Entry, ...]]:
 
 
 def matching(wanted: str) -> dict[str, tuple[Entry, ...]]:
-    """The families that a person means: `train` and what is in it, `train.optimizer`, or `optimizer`."""
+    """The families that a person means: `train` with all below it, `train.optimizer`, or just `optimizer`."""
     found = {name: entries for name, entries in families().items() if f"{name}.".startswith(f"{wanted}.")}
     return found or {name: entries for name, entries in families().items() if name.endswith(f".{wanted}")}
 
 
 def in_common(entries: Sequence[Entry]) -> tuple[Parameter, ...]:
-    """What all of several entries have, so that it needs to be told only once."""
+    """The parameters that all of several entries share, so that a list shows them only once."""
     named = [entry for entry in entries if entry.name != OWN]
     if len(named) < 2:
         return ()
@@ -118,7 +118,7 @@ def _parameter(name: str, schema: dict[str, Any], required: bool) -> Parameter:
 
 
 def _kind(schema: dict[str, Any]) -> tuple[str, str]:
-    """The type of what a JSON Schema describes, and what is allowed of that type, in words."""
+    """The type that a JSON Schema describes, and the allowed values of that type, in words."""
     if schema.get("description") == DURATION:
         return "duration", "> 0, ≤ 7 days"
     if options := [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]:
@@ -133,7 +133,7 @@ def _kind(schema: dict[str, Any]) -> tuple[str, str]:
 
 
 def _many(schema: dict[str, Any]) -> tuple[str, str]:
-    """A list or a mapping: of what, and what is allowed of each."""
+    """The type of a list or a mapping with its items, and the allowed values of each item, in words."""
     fixed = schema.get("prefixItems")
     inner = fixed[0] if fixed else schema.get("items", schema.get("additionalProperties"))
     if not isinstance(inner, dict):
@@ -164,7 +164,7 @@ def _number(value: Any) -> str:
 
 
 def _names(schema: dict[str, Any]) -> list[str]:
-    """What may be chosen in a section; where nothing is chosen, the family that describes it."""
+    """The names that may be chosen in a section; for a section without a choice, the family that describes it."""
     refs = [part["$ref"].rpartition("/")[2] for part in schema.get("oneOf", [schema])]
     found = [(family, kind) for family, entries in FAMILIES.items() for kind in _classes(entries)]
     if len(refs) == 1:

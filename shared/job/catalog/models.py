@@ -10,19 +10,19 @@ Width = Annotated[StrictInt, Field(ge=1, le=65536)]
 
 
 class Lora(Strict):
-    """Low-rank adapters (Hu et al. 2021), by the library peft: they and the last layer alone are trained and sent."""
+    """Low-rank adapters (Hu et al. 2021), by the library peft: only they and the last layer are trained and sent."""
 
     name: Literal["lora"] = "lora"
     rank: StrictInt = Field(default=8, ge=1, le=1024)
     alpha: float = Field(default=16.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | None = Field(default=None, min_length=1)  # module names; the model's own where left out
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)  # module names; the model's own if left out
 
 
 class Network(Strict):
-    """What every model may have besides its own parameters."""
+    """Base of all models: the options that each has in addition to its parameters."""
 
-    start: str | None = None  # a safetensors file whose tensors the model begins with; random ones where left out
+    start: str | None = None  # a safetensors file with the model's first tensors; they are random if left out
     adapters: Lora | None = None
 
 
@@ -40,7 +40,7 @@ class Mlp(Network):
 
 
 class LeNet(Network):
-    """LeCun et al. 1998, with ReLU and max pooling, sized to the images it is given."""
+    """LeNet (LeCun et al. 1998) with ReLU and max pooling, sized to the images of the data."""
 
     name: Literal["lenet"] = "lenet"
 
@@ -54,7 +54,7 @@ class Cnn(Network):
 
 
 class ResNet(Network):
-    """He et al. 2016: depth 18 or 50 as for ImageNet with a 3×3 stem, or 20, 32, 44, 56 as for CIFAR."""
+    """ResNet (He et al. 2016): depth 18 or 50 as for ImageNet with a 3×3 stem, or 20, 32, 44, 56 as for CIFAR."""
 
     name: Literal["resnet"] = "resnet"
     depth: Literal[18, 20, 32, 44, 50, 56] = 20
@@ -74,14 +74,14 @@ class Vgg11(Network):
 
 
 class Torchvision(Network):
-    """Any classification model of torchvision, by its name there, with its classes changed to those of the data."""
+    """Any classification model of torchvision, by its name there, with as many outputs as the data have classes."""
 
     name: Literal["torchvision"] = "torchvision"
     arch: str = Field(pattern=r"^[a-z][a-z0-9_]{1,60}$")
 
 
 class CharLstm(Network):
-    """Predicts the next character: embedding, LSTM layers, a linear layer (Caldas et al. 2018, LEAF)."""
+    """Prediction of the next character: embedding, LSTM layers, a linear layer (Caldas et al. 2018, LEAF)."""
 
     name: Literal["char_lstm"] = "char_lstm"
     embedding: Width = 8
@@ -90,7 +90,7 @@ class CharLstm(Network):
 
 
 class Transformer(Network):
-    """A small encoder with learnt positions (Vaswani et al. 2017): for sequences of tokens, or images in patches."""
+    """A small encoder with learned positions (Vaswani et al. 2017): for sequences of tokens, or images in patches."""
 
     name: Literal["transformer"] = "transformer"
     width: Width = 64
@@ -107,7 +107,7 @@ class Transformer(Network):
 
 
 class CustomModel(Custom, Network):
-    """The user's own `torch.nn.Module`, from a function of the data's `shape` and `classes`."""
+    """A `torch.nn.Module` of the user's own, made by a function of the data's `shape` and `classes`."""
 
 
 ModelSpec = Annotated[

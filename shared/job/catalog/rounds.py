@@ -1,4 +1,4 @@
-"""When a round is done, how its model is judged, and the bounds that updates are held to."""
+"""The end of a round, the evaluation of its model, and the bounds that updates are held to."""
 
 from typing import Literal
 
@@ -6,8 +6,8 @@ from pydantic import Field, StrictInt
 
 from shared.job.catalog.choice import Seconds, Strict
 
-MEASURED = ("loss", "accuracy")  #: of a model, on the held-out test set
-#: Of it on what the clients hold out: the means over examples, over clients, and over the worst tenth of the clients.
+MEASURED = ("loss", "accuracy")  #: figures of a model on the held-out test set
+#: Its figures on the examples that clients hold out: means over examples, over clients, and over their worst tenth.
 OF_CLIENTS = (
     *(f"local_{name}" for name in MEASURED),
     *(f"local_{name}_mean" for name in MEASURED),
@@ -16,15 +16,15 @@ OF_CLIENTS = (
 
 
 class RoundsSpec(Strict):
-    """When a round is done. `target` and `minimum` default to every client that was meant to answer."""
+    """Number and end of rounds; `target` and `minimum` default to every client that is expected to answer."""
 
     count: StrictInt = Field(ge=1, le=100_000)
     target: StrictInt | None = Field(default=None, ge=1)
     minimum: StrictInt | None = Field(default=None, ge=1)
     deadline: Seconds = 60.0
     below_minimum: Literal["fail", "retry"] = "fail"
-    attempts: StrictInt = Field(default=3, ge=1, le=100)  # of one round, where below_minimum is retry
-    wait: Seconds = 3600.0  # for enough trainers to be alive; then the job fails
+    attempts: StrictInt = Field(default=3, ge=1, le=100)  # of one round, if below_minimum is retry
+    wait: Seconds = 3600.0  # the longest wait for enough live trainers; then the job fails
     clients_per_task: StrictInt = Field(default=1, ge=1, le=250)  # trained one after the other, their updates folded
 
 
@@ -38,13 +38,13 @@ class LimitsSpec(Strict):
 
 
 class StopSpec(Strict):
-    """Ends a job before its last round: at a `target`, or on a plateau of `patience` evaluations."""
+    """Early end of a job, before its last round: at a `target`, or on a plateau of `patience` evaluations."""
 
     metric: str = Field(default="accuracy", max_length=64)
     mode: Literal["max", "min"] = "max"  # whether more is better
     target: float | None = None
     patience: StrictInt | None = Field(default=None, ge=1)  # evaluations in a row without an improvement
-    min_delta: float = Field(default=0.0, ge=0)  # less than that is no improvement
+    min_delta: float = Field(default=0.0, ge=0)  # a smaller change is no improvement
 
 
 class EvaluateSpec(Strict):
@@ -52,8 +52,8 @@ class EvaluateSpec(Strict):
 
     every: StrictInt = Field(default=1, ge=0)
     deadline: Seconds = 60.0
-    where: Literal["server", "clients", "both"] = "server"  # the held-out test set; the clients' own held-out examples
-    clients: StrictInt | None = Field(default=None, ge=1)  # how many of a pool's evaluate; all where left out
+    where: Literal["server", "clients", "both"] = "server"  # the held-out test set, or the clients' held-out examples
+    clients: StrictInt | None = Field(default=None, ge=1)  # number of a pool's that evaluate; all if left out
     stop: StopSpec | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Who trains in a round: the policies that a job file may name."""
+"""Selection policies that a job file may name: each chooses the clients of a round."""
 
 import math
 from typing import Annotated, Literal
@@ -18,52 +18,52 @@ class SelectAll(Strict):
 
 
 class Some(Strict):
-    """What every policy has that asks only some of the clients."""
+    """Base of the policies that ask only some of the clients."""
 
     clients: Count
-    over_select: float = Field(default=1.0, ge=1, le=10)  # asks so many times `clients`, and goes on with the fastest
+    over_select: float = Field(default=1.0, ge=1, le=10)  # factor on the clients that are asked: the fastest count
 
     @property
     def size(self) -> int:
-        """How many are asked; the fastest `target` of them are waited for."""
+        """Number of clients that a round asks; it waits for the fastest `target` of them."""
         return math.ceil(self.clients * self.over_select - 1e-9)
 
 
 class SelectRandom(Some):
-    """Some of them, drawn anew each round from the job's seed."""
+    """A random choice of clients, drawn again each round from the job's seed."""
 
     name: Literal["random"] = "random"
 
 
 class RoundRobin(Some):
-    """One after the other, each as often as any other."""
+    """Clients in turn, so that each is asked as often as any other."""
 
     name: Literal["round_robin"] = "round_robin"
 
 
 class PowerOfChoice(Some):
-    """Draws `candidates` in proportion to their examples, asks those of the highest last loss (Cho et al. 2020)."""
+    """Draws `candidates` in proportion to their examples; those with the highest last loss train (Cho et al. 2020)."""
 
     name: Literal["power_of_choice"] = "power_of_choice"
-    candidates: Count | None = None  # twice those that are asked where left out
+    candidates: Count | None = None  # twice the clients that are asked, if left out
 
 
 class Oort(Some):
     """By statistical utility and speed, exploring as it goes (Lai et al. 2021, OSDI); FedScale's names and defaults."""
 
     name: Literal["oort"] = "oort"
-    exploration_factor: Share = 0.9  # of a cohort that is drawn among clients that never delivered, at first
+    exploration_factor: Share = 0.9  # of a cohort, drawn from clients that never delivered, at first
     exploration_decay: Share = 0.98  # × each round
     exploration_min: Share = 0.3
     exploration_alpha: float = Field(default=0.1, ge=0)  # of √(alpha · ln(round) / last round it delivered in)
-    round_threshold: float = Field(default=30.0, gt=0, le=100)  # percentile of durations that is the preferred one
-    round_penalty: float = Field(default=2.0, ge=0)  # exponent of (preferred / own duration) where that is slower
-    pacer_delta: float = Field(default=5.0, ge=0, le=100)  # percentile points by which the threshold is moved
-    pacer_step: Count = 20  # rounds that are compared with as many before them
+    round_threshold: float = Field(default=30.0, gt=0, le=100)  # percentile of durations that is preferred
+    round_penalty: float = Field(default=2.0, ge=0)  # exponent of (preferred / own duration) if slower
+    pacer_delta: float = Field(default=5.0, ge=0, le=100)  # percentile points of one step of the threshold
+    pacer_step: Count = 20  # rounds, compared with as many before them
     clip_bound: Share = 0.9  # quantile of utilities above which they are clipped
-    cut_off_util: Share = 0.05  # of the last score that would be taken by score: draws among those that have as much
-    sample_window: float = Field(default=5.0, ge=1, le=1000)  # exploration draws among so many times the wanted
-    blacklist_rounds: StrictInt = Field(default=-1, ge=-1)  # times asked after which a client rests; -1: never
+    cut_off_util: Share = 0.05  # of the lowest score that would be chosen: clients with at least that are drawn from
+    sample_window: float = Field(default=5.0, ge=1, le=1000)  # exploration draws from so many times the wanted
+    blacklist_rounds: StrictInt = Field(default=-1, ge=-1)  # selections after which a client rests; -1: never
     blacklist_max_len: Share = 0.3  # of all clients, at most
 
 
@@ -73,7 +73,7 @@ class Tifl(Some):
     name: Literal["tifl"] = "tifl"
     tiers: StrictInt = Field(default=5, ge=1, le=100)
     interval: Count = 10  # rounds between two changes of the tiers' probabilities
-    credits: Count | None = None  # rounds that a tier may be drawn; ⌈rounds / tiers⌉ where left out
+    credits: Count | None = None  # rounds in which a tier may be drawn; ⌈rounds / tiers⌉ if left out
 
 
 SelectSpec = Annotated[SelectAll | SelectRandom | RoundRobin | PowerOfChoice | Oort | Tifl, Choice("select")]

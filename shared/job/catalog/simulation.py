@@ -18,24 +18,24 @@ class Profiles(Strict):
     name: Literal["profiles"] = "profiles"
     slow: Share = 0.1
     medium: Share = 0.2
-    ratios: tuple[Factor, Factor, Factor] = (2.5, 1.67, 1.0)  # how many times as long each kind takes
+    ratios: tuple[Factor, Factor, Factor] = (2.5, 1.67, 1.0)  # factors on the training time of each kind
 
 
 class Phones(Strict):
-    """The speeds of phones, old and new, cheap and dear: from 1 to 16 times as long (after EasyFL)."""
+    """Speeds of old and new, cheap and expensive phones: training takes 1 to 16 times as long (after EasyFL)."""
 
     name: Literal["phones"] = "phones"
 
 
 class LogNormal(Strict):
-    """exp(N(0, sigma)) times as long, and never less than once."""
+    """Training takes exp(N(0, sigma)) times as long, but at least 1 times."""
 
     name: Literal["lognormal"] = "lognormal"
     sigma: float = Field(default=1.0, ge=0, le=5)
 
 
 class Ratios(Strict):
-    """Given clients take given times as long."""
+    """Training takes a given number of times as long for each client listed."""
 
     name: Literal["ratios"] = "ratios"
     ratios: dict[str, Factor]
@@ -47,7 +47,7 @@ SpeedSpec = Annotated[Profiles | Phones | LogNormal | Ratios, Choice("simulate.s
 
 
 class NetworkSpec(Strict):
-    """How long models and updates travel: latency + bytes / rate; a client has the rates times exp(N(0, sigma))."""
+    """Transfer times of models and updates: latency + bytes / rate; each client's rates are × exp(N(0, sigma))."""
 
     latency: Seconds | None = None
     down_mbps: float | None = Field(default=None, gt=0)  # 10^6 bits a second
@@ -59,7 +59,7 @@ class NetworkSpec(Strict):
 
 
 class Cycle(Strict):
-    """Each client is there for a while and away for a while, again and again, from a moment of its own."""
+    """Each client is present for `there`, then absent for `away`, and so on; each starts at a different moment."""
 
     name: Literal["cycle"] = "cycle"
     there: Seconds
@@ -67,11 +67,11 @@ class Cycle(Strict):
 
 
 class Trace(Strict):
-    """Spans in which clients are there: pairs of seconds since the job began; who is not listed always is."""
+    """Spans of presence, as pairs of seconds since the job began; a client that is not listed is always present."""
 
     name: Literal["trace"] = "trace"
     spans: dict[str, tuple[tuple[float, float], ...]]
-    period: Seconds | None = None  # after which the trace begins again
+    period: Seconds | None = None  # the trace begins again after this time
 
 
 AvailabilitySpec = Annotated[Cycle | Trace, Choice("simulate.availability")]
@@ -80,21 +80,21 @@ AvailabilitySpec = Annotated[Cycle | Trace, Choice("simulate.availability")]
 
 
 class DropoutSpec(Strict):
-    """A client that is asked gives nothing, with this probability in each round: silently, or saying so."""
+    """A selected client gives no update, with probability `rate` in each round: silently, or with an error."""
 
     rate: Share = 0.1
     how: Literal["silent", "error"] = "silent"
 
 
 class LabelFlip(Strict):
-    """A share of the clients, exact but for rounding, train on labels y → classes − 1 − y."""
+    """A share of the clients, exact except for rounding, trains on flipped labels, y → classes − 1 − y."""
 
     name: Literal["label_flip"] = "label_flip"
     fraction: Share = 0.2
 
 
 class ScaledUpdate(Strict):
-    """A share of the clients, as above, send their update times `factor`; a negative one goes against the others."""
+    """A share of the clients, exact except for rounding, sends updates × `factor`; below 0 opposes the others."""
 
     name: Literal["scaled_update"] = "scaled_update"
     fraction: Share = 0.2
@@ -105,12 +105,12 @@ AttackSpec = Annotated[LabelFlip | ScaledUpdate, Choice("simulate.attack")]
 
 
 class SimulateSpec(Strict):
-    """What is simulated; left out, nothing is."""
+    """Simulated impairments of the clients; without this section, there are none."""
 
     speed: SpeedSpec | None = None
     network: NetworkSpec | None = None
     availability: AvailabilitySpec | None = None
-    aware: StrictBool = True  # selection asks only clients that are there
+    aware: StrictBool = True  # selection asks only clients that are present
     dropout: DropoutSpec | None = None
     attack: AttackSpec | None = None
-    seed: StrictInt = Field(default=0, ge=0, lt=2**31)  # of who is slow, absent or hostile
+    seed: StrictInt = Field(default=0, ge=0, lt=2**31)  # decides which clients are slow, absent or hostile

@@ -1,4 +1,4 @@
-"""How a round's updates become the next model: the strategies that a job file may name."""
+"""Strategies that a job file may name: each makes the next model from a round's updates."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ Faulty = Annotated[StrictInt, Field(ge=0)]
 
 
 class Averaging(Strict):
-    """What every strategy has that takes a mean."""
+    """Base of the strategies that take a mean."""
 
     lr: Rate = 1.0  # of the server
     weights: Literal["examples", "equal"] = "examples"
@@ -32,7 +32,7 @@ class FedAvgM(Averaging):
 
 
 class Adaptive(Averaging):
-    """What the adaptive server optimizers have (Reddi et al. 2020)."""
+    """Base of the adaptive server optimizers (Reddi et al. 2020)."""
 
     beta_1: Beta = 0.9
     tau: Rate = 1e-3  # degree of adaptivity: added to √v
@@ -63,17 +63,17 @@ class FedAdagrad(Adaptive):
 
 
 class FedNova(Averaging):
-    """Updates normalised by how many steps each client took (Wang et al. 2020)."""
+    """Updates normalized by the number of steps that each client took (Wang et al. 2020)."""
 
     name: Literal["fednova"] = "fednova"
 
 
 class QFedAvg(Strict):
-    """Fairer: clients with a higher loss weigh more, by its q-th power (Li et al. 2019, q-FFL)."""
+    """Fairness: clients with a higher loss weigh more, by its q-th power (Li et al. 2019, q-FFL)."""
 
     name: Literal["qfedavg"] = "qfedavg"
     q: float = Field(default=1.0, ge=0, le=20)
-    lipschitz: Rate | None = None  # L; 1 / the clients' learning rate where left out
+    lipschitz: Rate | None = None  # L; 1 / the clients' learning rate if left out
 
 
 class Scaffold(Averaging):
@@ -84,13 +84,13 @@ class Scaffold(Averaging):
 
 
 class FedBuff(Strict):
-    """Asynchronous: `buffer_size` updates end a round, whatever round they began in (Nguyen et al. 2021)."""
+    """Asynchronous rounds: `buffer_size` updates end one, in whichever round they began (Nguyen et al. 2021)."""
 
     name: Literal["fedbuff"] = "fedbuff"
     lr: Rate = 1.0
     buffer_size: StrictInt = Field(default=10, ge=1)
     max_staleness: StrictInt = Field(default=5, ge=0, le=1000)  # rounds; an update older than that is refused
-    # Each weighs 1 / √(1 + its staleness).
+    # An update weighs 1 / √(1 + its staleness).
 
 
 class Median(Strict):
@@ -109,7 +109,7 @@ class TrimmedMean(Strict):
 
 
 class Krum(Strict):
-    """The one update that is nearest to its neighbours (Blanchard et al. 2017); needs 2 · byzantine + 3 updates."""
+    """The one update that is nearest to its neighbors (Blanchard et al. 2017); needs 2 · byzantine + 3 updates."""
 
     name: Literal["krum"] = "krum"
     lr: Rate = 1.0
@@ -117,16 +117,16 @@ class Krum(Strict):
 
 
 class MultiKrum(Strict):
-    """The mean of the `keep` updates nearest to their neighbours (Blanchard et al. 2017)."""
+    """The mean of the `keep` updates nearest to their neighbors (Blanchard et al. 2017)."""
 
     name: Literal["multikrum"] = "multikrum"
     lr: Rate = 1.0
     byzantine: Faulty = 1
-    keep: StrictInt | None = Field(default=None, ge=1)  # all but the byzantine where left out
+    keep: StrictInt | None = Field(default=None, ge=1)  # all but the byzantine ones if left out
 
 
 class Bulyan(Strict):
-    """Krum again and again, then the mean of what is nearest to the median (El Mhamdi et al. 2018); needs 4 f + 3."""
+    """Repeated Krum, then the mean of the values nearest to the median (El Mhamdi et al. 2018); needs 4 f + 3."""
 
     name: Literal["bulyan"] = "bulyan"
     lr: Rate = 1.0
@@ -134,7 +134,7 @@ class Bulyan(Strict):
 
 
 class NormClip(Averaging):
-    """The mean of updates none of which is longer than `max_norm` (Sun et al. 2019)."""
+    """The mean of updates, each clipped to the length `max_norm` (Sun et al. 2019)."""
 
     name: Literal["norm_clip"] = "norm_clip"
     max_norm: Rate = 1.0
@@ -164,4 +164,4 @@ StrategySpec = Annotated[
     Choice("strategy"),
 ]
 
-ROBUST = (Median, TrimmedMean, Krum, MultiKrum, Bulyan)  #: those that compare single updates
+ROBUST = (Median, TrimmedMean, Krum, MultiKrum, Bulyan)  #: the strategies that compare single updates

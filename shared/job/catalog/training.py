@@ -1,4 +1,4 @@
-"""What a client does with the model it is given: optimizers, schedules over the rounds, and what stays with it."""
+"""Local training of a client: optimizers, schedules over the rounds, and the parts of a model that stay with it."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -24,7 +24,7 @@ class Sgd(Strict):
 
 
 class Adam(Strict):
-    """Kingma and Ba 2014; its moments start anew in each round."""
+    """Adam (Kingma and Ba 2014); its moments start at zero in each round."""
 
     name: Literal["adam"] = "adam"
     lr: Rate = 0.001
@@ -35,7 +35,7 @@ class Adam(Strict):
 
 
 class AdamW(Strict):
-    """Loshchilov and Hutter 2017: Adam, with the weight decay apart from the gradient."""
+    """Adam with weight decay that is separate from the gradient (Loshchilov and Hutter 2017)."""
 
     name: Literal["adamw"] = "adamw"
     lr: Rate = 0.001
@@ -51,19 +51,19 @@ OptimizerSpec = Annotated[Sgd | Adam | AdamW, Choice("train.optimizer", default=
 
 
 class Schedule(Strict):
-    """How the learning rate goes from round to round: a warm-up, then what the schedule does."""
+    """Learning rate from round to round: a warm-up, then the schedule."""
 
-    warmup: StrictInt = Field(default=0, ge=0)  # first rounds, in which it rises linearly to the optimizer's
+    warmup: StrictInt = Field(default=0, ge=0)  # first rounds, with a linear rise to the optimizer's rate
 
 
 class Constant(Schedule):
-    """The same in every round."""
+    """The same learning rate in every round."""
 
     name: Literal["constant"] = "constant"
 
 
 class StepDecay(Schedule):
-    """× gamma every `every` rounds, and not below `floor`, a learning rate (FLTK's MinCapableStepLR)."""
+    """Learning rate × gamma after every `every` rounds, but never below `floor` (FLTK's MinCapableStepLR)."""
 
     name: Literal["step"] = "step"
     every: StrictInt = Field(default=50, ge=1)
@@ -72,7 +72,7 @@ class StepDecay(Schedule):
 
 
 class Exponential(Schedule):
-    """× gamma each round, and not below `floor`, a learning rate."""
+    """Learning rate × gamma after each round, but never below `floor`."""
 
     name: Literal["exponential"] = "exponential"
     gamma: float = Field(default=0.98, gt=0, le=1)
@@ -80,7 +80,7 @@ class Exponential(Schedule):
 
 
 class Cosine(Schedule):
-    """Half a cosine from the optimizer's learning rate, where the warm-up ends, to `floor` in the last round."""
+    """Half a cosine from the optimizer's learning rate, at the end of the warm-up, to `floor` in the last round."""
 
     name: Literal["cosine"] = "cosine"
     floor: float = Field(default=0.0, ge=0)
@@ -92,14 +92,14 @@ ScheduleSpec = Annotated[Constant | StepDecay | Exponential | Cosine, Choice("tr
 
 
 class FedProx(Strict):
-    """Adds mu/2 · ‖w − w_round‖² to the loss (Li et al. 2018), so that a client stays near the model it was given."""
+    """Adds mu/2 · ‖w − w_round‖² to the loss (Li et al. 2018), so that a client stays near the model it received."""
 
     name: Literal["fedprox"] = "fedprox"
     mu: float = Field(default=0.01, gt=0)
 
 
 class Kept(Strict):
-    """What stays with a client."""
+    """Parts of a model that stay with a client."""
 
     #: Batch norm's running statistics: averaged like weights, kept by each client, or not taken from clients at all.
     buffers: Literal["averaged", "local", "left_out"] = "averaged"
@@ -109,7 +109,7 @@ class Kept(Strict):
 
 
 class TrainSpec(Kept):
-    """So many epochs, or `steps` batches, of an optimizer on cross-entropy."""
+    """The given number of `epochs`, or of `steps` on one batch each, of an optimizer on cross-entropy."""
 
     epochs: StrictInt = Field(default=1, ge=1, le=10_000)
     steps: StrictInt | None = Field(default=None, ge=1, le=10_000_000)  # batches, instead of epochs
@@ -117,8 +117,8 @@ class TrainSpec(Kept):
     optimizer: OptimizerSpec = Sgd()
     schedule: ScheduleSpec = Constant()
     fedprox: FedProx | None = None
-    clip_norm: float | None = Field(default=None, gt=0)  # of each batch's gradient with FedProx's part, L2
-    precision: Literal["full", "mixed"] = "full"  # mixed: bfloat16 or float16 where the device is CUDA
+    clip_norm: float | None = Field(default=None, gt=0)  # L2, of each batch's gradient with FedProx's term
+    precision: Literal["full", "mixed"] = "full"  # mixed: bfloat16 or float16 if the device is CUDA
 
 
 class CustomTrain(Custom, Kept):
@@ -126,7 +126,7 @@ class CustomTrain(Custom, Kept):
 
 
 def _tag(value: object) -> str:
-    """The built-in step has no name."""
+    """The tag of a `train` section: `custom` if it has a name, for the built-in step has none."""
     return "custom" if (isinstance(value, Mapping) and "name" in value) or isinstance(value, Custom) else "builtin"
 
 
