@@ -1,8 +1,8 @@
 """Run the stack where this machine can: `python3 -m deploy up|down|demo|logs|status`.
 
-In containers if a Docker Engine with Compose answers, as ordinary processes if none does or if those run already;
-`STACK=compose` or `STACK=native` decides. Needs the standard library alone; processes run from `.venv`, which `up`
-and `demo` fill first.
+The stack runs in containers if a Docker Engine with Compose answers, and as ordinary processes if none does or if
+such processes already run; `STACK=compose` or `STACK=native` overrides this. This module needs only the standard
+library; the processes run from `.venv`, which `up` and `demo` fill first.
 """
 
 import os
@@ -16,9 +16,9 @@ COMMANDS = ("up", "down", "demo", "logs", "status")
 STARTS = ("up", "demo")
 SETTINGS = Path(".fedq/env")  #: the settings of the stack that runs
 ENVIRONMENT = Path(".venv")
-RUNS = ENVIRONMENT / ".runs"  #: as old as the environment that the stack runs from
+RUNS = ENVIRONMENT / ".runs"  #: its mtime is the time of the last installation into `.venv`
 SOURCES = (Path("pyproject.toml"), Path("constraints.txt"))
-PATIENCE = 10.0  #: seconds for Docker to answer; a daemon that hangs is none
+PATIENCE = 10.0  #: seconds for Docker to answer; a daemon that hangs counts as absent
 
 
 def main() -> None:
@@ -54,17 +54,17 @@ def stack() -> str:
 
 
 def fill() -> None:
-    """Installs into `.venv` what the stack runs on, unless that was done since the requirements changed."""
+    """Installs the stack's requirements into `.venv`, unless this was done since they last changed."""
     if RUNS.exists() and all(source.stat().st_mtime <= RUNS.stat().st_mtime for source in SOURCES):
         return
-    from deploy.native import bootstrap  # noqa: PLC0415 - not needed where containers are
+    from deploy.native import bootstrap  # noqa: PLC0415 - not needed with containers
 
     bootstrap.main(ENVIRONMENT, "stack")
     RUNS.touch()
 
 
 def _native_runs() -> bool:
-    """Returns whether the settings that were written last are those of processes, whose cache is beside them."""
+    """Returns whether a native stack wrote the settings last, which its cache folder in `.fedq/stack` shows."""
     try:
         lines = SETTINGS.read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
 """Run the stack in containers: `python3 -m deploy.compose up|down|status|logs|demo`.
 
-Needs Docker and the standard library; fedq itself and its packages are in the images.
+It needs Docker and the standard library; the images contain fedq and its packages.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from deploy.native.state import locked, write_private
 from shared.errors import FedqError
 from shared.process import settings_file
 
-SETTINGS = Path(".fedq/env")  #: where a `fedq` of this machine looks for the stack
+SETTINGS = Path(".fedq/env")  #: the file in which `fedq` on this machine looks for the stack
 LOCK = Path(".fedq/compose.lock")
 
 
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def up(project: Project) -> int:
-    """Start what does not run, and wait until all of it serves; it goes on when this command ends."""
+    """Starts every container that is down and waits until all serve; they keep running after this command."""
     with locked(LOCK):
         stack = ComposeStack(project)
         stack.start()
@@ -46,7 +46,7 @@ def up(project: Project) -> int:
 
 
 def down(project: Project, *, purge: bool) -> int:
-    """Stop and remove the containers, of every profile; a second time there is nothing to do."""
+    """Stops and removes the containers of every profile; does nothing if there are none."""
     with locked(LOCK):
         code = project.run("--profile", "*", "down", "--remove-orphans", *(["--volumes"] if purge else []))
         if SETTINGS.exists() and SETTINGS.read_text().startswith(_title(project)):
@@ -55,22 +55,22 @@ def down(project: Project, *, purge: bool) -> int:
 
 
 def status(project: Project, *, as_json: bool) -> int:
-    """Show every container and where to look."""
+    """Shows every container and the addresses of the consoles."""
     stack = ComposeStack(project)
     print(overview.as_json(stack) if as_json else overview.as_text(stack))
     return 0
 
 
 def logs(project: Project) -> int:
-    """Show what all containers say, and go on until Ctrl-C."""
+    """Shows the output of all containers until Ctrl-C."""
     try:
         return project.run("--profile", "*", "logs", "--follow", "--tail", "50", grace=0)
     except SystemExit:
-        return 0  # who asks for the end gets it
+        return 0  # Ctrl-C is the normal end of this command, not a failure
 
 
 def _title(project: Project) -> str:
-    """The first line of the settings, by which they are known as this stack's."""
+    """The first line of the settings file, which identifies the project that wrote it."""
     return f"# The stack in containers, project {project.name}: written by `up`, removed by `down`.\n"
 
 

@@ -1,4 +1,4 @@
-"""One whole training to watch, in containers of its own that leave nothing behind."""
+"""Demo: one whole training to watch, in separate containers that leave nothing behind."""
 
 import os
 import random
@@ -31,13 +31,13 @@ def run(job: Path) -> int:
 
 
 def remove(project: Project) -> None:
-    """Ends the containers at once, for nobody needs what they hold, and removes them with their volumes."""
+    """Kills the containers without grace, as their data is not needed, and removes them with their volumes."""
     project.run("--profile", "*", "kill", quiet=True)
     project.run("--profile", "*", "down", "--volumes", "--remove-orphans", quiet=True)
 
 
 def _train(project: Project, job: Path) -> int:
-    """`fedq start --watch` in a container that sees the job file, as the user who asks and at their terminal."""
+    """Runs `fedq start --watch` in a container that sees the job file, as the calling user, at their terminal."""
     words = ["run", "--rm", "--no-deps", "--interactive=false", "--user", f"{os.getuid()}:{os.getgid()}"]
     if not sys.stdout.isatty():
         words.append("--no-TTY")
@@ -47,6 +47,6 @@ def _train(project: Project, job: Path) -> int:
 
 
 def _free_ports() -> dict[str, str]:
-    """A port of this machine for each that the stack offers, so that it stands beside another."""
+    """Chooses a free port of this machine for each port of the stack, so that it can run next to another stack."""
     free = (str(port) for port in random.SystemRandom().sample(CHOICE, len(CHOICE)) if is_free(port))
     return dict(zip(PORTS.values(), free, strict=False))

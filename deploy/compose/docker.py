@@ -1,4 +1,4 @@
-"""Docker and its Compose plugin by their command lines; what is wrong with them, in a sentence each."""
+"""Docker and its Compose plugin, called by their command lines; each of their failures becomes one sentence."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from deploy.compose import variables
 from shared.errors import Unavailable
 
 FILE = Path(__file__).with_name("compose.yaml")
-OLDEST_COMPOSE = (2, 24, 4)  #: the first that knows `!override`, which the guide uses
+OLDEST_COMPOSE = (2, 24, 4)  #: the first version that knows `!override`, which the guide uses
 NATIVE = "or run the stack without Docker: make up STACK=native"
-ANSWER_SECONDS = 20.0  # that Docker's daemon may take to say something
-GRACE_SECONDS = 5.0  # for an interrupted command to put the terminal right
+ANSWER_SECONDS = 20.0  # limit for an answer of Docker's daemon
+GRACE_SECONDS = 5.0  # time for an interrupted command to restore the terminal
 
 
 def check() -> None:
-    """`Unavailable` unless a Docker Engine answers here, and Compose is new enough."""
+    """Raises `Unavailable` unless a Docker Engine answers on this machine and Compose is new enough."""
     if shutil.which("docker") is None:
         raise Unavailable(f"Docker is not installed: see https://docs.docker.com/engine/install, {NATIVE}.")
     try:
@@ -50,9 +50,10 @@ def run(
     quiet: bool = False,
     grace: float = GRACE_SECONDS,
 ) -> int:
-    """Runs a command in the foreground and returns its exit code; `quiet` shows nothing of it.
+    """Runs a command in the foreground and returns its exit code; `quiet` discards its output.
 
-    In a session of its own, so that a Ctrl-C is ours alone; when we are interrupted it has `grace` seconds to end.
+    The command gets a separate session, so that Ctrl-C reaches only this process; after an interrupt, the command has
+    `grace` seconds to end.
     """
     output = subprocess.DEVNULL if quiet else None
     child = subprocess.Popen(
@@ -73,7 +74,7 @@ def run(
 
 @dataclass(frozen=True)
 class Container:
-    """One container of a project."""
+    """Container of a Compose project."""
 
     name: str
     service: str
@@ -83,7 +84,7 @@ class Container:
 
     @property
     def condition(self) -> str:
-        """State and health in a few words."""
+        """State and health of the container in a few words."""
         if self.state == "running":
             return self.health or "up"
         return f"{self.state} ({self.exit_code})" if self.state in ("exited", "restarting") else self.state
@@ -94,7 +95,7 @@ class Container:
         return self.state == "exited" and self.exit_code == 0 and self.service == "setup"
 
     def tail(self, lines: int = 8) -> str:
-        """The last lines it wrote."""
+        """The last lines that the container logged."""
         done = subprocess.run(
             ["docker", "logs", "--tail", str(lines), self.name],
             check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -102,7 +103,7 @@ class Container:
         return done.stdout.strip()
 
     def is_ready(self) -> bool:
-        """Tells whether this service of fedq serves by now; asked directly, because a probe may be seconds away."""
+        """Tells whether this fedq service serves; checks directly, because the next probe may be seconds away."""
         done = subprocess.run(
             ["docker", "exec", self.name, "test", "-e", "/tmp/fedq/ready"],  # noqa: S108 - in the container
             check=False, capture_output=True,
@@ -118,21 +119,21 @@ class Project:
         self.variables = variables
 
     def run(self, *words: str, quiet: bool = False, grace: float = GRACE_SECONDS) -> int:
-        """`docker compose` for this project, in the foreground."""
+        """Runs `docker compose` for this project in the foreground and returns its exit code."""
         return run(self._command(*words), environment=self._environment(), quiet=quiet, grace=grace)
 
     def config(self) -> dict[str, Any]:
-        """The file with every variable filled in, or `Unavailable` with the one that is missing."""
+        """The Compose file with every variable filled in; `Unavailable` names a variable that is missing."""
         words = self._command("--profile", "*", "config", "--format", "json")
         found: dict[str, Any] = json.loads(_said(*words, environment=self._environment()))
         return found
 
     def images(self) -> list[str]:
-        """Those of the services that `up` starts, by the profiles that are chosen in the file or in our environment."""
+        """Images of the services that `up` starts, by the profiles chosen in the file or in this environment."""
         return _said(*self._command("config", "--images"), environment=self._environment()).split()
 
     def containers(self) -> list[Container]:
-        """All that exist, of any profile, in the order of their names; but none of `run`, which may end at any time."""
+        """All containers of any profile, sorted by name, except those of `run`, which may end at any time."""
         label = "label=com.docker.compose"
         filters = ["--filter", f"{label}.project={self.name}", "--filter", f"{label}.oneoff=False"]
         names = _said("docker", "ps", "--all", "--quiet", *filters).split()
@@ -151,14 +152,14 @@ class Project:
         return ["docker", "compose", "-p", self.name, "-f", str(FILE), "--env-file", str(file), *words]
 
     def _environment(self) -> dict[str, str]:
-        """Ours; where the file of variables is gone, with something in each, so that what runs can still be stopped."""
+        """This process's environment; placeholders let `down` still work if the file of variables is gone."""
         if self.variables.exists():
             return dict(os.environ)
         return {name: "gone" for name, value in variables.read(variables.EXAMPLE).items() if not value} | os.environ
 
 
 def _said(*words: str, environment: Mapping[str, str] | None = None) -> str:
-    """Output of a command, or `Unavailable` with its complaint."""
+    """Output of a command; `Unavailable` with the last line of its standard error if it fails."""
     try:
         done = subprocess.run(
             words, check=False, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=environment

@@ -1,4 +1,4 @@
-"""Overview of the stack for a person: which containers are well, and where to look."""
+"""Overview of the stack for a person: the state of each container, and the addresses of the consoles."""
 
 import json
 
@@ -7,7 +7,7 @@ from deploy.compose.stack import ComposeStack
 
 
 def places(stack: ComposeStack) -> str:
-    """Consoles and endpoints; only the consoles' passwords are shown, for a person has to type them."""
+    """Consoles and endpoints; only the consoles' passwords are shown, because a person has to type them."""
     services = stack.config["services"]
     running = {one.service for one in stack.project.containers() if one.state == "running"}
     minio, rabbitmq = services["minio"]["environment"], services["rabbitmq"]["environment"]
@@ -36,7 +36,7 @@ def as_text(stack: ComposeStack) -> str:
 
 
 def as_json(stack: ComposeStack) -> str:
-    """The same for a program, without any password."""
+    """Overview for a program, as JSON without any password."""
     found = stack.project.containers()
     environment = stack.environment() if found else {}
     return json.dumps(

@@ -1,4 +1,4 @@
-"""The stack of one project: what must be there before it starts, when it is ready, and how it is reached from here."""
+"""Stack of one Compose project: its preconditions, its readiness, and its addresses on this machine."""
 
 import re
 import sys
@@ -18,13 +18,13 @@ from shared.errors import BadInput, Unavailable
 ROOT = Path(__file__).parents[2]
 SERVERS = ("rabbitmq", "redis", "minio")
 SERVICES = ("registry", "aggregator", "trainer", "trainer-gpu")
-TOOL = "fedq"  #: the service that is the command line; its settings are an operator's
+TOOL = "fedq"  #: the service that runs the command line, with an operator's settings
 
-READY_SECONDS = 120.0  # from the last container's start; a machine with little to do takes 5
+READY_SECONDS = 120.0  # counted from the last container's start; an idle machine takes 5
 STORE_SECONDS = 60.0
-POLL_SECONDS = 0.3  # between two looks at what tells no other way that it is ready
+POLL_SECONDS = 0.3  # between two readiness checks, for services that send no signal when ready
 
-#: The variable of each port of this machine, by service and by the port in its container.
+#: The variable that sets each published port, by service and by the port inside its container.
 PORTS = {
     ("rabbitmq", 5672): "AMQP_PORT",
     ("rabbitmq", 15672): "RABBITMQ_PORT",
@@ -36,11 +36,12 @@ PORTS = {
     ("grafana", 3000): "GRAFANA_PORT",
 }
 
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
+# A proxy from the environment cannot reach 127.0.0.1.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ComposeStack:
-    """One project, started with the variables of its file; a new one holds what is `given`."""
+    """Compose project, started with the variables of its file; a new file is written with the values of `given`."""
 
     def __init__(self, project: Project, given: Mapping[str, str] | None = None) -> None:
         self.project = project
@@ -48,14 +49,14 @@ class ComposeStack:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """compose.yaml as Compose understands it."""
+        """The contents of compose.yaml as Compose parses it."""
         try:
             return self.project.config()
         except Unavailable as error:
             raise BadInput(f"Compose cannot use {docker.FILE.name} with {self.project.variables}: {error}") from None
 
     def start(self) -> None:
-        """Starts what does not run, and waits until every service serves."""
+        """Starts every service that is down, and waits until all of them serve."""
         if not self.project.variables.exists():
             variables.make(self.project.variables, self._given)
         self._check_ports()
@@ -72,7 +73,7 @@ class ComposeStack:
         )
 
     def environment(self) -> dict[str, str]:
-        """An operator's settings for a process of this machine, outside the containers."""
+        """An operator's settings for a process on this machine, outside the containers."""
         found = {}
         for name, value in self.config["services"][TOOL]["environment"].items():
             found[name] = value
@@ -82,7 +83,7 @@ class ComposeStack:
         return found
 
     def _check_ports(self) -> None:
-        """`BadInput` where another process has a port; those of containers that run already are ours."""
+        """Raises `BadInput` if another process uses a port; ports of running containers belong to this stack."""
         running = {one.service for one in self.project.containers() if one.state in ("running", "restarting")}
         for (service, inner), variable in PORTS.items():
             if service in running or "profiles" in self.config["services"][service]:
@@ -94,11 +95,11 @@ class ComposeStack:
                 )
 
     def _build(self) -> None:
-        """Builds images of fedq's that are not here yet; others are for Docker to fetch."""
+        """Builds the fedq images that this machine lacks; Docker pulls all others."""
         prefix = self.config["services"][TOOL]["image"].rpartition("/")[0]
         wanted = {image for image in self.project.images() if image.startswith(f"{prefix}/")}
         missing = sorted(image for image in wanted if not docker.has_image(image))
-        if not missing or "/" in prefix:  # a registry has those
+        if not missing or "/" in prefix:  # a prefix with a slash names a registry, from which Docker pulls them
             return
         names = [re.sub(r"^.*/|:.*$", "", image) for image in missing]
         print(f"Building {', '.join(names)} (once, some minutes) ...", file=sys.stderr, flush=True)
@@ -108,9 +109,9 @@ class ComposeStack:
             raise Unavailable("The images cannot be built: see above, and docs/guide/images.md.")
 
     def _settle_keys(self) -> None:
-        """Gives the trainers the operator's key where the object store is none that can make them one of their own.
+        """Gives the trainers the operator's key if the object store cannot create a separate key for them.
 
-        For a file of variables that we have just made: in one that a person wrote, they decide.
+        This applies only to a newly generated file of variables: a file that a person wrote stays as it is.
         """
         self._compose("up", "--detach", *SERVERS)
         found, keys = variables.read(self.project.variables), {}
@@ -127,7 +128,7 @@ class ComposeStack:
             raise Unavailable("Compose could not start the stack: see above.")
 
     def _explain(self) -> None:
-        """`Unavailable` with the last words of a container that ended in failure, if one did."""
+        """Raises `Unavailable` with the last log lines of a container that failed, if one did."""
         for one in self.project.containers():
             if one.state in ("exited", "restarting", "dead") and one.exit_code:
                 raise Unavailable(f"{one.service} ended with {one.exit_code}; the end of what it said:\n{one.tail()}")
@@ -139,7 +140,7 @@ class ComposeStack:
             for one in missing:
                 if one.state == "running" and one.is_ready():
                     ready.add(one.name)
-                elif one.exit_code == BadInput.exit_code:  # it says itself that another start will find the same
+                elif one.exit_code == BadInput.exit_code:  # this code means that a restart would fail the same way
                     self._explain()
             if time.monotonic() > deadline:
                 self._explain()
@@ -152,7 +153,7 @@ class ComposeStack:
 
 
 def _makes_keys(url: str) -> bool:
-    """Tells whether the object store is MinIO, or its like: the only one that answers this path with success."""
+    """Tells whether the object store is MinIO or compatible with it: only those answer this path with success."""
     deadline = time.monotonic() + STORE_SECONDS
     while time.monotonic() < deadline:
         try:

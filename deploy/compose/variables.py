@@ -1,4 +1,4 @@
-"""The file `.env` beside compose.yaml: made once of `.env.example`, with passwords that nobody else knows."""
+"""The file `.env` next to compose.yaml, generated once from `.env.example` with random passwords."""
 
 import re
 import secrets
@@ -10,12 +10,12 @@ from shared.errors import BadInput
 
 EXAMPLE = Path(__file__).with_name(".env.example")
 ENV = Path(__file__).with_name(".env")
-NEW = "# New: nothing was started with it yet.\n"  #: the first line, until `settle`
+NEW = "# New: nothing was started with it yet.\n"  #: the first line of the file until `settle` removes it
 _LINE = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
 
 
 def make(path: Path, given: Mapping[str, str] | None = None) -> None:
-    """Writes the example to `path`, for its owner's eyes: what is empty there gets a random value."""
+    """Writes the example to `path`, readable by its owner only; each empty value becomes a random one."""
     given = given or {}
 
     def fill(line: re.Match[str]) -> str:
@@ -26,18 +26,18 @@ def make(path: Path, given: Mapping[str, str] | None = None) -> None:
 
 
 def is_new(path: Path) -> bool:
-    """Tells whether the file is as `make` made it, also by a start that did not come far."""
+    """Tells whether the file is still as `make` wrote it, which is also true after a start that failed early."""
     return path.read_text().startswith(NEW)
 
 
 def settle(path: Path, values: Mapping[str, str]) -> None:
-    """Replaces what proved to be otherwise at the first start; from now on the file is its owner's."""
+    """Corrects values after the first start; from then on only the file's owner changes it."""
     change(path, values)
     write_private(path, path.read_text().removeprefix(NEW))
 
 
 def read(path: Path) -> dict[str, str]:
-    """Its variables, as they are written there."""
+    """The variables of the file, with their values as they are written there."""
     try:
         return dict(_LINE.findall(path.read_text()))
     except FileNotFoundError:

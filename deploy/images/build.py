@@ -1,7 +1,7 @@
 """Build or push the container images: `python3 deploy/images/build.py build|push`, with the Makefile's variables.
 
-Each variable of docs/guide/images.md comes from the environment, to which make exports it. Needs Docker and the
-standard library.
+Each variable of docs/guide/images.md comes from the environment, to which make exports it. This script needs Docker
+and the standard library.
 """
 
 import os
@@ -32,7 +32,7 @@ def build() -> None:
     for image in _images():
         index = _given("TORCH_INDEX")
         if image == "trainer-cuda":
-            index = os.environ.get("TORCH_INDEX_CUDA", index)  # an empty one is PyPI alone
+            index = os.environ.get("TORCH_INDEX_CUDA", index)  # an empty value means PyPI alone
         arguments = common | {"TORCH_INDEX": index}
         words = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
         print(f"{prefix}/{image}:{tag}", flush=True)
@@ -79,12 +79,12 @@ def _created() -> str:
 def _git(*words: str) -> str:
     try:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # sources without their history
+    except (OSError, subprocess.CalledProcessError):  # the sources may come without their git history
         return ""
 
 
 def _docker_build(*words: str, given: str | None = None) -> None:
-    # Docker 20.10 has BuildKit, but asks to be told.
+    # Docker 20.10 has BuildKit, but uses it only if this variable is set.
     buildkit = os.environ | {"DOCKER_BUILDKIT": "1"}
     more = shlex.split(_given("DOCKER_BUILD_FLAGS"))
     subprocess.run(["docker", "build", *more, *words], env=buildkit, input=given, text=True, check=True)

@@ -1,9 +1,10 @@
-"""Writes what pip is to install in each image: `python requirements.py FOLDER [WHEELS]`.
+"""Writes pip's requirements for each image: `python requirements.py FOLDER [WHEELS]`.
 
-It reads pyproject.toml and constraints.txt of the working directory. FOLDER gets a folder for each of `EXTRAS` and one
-for torch, with requirements.txt and, for what those draw in, constraints.txt. A package of which the folder WHEELS has
-one release is pinned to that one. Where it has torch and no torchvision, the latter is left out: another build than
-torch's cannot be imported. Standard library only: it runs before anything is installed.
+It reads pyproject.toml and constraints.txt from the working directory. In FOLDER it creates a folder for each of
+`EXTRAS` and one for torch, each with requirements.txt and, for transitive dependencies, constraints.txt. A package
+with exactly one release in the folder WHEELS is pinned to that release. If WHEELS has torch but not torchvision,
+torchvision is left out, because a build that does not match torch's cannot be imported. The script uses only the
+standard library, because it runs before anything is installed.
 """
 
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 EXTRAS = {"registry": ["registry"], "aggregator": ["aggregator"], "trainer": ["trainer", "lora"], "cli": ["cli"]}
-TORCH = ("torch", "torchvision", "numpy", "pillow")  # a layer of its own: gigabytes that seldom change
+TORCH = ("torch", "torchvision", "numpy", "pillow")  # a separate image layer: gigabytes that seldom change
 
 
 def main(folder: Path, wheels: Path | None = None) -> None:
@@ -32,14 +33,14 @@ def main(folder: Path, wheels: Path | None = None) -> None:
 
 
 def requirements(project: dict[str, Any], extras: list[str], pins: dict[str, str]) -> list[str]:
-    """Requirements of every service and of these extras, each with its pin: `numpy>=1.26,<3,==2.4.6`."""
+    """Requirements of every service and of the given extras, each with its pin: `numpy>=1.26,<3,==2.4.6`."""
     added = [line for extra in extras for line in project["optional-dependencies"][extra]]
     lines = {*project["dependencies"], *added}
     return sorted(f"{line},=={pins[package(line)]}" if package(line) in pins else line for line in lines)
 
 
 def pinned(constraints: list[str], given: dict[str, set[str]]) -> dict[str, str]:
-    """The release of each package: the only one that is given, or else that of the constraints."""
+    """The release of each package: its only given release, or else the one in the constraints."""
     pins = {package(name): release for name, release in (line.split("==") for line in constraints)}
     return pins | {name: only for name, (only, *others) in given.items() if not others}
 
@@ -53,7 +54,7 @@ def releases(wheels: Iterable[str]) -> dict[str, set[str]]:
 
 
 def package(requirement: str) -> str:
-    """The package that a requirement or a wheel is of, as package indexes write it."""
+    """The name of the package of a requirement or a wheel, normalized as package indexes write it."""
     name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
     return re.sub(r"[-_.]+", "-", name).lower()
 

@@ -1,1 +1,1 @@
-"""fedq on Kubernetes: manifests for Kustomize, and the Secrets that they count on."""
+"""fedq on Kubernetes: manifests for Kustomize, and the Secrets that they require."""

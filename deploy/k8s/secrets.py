@@ -1,7 +1,7 @@
 """`python3 -m deploy.k8s.secrets [--tls] | kubectl create -f -`: the Secrets of a federation whose servers are inside.
 
-Passwords are random, and different each time: `create` leaves what is there alone, where `apply` would lock everybody
-out. Nothing is installed before it runs: the standard library is all there is.
+Passwords are random and differ each time: `create` leaves existing Secrets alone, while `apply` would replace them and
+lock every service out. This script uses only the standard library, because it runs before anything is installed.
 """
 
 import argparse
@@ -23,32 +23,32 @@ def main() -> None:
 
 
 def make(*, tls: bool = False) -> dict[str, dict[str, str]]:
-    """Each Secret's keys and values."""
+    """The keys and values of each Secret, by the name of the Secret."""
     rabbitmq, trainer, redis = _password(), _password(), _password()
     operators, trainers = _key("fedq"), _key("trainer")
     amqp, amqp_port = ("amqps", 5671) if tls else ("amqp", 5672)
     http, http_port = ("https", 15671) if tls else ("http", 15672)
     return {
-        # registry, aggregator, and you
+        # The registry, the aggregator and the operator use this Secret.
         "fedq-operator": {
             "FEDQ_AMQP_URL": f"{amqp}://operator:{rabbitmq}@rabbitmq:{amqp_port}/fedq",
             "FEDQ_REDIS_URL": f"{'rediss' if tls else 'redis'}://:{redis}@redis:6379/0",
             "FEDQ_S3_ACCESS_KEY": operators[0],
             "FEDQ_S3_SECRET_KEY": operators[1],
         },
-        # the trainers, who know nothing else
+        # The trainers use this Secret and have no other credentials.
         "fedq-trainer": {
             "FEDQ_AMQP_URL": f"{amqp}://trainer:{trainer}@rabbitmq:{amqp_port}/fedq",
             "FEDQ_S3_ACCESS_KEY": trainers[0],
             "FEDQ_S3_SECRET_KEY": trainers[1],
         },
-        # the Job `setup`, which makes the trainers' user and key
+        # The Job `setup` uses this Secret to create the trainers' user and key.
         "fedq-setup": {
             "FEDQ_TRAINER_AMQP_PASSWORD": trainer,
             "FEDQ_TRAINER_S3_ACCESS_KEY": trainers[0],
             "FEDQ_TRAINER_S3_SECRET_KEY": trainers[1],
         },
-        # the servers themselves; RabbitMQ's in the form that its cluster operator reads
+        # The servers use these Secrets; RabbitMQ's has the form that its cluster operator reads.
         "fedq-rabbitmq": {
             "username": "operator",
             "password": rabbitmq,
@@ -59,7 +59,7 @@ def make(*, tls: bool = False) -> dict[str, dict[str, str]]:
             "type": "rabbitmq",
         },
         "fedq-redis": {"password": redis},
-        # KEDA, which asks from a namespace of its own
+        # KEDA uses this Secret; it queries RabbitMQ from another namespace.
         "fedq-keda": {
             "host": f"{http}://operator:{rabbitmq}@rabbitmq.{NAMESPACE}.svc:{http_port}/fedq",
             "tls": "enable" if tls else "disable",
@@ -78,12 +78,12 @@ def _secret(name: str, values: dict[str, str]) -> dict[str, Any]:
 
 
 def _password() -> str:
-    """It can be part of a URL as it is."""
+    """A random password, which needs no escaping in a URL."""
     return secrets.token_urlsafe(24)
 
 
 def _key(name: str) -> tuple[str, str]:
-    """An access key and its secret."""
+    """A random access key and its secret key."""
     return name, _password()
 
 

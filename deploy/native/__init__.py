@@ -1,1 +1,1 @@
-"""The stack without Docker: RabbitMQ, Redis and an S3 server as ordinary processes of one user."""
+"""Stack without Docker: RabbitMQ, Redis and an S3 server as ordinary processes of one user."""

@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def up(directory: Path, *, trainers: int, servers_only: bool) -> int:
-    """Start servers and services; they go on when this command ends."""
+    """Starts servers and services, which keep running after this command."""
     with locked(_lock(directory)):
         stack = Stack(directory, dies_with_parent=False)
         if stack.state.running():
@@ -65,10 +65,10 @@ def _already(stack: Stack) -> int:
 
 
 def down(directory: Path, *, purge: bool) -> int:
-    """Stop the services, then the servers; a second time there is nothing to do."""
+    """Stops the services, then the servers; does nothing if none runs."""
     with locked(_lock(directory)):
         stack = Stack(directory, dies_with_parent=False)
-        if not stack.state.file.exists():  # a folder without it is not ours to touch
+        if not stack.state.file.exists():  # a folder without this file belongs to no stack, so it stays untouched
             return 0
         services.stop(stack, grace=STOP_SECONDS)
         stack.stop()
@@ -81,14 +81,14 @@ def down(directory: Path, *, purge: bool) -> int:
 
 
 def status(directory: Path, *, as_json: bool) -> int:
-    """Show every process and where to look."""
+    """Shows every process and the addresses of the consoles."""
     stack = Stack(directory)
     print(overview.as_json(stack) if as_json else overview.as_text(stack))
     return 0
 
 
 def logs(directory: Path) -> int:
-    """Show what all processes say, and go on until Ctrl-C; of a stack that is stopped, the last lines."""
+    """Shows the output of all processes until Ctrl-C; for a stopped stack, the last lines."""
     stack = Stack(directory)
     files = [process.log for process in stack.state.processes.values() if process.log.exists()]
     if not files:
@@ -102,27 +102,27 @@ def logs(directory: Path) -> int:
     try:
         return processes.run([tail, "--lines=20", *follow, *files], environment=os.environ)
     except SystemExit:
-        return 0  # who asks for the end gets it
+        return 0  # Ctrl-C is the normal end of this command, not a failure
 
 
 def env(directory: Path, role: Role) -> int:
-    """Print the settings of one role."""
+    """Prints the settings of one role."""
     stack = Stack(directory)
     if not stack.state.running():
         raise BadInput(f"No stack is running in {stack.directory}: run `python -m deploy.native up`.")
     sys.stdout.buffer.write(
         settings_file.lines(stack.environment(role)).encode()
-    )  # exact, whatever a terminal can show
+    )  # raw bytes keep the settings exact in any terminal encoding
     return 0
 
 
 def _settings(stack: Stack) -> Path:
-    """File in which a `fedq` run from the repository looks for the stack: `.fedq/env` of `.fedq/stack`."""
+    """The file in which `fedq`, run from the repository, looks for the stack: `.fedq/env` for `.fedq/stack`."""
     return stack.directory.with_name("env")
 
 
 def _lock(directory: Path) -> Path:
-    """Beside the folder, for it may come and go."""
+    """The lock file of a stack, outside its folder because the folder may be removed and created again."""
     return directory.resolve().with_suffix(".lock")
 
 

@@ -1,4 +1,4 @@
-"""Debian packages as files, without root: apt with lists, locks and caches of its own."""
+"""Debian packages as files, without root: apt with private lists, locks and caches."""
 
 import os
 import re
@@ -10,9 +10,9 @@ from shared.errors import Unavailable
 
 
 class Apt:
-    """apt below the folder `state`; `wanted` says, where it fails, what is missing and what to do about it.
+    """Private apt in the folder `state`; error messages quote `wanted`, the missing program and its remedy.
 
-    It fetches from where the system does, or from the one `source` (a line of sources.list) alone.
+    It fetches from the system's sources, or only from `source` (a line of sources.list) if one is given.
     """
 
     def __init__(self, state: Path, wanted: str, source: str | None = None) -> None:
@@ -20,12 +20,12 @@ class Apt:
             raise Unavailable(f"apt is not here to fetch {wanted}.")
         self.archives = state / "archives"
         self._wanted = wanted
-        self._complaints: list[str] = []  # `update` only warns when it cannot reach its servers
+        self._complaints: list[str] = []  # `update` only warns if it cannot reach its servers
         for folder in (self.archives / "partial", state / "lists/partial"):
             folder.mkdir(parents=True)
         configuration = state / "apt.conf"
         self._environment = {**os.environ, "APT_CONFIG": str(configuration), "LC_ALL": "C"}
-        # The system's settings (proxies, say) stay, but for its hooks: those clean the system's caches.
+        # The system's settings, such as proxies, stay. Its hooks do not, because they clean the system's caches.
         system = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True)
         kept = [line for line in system.stdout.splitlines() if "Invoke" not in line]
         private = {
@@ -37,7 +37,7 @@ class Apt:
             "Dir::Cache": str(state),
             "Dir::Cache::archives": str(self.archives),
             "Dir::Log": str(state),
-            "APT::Sandbox::User": "root",  # means: do not change the user
+            "APT::Sandbox::User": "root",  # this value makes apt keep the current user
             "Debug::NoLocking": "true",
         }
         if source is not None:
@@ -47,7 +47,7 @@ class Apt:
         self.run("apt-get", "-q", "update")
 
     def run(self, *words: str) -> str:
-        """Output of an apt command, or `Unavailable` with the reason it gives."""
+        """Output of an apt command; `Unavailable` with apt's reason if it fails."""
         done = subprocess.run(
             words, check=False, env=self._environment, cwd=self.archives, capture_output=True, text=True
         )
@@ -59,13 +59,14 @@ class Apt:
 
 
 def mirrors() -> list[str]:
-    """Mirrors that the system fetches packages from: addresses below which other releases may be, too."""
+    """Mirrors from which the system fetches packages; their base addresses may serve other releases too."""
+    # With an empty folder of lists, apt prints every index that it would fetch.
     alone = [
         "-o",
         "Debug::NoLocking=true",
         "-o",
         "Dir::State::lists=/nonexistent",
-    ]  # says what it would fetch, as if anew
+    ]
     try:
         done = subprocess.run(
             ["apt-get", *alone, "--print-uris", "update"], check=False, capture_output=True, text=True

@@ -1,7 +1,7 @@
 """`python3 -m deploy.native.bootstrap .venv stack`: a virtual environment with what fedq runs on, or with `all,dev`.
 
-Runs before anything is installed: the standard library is all there is. An environment of the same Python is kept, and
-what it lacks is added; Debian's Python may lack ensurepip.
+This script uses only the standard library, because it runs before anything is installed. An existing environment of the
+same Python is kept and completed. Debian's Python may lack ensurepip.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ def main(directory: Path, extras: str) -> None:
 
 
 def _is_ours(directory: Path) -> bool:
-    """True where the environment has pip, for the Python that runs this."""
+    """Returns whether the environment has pip and belongs to the Python that runs this script."""
     asked = "import sys, pip; print(sys.base_prefix, sys.version)"
     try:
         done = subprocess.run([directory / "bin/python", "-c", asked], check=False, capture_output=True, text=True)
@@ -48,7 +48,7 @@ def _make(directory: Path) -> None:
         (package,) = apt.archives.glob("python3-pip-whl_*.deb")
         subprocess.run(["dpkg", "-x", package, temporary], check=True)
         (wheel,) = Path(temporary).glob("usr/share/python-wheels/pip-*.whl")
-        # A wheel is a zip that Python can run: this pip installs the one that stays.
+        # Python can run a wheel, as it is a zip file: this temporary pip installs the permanent one.
         subprocess.run([directory / "bin/python", wheel / "pip", "install", "--quiet", "pip"], check=True)
 
 

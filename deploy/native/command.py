@@ -1,6 +1,7 @@
-"""Manners of a stack's command: it leaves nothing behind when asked to end, and writes on any terminal.
+"""Signal handling and output encoding of the stack's commands.
 
-It ends through every `finally`. A letter that the terminal's encoding lacks is shown by its number, and ends nothing.
+An interrupted command runs every `finally` and leaves nothing behind. A character that the terminal's encoding lacks
+is printed as an escape sequence instead of ending the command.
 """
 
 import signal
@@ -13,9 +14,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def end_in_order() -> None:
-    """From now on Ctrl-C, SIGTERM and a closed terminal raise SystemExit, once; nothing interrupts what follows it.
+    """Makes Ctrl-C, SIGTERM and a closed terminal raise SystemExit once; later signals do not interrupt the cleanup.
 
-    Under `nohup` a closed terminal ends nothing.
+    Under `nohup`, a closed terminal has no effect.
     """
     for sign in SIGNALS:
         if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:
@@ -29,6 +30,6 @@ def _end(number: int, _: FrameType | None) -> NoReturn:
 
 
 def show_anything() -> None:
-    """From now on `ü` is `\\xfc` on an ASCII terminal; Python has standard error so from the beginning."""
+    """Makes standard output print `ü` as `\\xfc` on an ASCII terminal, as Python's standard error always does."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Programs of the servers: installed, or unpacked from the system's packages without root."""
+"""Programs of the servers, either installed or unpacked from the system's packages without root."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ from deploy.native.unpacked import system, unpacked
 from shared.errors import Unavailable
 
 REMEDY = "install rabbitmq-server (3.10 or newer) and redis-server (7.0 or newer)"
-#: Debian's own starter insists on the user root or rabbitmq; this one beside it does not.
+#: Debian's start script in the search path requires the user root or rabbitmq; this script does not.
 DEBIAN_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
@@ -22,12 +22,12 @@ class ServerPrograms:
     epmd: Path  #: Erlang's name server
     redis: Path
     weed: Path
-    environment: dict[str, str]  #: what lets them find each other, and nothing of the caller's
+    environment: dict[str, str]  #: what the programs need to find each other, and nothing from the caller's environment
 
 
 @functools.cache
 def find() -> ServerPrograms:
-    """The servers' programs, fetched once per user if they are not installed."""
+    """Finds the servers' programs, and fetches them once per user if they are not installed."""
     path = os.environ.get("PATH", os.defpath)
     rabbitmq = DEBIAN_RABBITMQ if DEBIAN_RABBITMQ.exists() else _which("rabbitmq-server", path)
     epmd, redis = _which("epmd", path), _which("redis-server", path)
@@ -38,7 +38,7 @@ def find() -> ServerPrograms:
     if rabbitmq is None or epmd is None or redis is None:
         tree = unpacked(system(), "RabbitMQ and Redis (35 MB)", _download, _let_erlang_move)
         binaries = tree / "usr/bin"
-        if rabbitmq is None or epmd is None:  # one without the other is of no use
+        if rabbitmq is None or epmd is None:  # RabbitMQ and Erlang must come from the same source
             rabbitmq, epmd = tree / DEBIAN_RABBITMQ.relative_to("/"), binaries / "epmd"
             environment["PATH"] = f"{binaries}{os.pathsep}{path}"
         redis = redis or binaries / "redis-server"
@@ -57,17 +57,17 @@ def _download(state: Path) -> list[Path]:
     exact = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
     depends = apt.run("apt-cache", "depends", "--recurse", *exact, "rabbitmq-server").splitlines()
     erlang = [line for line in depends if line.startswith("erlang-")]
-    # Erlang and Redis with the libraries this machine lacks; RabbitMQ without the system's
-    # log rotation and users, which only an installed one needs.
+    # Erlang and Redis come with the libraries that this machine lacks. RabbitMQ comes without its dependencies
+    # on log rotation and system users, which only an installed package needs.
     apt.run("apt-get", "-qy", "--download-only", "--reinstall", "--no-install-recommends", "install",
             *erlang, "redis-tools")  # fmt: skip
     apt.run("apt-get", "-q", "download", "rabbitmq-server", "redis-server")
-    # Another C library than the one of the machine's own loader would break every program.
+    # A C library that does not match the machine's loader would break every program.
     return [file for file in apt.archives.glob("*.deb") if not file.name.startswith("libc6_")]
 
 
 def _let_erlang_move(tree: Path) -> None:
-    """Debian's `erl` knows only /usr/lib/erlang; let it look beside itself instead."""
+    """Patches Debian's `erl`, which looks only in /usr/lib/erlang, to find its root from its own path."""
     erl = tree / "usr/lib/erlang/bin/erl"
     here = 'ROOTDIR=$(dirname "$(dirname "$(readlink -f "$0")")")'
     erl.write_text(erl.read_text().replace("ROOTDIR=/usr/lib/erlang", here))

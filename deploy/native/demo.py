@@ -1,4 +1,4 @@
-"""One whole training to watch, in a stack of its own that leaves nothing behind."""
+"""Demo: one whole training to watch, in a separate stack that leaves nothing behind."""
 
 import os
 import shutil
@@ -10,11 +10,11 @@ from deploy.native.stack import Stack
 from shared.errors import BadInput
 
 TRAINERS = 2
-STOP_SECONDS = 5.0  # what the services still do is thrown away anyway
+STOP_SECONDS = 5.0  # short, because the services' remaining work is discarded anyway
 
 
 def run(job: Path, directory: Path) -> int:
-    """Start everything, train, stop everything; the exit code and the last line are those of `fedq start`."""
+    """Starts everything, trains, stops everything; the exit code and the last line are those of `fedq start`."""
     fedq = Path(sys.executable).with_name("fedq")
     if not fedq.exists():
         raise BadInput("fedq is not installed beside this Python: run `make venv`.")

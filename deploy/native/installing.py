@@ -1,6 +1,6 @@
-"""pip, and how far it is: its own words are shown where it fails, and only there.
+"""Installation with pip: shows its progress, and pip's full output only if it fails.
 
-Runs before anything is installed: the standard library is all there is.
+This module uses only the standard library, because it runs before anything is installed.
 """
 
 import os
@@ -12,16 +12,16 @@ import threading
 import time
 from pathlib import Path
 
-TICK_SECONDS = 1.0  #: between two looks at how much is unpacked, of which pip says nothing
-LARGE_MB = 20.0  #: of a file that is worth a line where lines stay
+TICK_SECONDS = 1.0  #: between two counts of unpacked packages, which pip does not report
+LARGE_MB = 20.0  #: size from which a download gets a line if the output is no terminal
 
 
 def install(directory: Path, what: str, *arguments: str) -> None:
-    """Install into the environment `directory` what pip's `arguments` name; `SystemExit` where it cannot."""
+    """Installs the requirements in pip's `arguments` into the environment `directory`; `SystemExit` if pip fails."""
     progress = _Progress(what, directory)
     options = ("--progress-bar=off", "--no-color", "--no-input", "--disable-pip-version-check")
     command: list[str | Path] = [directory / "bin/python", "-m", "pip", "install", *options, *arguments]
-    # Settings of a user's own may make pip quiet, and it is its lines that we count.
+    # A user's settings may make pip quiet, but the progress depends on its output lines.
     environment = {name: value for name, value in os.environ.items() if name not in ("PIP_QUIET", "PIP_VERBOSE")}
     said: list[str] = []
     with (
@@ -40,7 +40,7 @@ def install(directory: Path, what: str, *arguments: str) -> None:
 
 
 class _Progress:
-    """One line that changes, in a terminal; elsewhere a line now and then."""
+    """Progress of pip: one changing line in a terminal, occasional lines elsewhere."""
 
     def __init__(self, what: str, directory: Path) -> None:
         self._what = what
@@ -63,7 +63,7 @@ class _Progress:
             sys.stderr.write("\r\x1b[K")
 
     def hear(self, line: str) -> None:
-        """Take one line of pip's."""
+        """Processes one line of pip's output."""
         if line.startswith("Collecting "):
             self._found += 1
             self._say(f"package {self._found}, {re.split('[^A-Za-z0-9._-]', line.split()[1])[0]}", stays=False)
@@ -78,7 +78,7 @@ class _Progress:
             self._say(f"unpacking {self._wanted} packages", stays=True)
 
     def end(self) -> None:
-        """Say what came of it."""
+        """Prints the number of packages and the duration."""
         seconds = time.monotonic() - self._began
         print(f"Installed {self._what}: {self._wanted} packages in {seconds:.0f} s.", file=sys.stderr, flush=True)
 

@@ -1,6 +1,6 @@
-"""kubectl, which builds and checks the manifests of deploy/k8s: installed, or unpacked from Debian's package.
+"""kubectl, either installed or unpacked from Debian's package; it builds and checks the manifests of deploy/k8s.
 
-`python -m deploy.native.kubectl` prints where it is.
+`python -m deploy.native.kubectl` prints its path.
 """
 
 import functools
@@ -16,8 +16,8 @@ from deploy.native.apt import Apt, mirrors
 from deploy.native.unpacked import unpacked
 from shared.errors import FedqError, Unavailable
 
-OLDEST = (1, 27)  #: the first one whose kustomize is 5.0; Debian 12 has 1.20
-#: The oldest Debian with such a package. It asks for no newer C library than Debian 12 has.
+OLDEST = (1, 27)  #: the first version with kustomize 5.0; Debian 12 has 1.20
+#: The oldest Debian release with such a package, which runs with the C library of Debian 12.
 RELEASE = "trixie"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 REMEDY = f"kubectl; install {'.'.join(map(str, OLDEST))} or newer"
@@ -25,7 +25,7 @@ REMEDY = f"kubectl; install {'.'.join(map(str, OLDEST))} or newer"
 
 @functools.cache
 def find() -> Path:
-    """The program, fetched once per user if it is not installed or too old; `Unavailable` where that cannot be."""
+    """Finds kubectl; fetches it once per user if it is missing or too old, or raises `Unavailable`."""
     found = shutil.which("kubectl")
     if found is not None and version(Path(found)) >= OLDEST:
         return Path(found)
@@ -34,7 +34,7 @@ def find() -> Path:
 
 
 def version(program: Path) -> tuple[int, int]:
-    """Major and minor; (0, 0) where it does not say."""
+    """The major and minor version; (0, 0) if the program does not report one."""
     try:
         done = subprocess.run(
             [program, "version", "--client", "--output=json"], check=False, capture_output=True, text=True, timeout=30
@@ -47,15 +47,15 @@ def version(program: Path) -> tuple[int, int]:
 
 
 def _download(folder: Path) -> list[Path]:
-    """The package, from wherever the system has its own packages from."""
+    """Downloads the package from one of the mirrors that the system uses; `Unavailable` if none has it."""
     why = Unavailable(f"This system is no Debian with {KEYRING}, so apt cannot fetch {REMEDY}.")
     for number, mirror in enumerate(mirrors() if KEYRING.exists() else []):
         try:
             apt = Apt(folder / str(number), REMEDY, f"deb [signed-by={KEYRING}] {mirror} {RELEASE} main")
-            # Named with its release: an installed one of the same name and a higher version would be preferred.
+            # Without the release in the name, apt would prefer a package that is installed in a higher version.
             apt.run("apt-get", "-q", "download", f"kubectl/{RELEASE}")
             return list(apt.archives.glob("kubectl_*.deb"))
-        except Unavailable as error:  # somebody else's packages, or security's; Debian's own are elsewhere
+        except Unavailable as error:  # this mirror serves third-party or security packages; another has Debian's
             why = error
     raise why
 

@@ -1,4 +1,4 @@
-"""Overview of a stack for a person: which processes live, and where to look."""
+"""Overview of a stack for a person: the state of each process, and the addresses of the consoles."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from deploy.native.stack import Stack
 
 
 def places(stack: Stack) -> str:
-    """Consoles and endpoints; only the console's password is shown, for a person has to type it."""
+    """Consoles and endpoints; only the console's password is shown, because a person has to type it."""
     environment = stack.environment()
     command = f"python -m deploy.native env --dir {os.path.relpath(stack.directory)}"
     password = stack.state.secret("operator")
@@ -35,7 +35,7 @@ def as_text(stack: Stack) -> str:
 
 
 def as_json(stack: Stack) -> str:
-    """The same for a program, without any password."""
+    """Overview for a program, as JSON without any password."""
     environment = stack.environment() if stack.state.ports else {}
     return json.dumps(
         {

@@ -1,4 +1,4 @@
-"""Start processes in sessions of their own, recognise them later by pid, and end them in order."""
+"""Processes in separate sessions: starts them, recognizes them later by pid, and ends them in order."""
 
 import os
 import select
@@ -14,18 +14,18 @@ from pathlib import Path
 
 from deploy.native import die_with_parent
 
-#: The kernel ends a tethered child when the *thread* that forked it ends, so one thread, which
-#: lives as long as this process, forks them all.
+#: The kernel kills a child started with `dies_with_parent` when the *thread* that forked it ends. One thread that
+#: lives as long as this process therefore forks all children.
 _forker = ThreadPoolExecutor(1, thread_name_prefix="forker")
-#: Our own children must be waited for, or they stay behind as zombies.
+#: Children of this process, which must be waited for or they stay behind as zombies.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 _DIE_WITH_PARENT = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
-RUN_GRACE_SECONDS = 5.0  # for an interrupted command to restore the terminal
+RUN_GRACE_SECONDS = 5.0  # time for an interrupted command to restore the terminal
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process we started; `started` (the kernel's clock ticks) tells it from a later one of the same pid."""
+    """Process that was started here; `started`, in clock ticks, distinguishes it from a later one of the same pid."""
 
     name: str
     pid: int
@@ -43,7 +43,7 @@ class Process:
         return started == self.started
 
     def tail(self, lines: int = 15) -> str:
-        """The last lines it wrote."""
+        """The last lines of the process's log."""
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
@@ -58,7 +58,7 @@ def spawn(
     directory: Path | None = None,
     dies_with_parent: bool,
 ) -> Process:
-    """Start a command without a terminal; a tethered one ends when this process does, even by SIGKILL."""
+    """Starts a command without a terminal; with `dies_with_parent` it ends with this process, even by SIGKILL."""
     words = [*(_DIE_WITH_PARENT if dies_with_parent else []), *map(str, command)]
     log.parent.mkdir(parents=True, exist_ok=True)
 
@@ -71,7 +71,7 @@ def spawn(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in the terminal is for us, who stop it in order
+                start_new_session=True,  # Ctrl-C reaches only this process, which then stops the child in order
             )
 
     child = _forker.submit(fork).result()
@@ -80,7 +80,7 @@ def spawn(
 
 
 def run(command: Sequence[str | Path], *, environment: Mapping[str, str], directory: Path | None = None) -> int:
-    """Run a command in the foreground, with our output as its own, and return its exit code."""
+    """Runs a command in the foreground with this process's output streams, and returns its exit code."""
     words = [*_DIE_WITH_PARENT, *map(str, command)]
     child = subprocess.Popen(
         words, env=dict(environment), cwd=directory, stdin=subprocess.DEVNULL, start_new_session=True
@@ -88,18 +88,18 @@ def run(command: Sequence[str | Path], *, environment: Mapping[str, str], direct
     try:
         return child.wait()
     finally:
-        if child.returncode is None:  # we are interrupted
+        if child.returncode is None:  # an interrupt ended the wait above
             stop([Process("", child.pid, _stat(child.pid)[1], Path(os.devnull))], grace=RUN_GRACE_SECONDS)
             child.wait()
 
 
 def stop(processes: Iterable[Process], *, grace: float) -> None:
-    """Ask all of them to end, wait up to `grace` seconds, then kill what is left of their groups."""
+    """Asks all processes to end, waits up to `grace` seconds, then kills the rest of their process groups."""
     _end(processes, signal.SIGTERM, grace)
 
 
 def kill(*processes: Process) -> None:
-    """End them at once, as a crash would."""
+    """Kills the processes immediately, as a crash would."""
     _end(processes, signal.SIGKILL, 0)
 
 
@@ -119,7 +119,7 @@ def _end(processes: Iterable[Process], sign: signal.Signals, grace: float) -> No
             for descriptor, _ in waiting.poll(max(left, 0) * 1000):
                 waiting.unregister(descriptor)
                 pending.discard(descriptor)
-                _kill_group(running[descriptor])  # what it left behind goes with it
+                _kill_group(running[descriptor])  # the process has ended, but its children may still run
             if left <= 0:
                 for descriptor in pending:
                     _kill_group(running[descriptor])
@@ -127,11 +127,11 @@ def _end(processes: Iterable[Process], sign: signal.Signals, grace: float) -> No
     finally:
         for descriptor, process in running.items():
             os.close(descriptor)
-            process.alive()  # reaps it
+            process.alive()  # this call reaps the process if it is a zombie
 
 
 def _open(process: Process) -> int | None:
-    """A descriptor of exactly this process, which no later process of the same pid can take over."""
+    """Opens a pidfd of exactly this process, which a later process of the same pid cannot take over."""
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
@@ -148,7 +148,7 @@ def _kill_group(process: Process) -> None:
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    """State letter and start time of a process; ("X", 0) for one that is gone."""
+    """The state letter and the start time, in clock ticks, of a process; ("X", 0) if it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""A Prometheus for tests and for a look: installed, or unpacked from the system's package without root."""
+"""Prometheus for tests and demonstrations, either installed or unpacked from the system's package without root."""
 
 import functools
 import json
@@ -20,7 +20,8 @@ from shared.errors import BadInput, Unavailable
 OBSERVE = Path(__file__).parents[1] / "compose/observe"  #: the configuration that every stack shares
 REMEDY = "Prometheus; install prometheus 2.42 or newer"
 
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
+# A proxy from the environment cannot reach 127.0.0.1.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class PrometheusPrograms:
 
 @functools.cache
 def find() -> PrometheusPrograms:
-    """The programs, fetched once per user if they are not installed; `Unavailable` where that cannot be."""
+    """Finds the programs; fetches them once per user if they are not installed, or raises `Unavailable`."""
     server, tool = shutil.which("prometheus"), shutil.which("promtool")
     if server is not None and tool is not None:
         return PrometheusPrograms(Path(server), Path(tool))
@@ -46,7 +47,7 @@ def _download(folder: Path) -> list[Path]:
 
 
 class Prometheus(Server):
-    """Scrapes as `deploy/compose/observe/prometheus.yml` says, but for the `changes` to its text."""
+    """Prometheus server configured by `deploy/compose/observe/prometheus.yml` with `changes` applied to its text."""
 
     name = "prometheus"
     port_names = ("web",)
@@ -88,7 +89,7 @@ class Prometheus(Server):
             return False
 
     def ask(self, path: str, **parameters: Any) -> Any:
-        """The `data` of an answer of its API; `BadInput` with its reason where it refuses the question."""
+        """Queries the API and returns the answer's `data`; `BadInput` with the reason if the query is refused."""
         try:
             with _direct.open(f"{self.url}/api/v1/{path}?{urlencode(parameters, doseq=True)}", timeout=30) as answer:
                 return json.load(answer)["data"]

@@ -1,4 +1,4 @@
-"""RabbitMQ with its management console, a name server of its own, and the policies fedq relies on."""
+"""RabbitMQ with its management console, a private Erlang name server, and the policies that fedq requires."""
 
 import base64
 import json
@@ -18,8 +18,8 @@ from shared.amqp.topology import PERMISSIONS, QUORUM
 from shared.errors import Unavailable
 
 VHOST = "fedq"
-EPMD = "epmd"  #: Erlang's name server, which a node needs to be one
-#: The folder it runs in, under a name that any script can quote: a true one may hold whatever a folder's name may.
+EPMD = "epmd"  #: Erlang's name server, without which a node cannot start
+#: The node's working directory by a name that needs no quoting: its real path may hold any character.
 HERE = "/proc/self/cwd"
 DEFINITIONS = Path(__file__).parents[1] / "definitions.json"
 
@@ -45,7 +45,8 @@ log.console.level = warning
 log.console.use_colors = off
 """
 
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to 127.0.0.1
+# A proxy from the environment cannot reach 127.0.0.1.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class RabbitMQ(Server):
@@ -54,7 +55,7 @@ class RabbitMQ(Server):
 
     @property
     def url(self) -> str:
-        """Address of the management API and console."""
+        """The address of the management API and console."""
         return f"http://127.0.0.1:{self.state.ports['management']}"
 
     def amqp_url(self, user: str, vhost: str = VHOST) -> str:
@@ -65,7 +66,7 @@ class RabbitMQ(Server):
         text = CONFIGURATION.format(vhost=VHOST, password=self.state.secret("operator"), **self.ports)
         write_private(self.directory / "rabbitmq.conf", text)
         (self.directory / "enabled_plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
-        cookie = self.directory / ".erlang.cookie"  # its HOME is here: no other Erlang may join it
+        cookie = self.directory / ".erlang.cookie"  # HOME is this folder, so no other Erlang node shares the cookie
         if not cookie.exists():
             write_private(cookie, secrets.token_hex(16))
 
@@ -73,7 +74,8 @@ class RabbitMQ(Server):
         self.directory.mkdir(parents=True, exist_ok=True)
         epmd = self.state.processes.get(EPMD)
         if epmd is None or not epmd.alive():
-            # Before it, and ours: Erlang would start one that outlives the node and serves strangers.
+            # The private name server starts before the node. Otherwise Erlang would start one that outlives the
+            # node and serves other users' nodes too.
             port = str(self.state.ports["epmd"])
             command: list[str | Path] = [self.programs.epmd, "-port", port, "-address", "127.0.0.1"]
             self.spawn(EPMD, command, environment={})
@@ -89,7 +91,7 @@ class RabbitMQ(Server):
             "RABBITMQ_MNESIA_BASE": f"{HERE}/data",
             "RABBITMQ_LOG_BASE": f"{HERE}/log",
             "RABBITMQ_CONFIG_FILE": f"{HERE}/rabbitmq.conf",
-            # Nothing from /etc/rabbitmq: these need not exist.
+            # These paths need not exist; they keep RabbitMQ from reading /etc/rabbitmq.
             "RABBITMQ_CONFIG_FILES": f"{HERE}/conf.d",
             "RABBITMQ_ADVANCED_CONFIG_FILE": f"{HERE}/advanced.config",
             "RABBITMQ_CONF_ENV_FILE": f"{HERE}/rabbitmq-env.conf",
@@ -99,7 +101,7 @@ class RabbitMQ(Server):
             "ERL_EPMD_PORT": str(self.state.ports["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_CRASH_DUMP": f"{HERE}/erl_crash.dump",
-            # The script then becomes the node instead of starting it as a child: one process, one pid.
+            # With this variable, the script execs the node instead of starting it as a child: one process, one pid.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
@@ -108,7 +110,7 @@ class RabbitMQ(Server):
         return (self.name, EPMD)
 
     def serves(self) -> bool:
-        """The listener for clients opens last, so it stands for the whole."""
+        """Returns whether the node serves; its AMQP listener opens last, so that shows that all of it is ready."""
         try:
             self.call("GET", f"health/checks/port-listener/{self.state.ports['amqp']}", timeout=2)
         except Unavailable:
@@ -122,7 +124,7 @@ class RabbitMQ(Server):
         self.until(self._delivers)
 
     def _delivers(self) -> bool:
-        """A queue like fedq's is made, takes a message, gives it back and is removed."""
+        """Returns whether a queue like fedq's can be created, takes a message, returns it, and can be removed."""
         queue = f"queues/{VHOST}/{names.watcher_queue(secrets.token_hex(6))}"
         message = {
             "properties": {},
@@ -144,7 +146,7 @@ class RabbitMQ(Server):
         return bool(routed and got)
 
     def add_vhost(self, name: str) -> None:
-        """Create a virtual host with fedq's policies, for both users; harmless when it is there."""
+        """Creates a virtual host with fedq's policies for both users; harmless if it exists."""
         vhost = quote(name, safe="")
         self.call("PUT", f"vhosts/{vhost}", {})
         for user, permissions in PERMISSIONS.items():
@@ -155,7 +157,7 @@ class RabbitMQ(Server):
         self.call("DELETE", f"vhosts/{quote(name, safe='')}")
 
     def control(self, *arguments: str) -> None:
-        """One word to the node by RabbitMQ's own tool, for what the management API cannot do."""
+        """Runs one rabbitmqctl command on the node, for tasks that the management API cannot do."""
         code = processes.run(
             [self.programs.rabbitmq.with_name("rabbitmqctl"), *arguments],
             environment={**self.programs.environment, **self.environment()},
@@ -165,9 +167,9 @@ class RabbitMQ(Server):
             raise Unavailable(f"rabbitmqctl {arguments[0]} ended with {code}")
 
     def call(self, method: str, path: str, body: Any = None, *, timeout: float = 30) -> Any:
-        """One call of the management API as the operator."""
+        """Calls the management API once, as the operator."""
         login = base64.b64encode(f"operator:{self.state.secret('operator')}".encode()).decode()
-        request = urllib.request.Request(  # noqa: S310 - the address is ours
+        request = urllib.request.Request(  # noqa: S310 - a fixed local address
             f"{self.url}/api/{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),

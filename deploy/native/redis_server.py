@@ -1,4 +1,4 @@
-"""Redis that acknowledges a write only when it is on the disk."""
+"""Redis, configured to acknowledge a write only when it is on the disk."""
 
 import socket
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ class RedisServer(Server):
         write_private(self.directory / "redis.conf", "".join(lines))
 
     def command(self) -> Sequence[str | Path]:
-        return [self.programs.redis, "redis.conf"]  # it keeps its files where it runs
+        return [self.programs.redis, "redis.conf"]  # Redis keeps its files in its working directory
 
     def serves(self) -> bool:
-        """Log in, write and read, in the protocol's own words; while it loads its data it answers with an error."""
+        """Returns whether Redis serves: logs in, writes and reads; while Redis loads data, it answers with an error."""
         try:
             with socket.create_connection(("127.0.0.1", self.state.ports["redis"]), timeout=1) as line:
                 commands = (f"AUTH {self.state.secret('redis')}", f"SET {names.PROBE} 1 PX 1000", f"GET {names.PROBE}")

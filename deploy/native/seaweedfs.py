@@ -15,9 +15,9 @@ from deploy.native.state import write_private
 from shared import names
 
 BUCKET = "fedq"
-ANSWER_SECONDS = 3.0  #: in which one request is answered by a server that is ready
+ANSWER_SECONDS = 3.0  #: limit for one request to a server that is ready
 
-#: What each key may do. A trainer reads the bucket, and writes updates only.
+#: The rights of each key: a trainer reads the bucket and writes only updates.
 ACTIONS = {
     "operator": ["Admin"],
     "trainer": [
@@ -30,7 +30,7 @@ ACTIONS = {
 
 class SeaweedFS(Server):
     name = "seaweedfs"
-    #: Its filer waits 15 s for a subscriber that is itself; what it acknowledged is in its files by then.
+    #: Short, because the filer waits 15 s for a subscriber that is itself. Acknowledged data is already on disk.
     grace = 0.5
     port_names = (
         "s3", "s3_grpc", "filer", "filer_grpc", "volume", "volume_grpc", "master", "master_grpc",
@@ -41,7 +41,7 @@ class SeaweedFS(Server):
         return f"http://127.0.0.1:{self.state.ports['s3']}"
 
     def keys(self, user: str) -> tuple[str, str]:
-        """Access key and secret key of a user."""
+        """The access key and the secret key of a user."""
         return user, self.state.secret(f"s3-{user}")
 
     def configure(self) -> None:
@@ -64,15 +64,15 @@ class SeaweedFS(Server):
             "-dir=data",
             f"-master.port={ports['master']}",
             f"-master.port.grpc={ports['master_grpc']}",
-            "-master.peers=none",  # alone: no election to wait for
+            "-master.peers=none",  # a single master needs no election
             "-master.telemetry=false",
-            # Volumes grow as they are filled; when a third of one is deleted, a sweep frees the space. A bucket begins
-            # with seven of them, and there may be as many as fit into what the disk has free: so they are small.
+            # Volumes grow as they fill up; once a third of a volume is deleted, a vacuum frees the space. A bucket
+            # begins with seven volumes, and the free disk space limits their number, so each volume is small.
             "-master.volumeSizeLimitMB=128",
             "-master.vacuumIntervalSeconds=60",
             f"-volume.port={ports['volume']}",
             f"-volume.port.grpc={ports['volume_grpc']}",
-            "-volume.max=0",  # as many as the disk holds
+            "-volume.max=0",  # 0 means as many as the disk holds
             "-volume.preStopSeconds=0",
             "-filer",
             f"-filer.port={ports['filer']}",
@@ -88,7 +88,7 @@ class SeaweedFS(Server):
         ]
 
     def environment(self) -> dict[str, str]:
-        return {"GOMEMLIMIT": "1GiB"}  # its caches double that, and objects come no faster for it
+        return {"GOMEMLIMIT": "1GiB"}  # without a limit, caches take twice that and make nothing faster
 
     def stop(self) -> None:
         super().stop()
@@ -99,15 +99,16 @@ class SeaweedFS(Server):
         self._remove_sockets()
 
     def _remove_sockets(self) -> None:
-        """It makes these whatever the flags say, and a crash leaves them there."""
+        """Removes the sockets that SeaweedFS creates whatever its flags say, and that a crash leaves behind."""
         for part in ("s3", "filer", "volume", "master"):
             port = self.state.ports.get(f"{part}_grpc")
             Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
 
     def serves(self) -> bool:
-        """An object is put, read and removed, in the bucket, which is made where it is not there.
+        """Returns whether an object can be written, read and removed; creates the bucket if it is missing.
 
-        Buckets are listed before a volume can take anything, and while the filer elects a leader nothing is answered.
+        Listing buckets works before any volume accepts data, so it proves nothing; while the filer elects a leader,
+        no request is answered.
         """
         access, secret = self.keys("operator")
         pool = urllib3.PoolManager(retries=False, timeout=ANSWER_SECONDS)

@@ -1,4 +1,4 @@
-"""Base of the three servers: each is configured, started, waited for and stopped."""
+"""Base class of the servers: configures, starts, awaits and stops one server."""
 
 import time
 from abc import ABC, abstractmethod
@@ -13,19 +13,19 @@ from deploy.native.state import StackState
 from shared.errors import Unavailable
 
 START_SECONDS = 60.0  # RabbitMQ takes 7 to 10 on two idle cores
-POLL_SECONDS = 0.05  # between two looks at a server that offers no other sign that it is ready
+POLL_SECONDS = 0.05  # between two readiness checks, as the servers send no signal when ready
 
 
 class PortTaken(Unavailable):
-    """Another process was quicker to bind one of the chosen ports."""
+    """Error raised if another process binds one of the chosen ports first."""
 
 
 class Server(ABC):
-    """One server of a stack; its data, configuration and log are in `<stack>/<name>` and `<stack>/logs`."""
+    """Server of a stack; its data and configuration are in `<stack>/<name>`, its log in `<stack>/logs`."""
 
     name: ClassVar[str]
     port_names: ClassVar[tuple[str, ...]]
-    grace: ClassVar[float] = 20.0  #: seconds to end in order, before it is killed
+    grace: ClassVar[float] = 20.0  #: seconds to end in order before the server is killed
 
     def __init__(self, state: StackState, *, dies_with_parent: bool) -> None:
         self.state = state
@@ -46,7 +46,7 @@ class Server(ABC):
 
     @property
     def programs(self) -> ServerPrograms:
-        return debs.find()  # here, not at the beginning: who only stops a server needs none
+        return debs.find()  # found here, not at construction, because stopping a server needs no programs
 
     @property
     def log(self) -> Path:
@@ -57,7 +57,7 @@ class Server(ABC):
         return {name: self.state.ports[name] for name in self.port_names}
 
     def start(self) -> None:
-        """Start it where it was before, on the same ports and data, and wait until it serves."""
+        """Starts the server on its previous ports and data, and waits until it serves."""
         self.launch()
         self.wait()
 
@@ -65,7 +65,7 @@ class Server(ABC):
         processes.stop(self.running(), grace=self.grace)
 
     def kill(self) -> None:
-        """End it as a crash would, without a chance to write anything."""
+        """Kills the server as a crash would, without a chance to write anything."""
         processes.kill(*self.running())
 
     def restart(self) -> None:
@@ -73,17 +73,17 @@ class Server(ABC):
         self.start()
 
     def launch(self) -> None:
-        """Start it without waiting, so that servers start side by side."""
+        """Starts the server without waiting, so that servers can start in parallel."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.configure()
         self.spawn(self.name, self.command(), environment=self.environment())
 
     def wait(self) -> None:
-        """Wait until it serves, and make it ready for use."""
+        """Waits until the server serves, and prepares it for use."""
         self.until(self.serves)
 
     def until(self, ready: Callable[[], bool]) -> None:
-        """Ask it until it is; `Unavailable` where it ends or takes too long."""
+        """Waits until `ready` returns true; `Unavailable` if the server ends or takes too long."""
         deadline = time.monotonic() + START_SECONDS
         while not ready():
             for process in self.own():
@@ -97,12 +97,12 @@ class Server(ABC):
             time.sleep(POLL_SECONDS)
 
     def own(self) -> list[Process]:
-        """The processes that must live for it to serve, as far as they were started."""
+        """The processes that the server needs to serve, as far as they were started."""
         found = (self.state.processes.get(name) for name in self.process_names)
         return [process for process in found if process is not None]
 
     def running(self) -> list[Process]:
-        """Those of its processes that live."""
+        """The server's processes that are alive."""
         return [process for process in self.own() if process.alive()]
 
     def spawn(self, name: str, command: Sequence[str | Path], *, environment: dict[str, str]) -> None:
@@ -117,15 +117,15 @@ class Server(ABC):
         self.state.add(process)
 
     def _failure(self, process: Process) -> Unavailable:
-        last = process.tail(200)  # Erlang says much after the reason
-        # epmd leaves without a word when another process has its port.
+        last = process.tail(200)  # Erlang prints many lines after the reason
+        # epmd exits without a message if another process has its port.
         if process.name != self.name or "in use" in last or "eaddrinuse" in last:
             return PortTaken(f"A port of {self.name} is taken by another process; try again.")
         return Unavailable(f"{self.name} ended while it started; the end of its log {self.log}:\n{process.tail()}")
 
     @abstractmethod
     def configure(self) -> None:
-        """Write its configuration."""
+        """Writes the server's configuration."""
 
     @abstractmethod
     def command(self) -> Sequence[str | Path]: ...
@@ -135,4 +135,4 @@ class Server(ABC):
 
     @abstractmethod
     def serves(self) -> bool:
-        """True once it does what it is there for; an open port or a list of what it has does not show that."""
+        """Returns whether the server performs its function, which an open port or a listing does not prove."""

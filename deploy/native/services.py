@@ -1,4 +1,4 @@
-"""fedq's own services as processes beside the servers."""
+"""fedq's services as processes next to the servers."""
 
 import os
 import socket
@@ -15,13 +15,13 @@ from shared.errors import Unavailable
 from shared.process import settings
 
 POOL = "cpu"
-EXAMPLES = ("examples.",)  # the code that a stack on one machine may run where nobody set FEDQ_ALLOW
+EXAMPLES = ("examples.",)  # user code that a stack on one machine may run if FEDQ_ALLOW is not set
 START_SECONDS = 60.0
 POLL_SECONDS = 0.1
 
 
 def start(stack: Stack, *, trainers: int) -> None:
-    """Start registry, aggregator and trainers, and wait until each listens to its queue."""
+    """Starts registry, aggregator and trainers, and waits until each listens to its queue."""
     launch(stack, "registry", "operator")
     launch(stack, "aggregator", "operator")
     for number in range(1, trainers + 1):
@@ -39,23 +39,23 @@ def start(stack: Stack, *, trainers: int) -> None:
 
 
 def stop(stack: Stack, *, grace: float) -> None:
-    """Let them finish what they do for `grace` seconds."""
+    """Stops the services; each has `grace` seconds to finish its work."""
     processes.stop(own(stack), grace=grace)
 
 
 def own(stack: Stack) -> list[Process]:
-    """The services this stack has started."""
+    """The services that this stack has started."""
     servers = {name for server in stack.servers for name in server.process_names}
     return [process for name, process in stack.state.processes.items() if name not in servers]
 
 
 def allowed() -> str:
-    """`FEDQ_ALLOW` for every process of the stack: what the environment or .env says."""
+    """The value of `FEDQ_ALLOW` for every process of the stack, from the environment, .env, or the default."""
     return ",".join(settings.load(settings.Code).allow or EXAMPLES)
 
 
 def launch(stack: Stack, name: str, role: Role, *arguments: str, **more: str) -> None:
-    # What one role must not know does not reach it through our own environment either.
+    # A secret that a role must not have must not reach it through the inherited environment either.
     inherited = {key: value for key, value in os.environ.items() if key not in stack.environment()}
     process = processes.spawn(
         name,
@@ -68,7 +68,7 @@ def launch(stack: Stack, name: str, role: Role, *arguments: str, **more: str) ->
 
 
 def _missing(stack: Stack, trainers: int) -> list[str]:
-    """Names the queues or services that have fewer listeners than they will have."""
+    """Names the queues and services that do not have all of their listeners yet."""
     listeners = Counter(one["queue"]["name"] for one in stack.rabbitmq.call("GET", f"consumers/{VHOST}"))
     expected = {
         names.HEARTBEATS: 1,

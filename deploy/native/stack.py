@@ -1,4 +1,4 @@
-"""The servers of one stack, started side by side and stopped together."""
+"""Servers of one stack, started in parallel and stopped together."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,14 +15,14 @@ from shared.errors import BadInput
 from shared.process import settings_file
 
 Role = Literal["operator", "trainer"]
-TRIES = 5  # to find ports that nobody else takes in the same moment
+TRIES = 5  # another process may take a chosen port in the same moment
 
 
 class Stack:
     """RabbitMQ, Redis and S3 below one directory.
 
-    As a context manager for tests and benchmarks: the servers end with the block, at once, and with
-    this process, however it ends. With `tethered=False` they outlive it, until somebody calls `stop`.
+    As a context manager for tests and benchmarks, it kills the servers at the end of the block, and they end with
+    this process, however it ends. With `dies_with_parent=False` they outlive it until `stop` is called.
     """
 
     def __init__(self, directory: Path, *, dies_with_parent: bool = True) -> None:
@@ -48,11 +48,11 @@ class Stack:
         self.kill()
 
     def start(self) -> None:
-        """Start all servers, with the data of the last time, and wait until all serve."""
+        """Starts all servers with their previous data, and waits until all serve."""
         if self.state.running():
             raise BadInput(f"The stack in {self.directory} is already running: stop it first.")
         check_folder(self.directory)
-        debs.find()  # it may take a download, or fail, before anything is made
+        debs.find()  # a download may be needed and may fail, so it comes before any change
         self.state.processes.clear()
         self.state.choose_ports(["registry", *(name for server in self.servers for name in server.port_names)])
         try:
@@ -65,12 +65,12 @@ class Stack:
             raise
 
     def stop(self) -> None:
-        """End all servers in order, side by side; their data stays."""
+        """Stops all servers in order and in parallel; their data stays."""
         with ThreadPoolExecutor(len(self.servers)) as pool:
             list(pool.map(lambda server: server.stop(), self.servers))
 
     def kill(self) -> None:
-        """End all servers at once, for data nobody needs: a queue declared in the last second may not recover."""
+        """Kills all servers if their data is not needed: a queue declared in the last second may not recover."""
         for server in self.servers:
             server.kill()
 
@@ -81,7 +81,7 @@ class Stack:
         self.rabbitmq.remove_vhost(name)
 
     def environment(self, role: Role = "operator", *, vhost: str = VHOST) -> dict[str, str]:
-        """Settings of a service: a trainer's lead to the bus and the object store, nowhere else."""
+        """Settings of a service; a trainer's settings lead only to the bus and the object store."""
         access, secret = self.s3.keys(role)
         environment = {
             "FEDQ_AMQP_URL": self.rabbitmq.amqp_url(role, vhost),
@@ -99,7 +99,7 @@ class Stack:
 
 
 def check_folder(directory: Path) -> None:
-    """`BadInput` for a folder whose name the settings of its stack could not hold."""
+    """Raises `BadInput` for a folder whose name the settings file cannot hold."""
     try:
         settings_file.quoted(str(directory))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""State of a stack between commands: its secrets, ports and processes, for its owner's eyes."""
+"""State of a stack between commands: its secrets, ports and processes, readable by its owner only."""
 
 import fcntl
 import json
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from deploy.native.processes import Process
 
-#: Below the range of outgoing connections: the port of a server that is down stays free for it, and a
-#: client that calls a missing server never reaches itself.
+#: Ports below the range of outgoing connections: the port of a server that is down stays free for it, and a
+#: client that calls a missing server never connects to itself.
 PORTS = range(20_000, 32_000)
-_random = random.SystemRandom()  # a caller's seed must not lead two stacks to the same ports
+_random = random.SystemRandom()  # a seed set by the caller must not give two stacks the same ports
 
 
 class StackState:
@@ -36,7 +36,7 @@ class StackState:
                 self.processes[process["name"]] = Process(**{**process, "log": Path(process["log"])})
 
     def add(self, process: Process) -> None:
-        """Remember it at once: whatever happens next, `down` knows of it."""
+        """Records a process on disk immediately, so that `down` finds it whatever happens next."""
         self.processes[process.name] = process
         self.save()
 
@@ -47,11 +47,11 @@ class StackState:
         write_private(self.file, json.dumps(saved, indent=2))
 
     def secret(self, name: str) -> str:
-        """A random password, the same at every call."""
+        """A random password, the same at every call with this name."""
         return self.secrets.setdefault(name, secrets.token_urlsafe(24))
 
     def choose_ports(self, names: Iterable[str], *, anew: bool = False) -> None:
-        """Keep the ports of the last start where they are free; `anew` when one of them proved taken."""
+        """Keeps the previous ports that are free and chooses the others; `anew` replaces all of them."""
         for name in names:
             if anew or not is_free(self.ports.get(name, 0)):
                 taken = set(self.ports.values())
@@ -65,7 +65,7 @@ class StackState:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process at the latest; wait for whoever has it, and say so."""
+    """Holds a lock that ends with this process at the latest; prints a note if it has to wait for another holder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
         try:
@@ -77,7 +77,7 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Writes a file atomically, readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -86,7 +86,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def is_free(port: int) -> bool:
-    """Tells whether no process listens on this port of 127.0.0.1, nor has taken it for all addresses."""
+    """Tells whether no process uses this port on 127.0.0.1 or on all addresses."""
     if port == 0:
         return False
     with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""Programs in a folder of this user's, unpacked there once, without root."""
+"""Programs unpacked once, without root, into a folder of the user."""
 
 import os
 import platform
@@ -16,12 +16,12 @@ from shared.errors import BadInput
 def unpacked(
     name: str, what: str, download: Callable[[Path], Iterable[Path]], mend: Callable[[Path], None] | None = None
 ) -> Path:
-    """The folder `name` with what is in the packages that `download(folder)` fetches, as `mend` leaves it.
+    """The folder `name` with the contents of the packages that `download(folder)` fetches, patched by `mend`.
 
-    Whoever comes first makes it, whole or not at all; others wait. `BadInput` where its scripts could not run there.
+    The first caller creates it atomically, and others wait. Raises `BadInput` if scripts could not run in this path.
     """
     home = Path(os.environ.get("FEDQ_NATIVE_CACHE", Path.home() / ".cache/fedq/native"))
-    # RabbitMQ's scripts quote none of their own paths, and a search path is cut at its colons.
+    # RabbitMQ's scripts do not quote their own paths, and a colon would split a search path.
     if unfit := re.search(r"[^\w/.,+@%=-]", str(home)):
         raise BadInput(
             f"The folder {str(home)!a} cannot hold {what}, for the character {unfit[0]!a} in its name: "
@@ -42,6 +42,6 @@ def unpacked(
 
 
 def system() -> str:
-    """The system that the packages are for, such as `debian-12-x86_64`."""
+    """The system for which the packages are built, such as `debian-12-x86_64`."""
     release = platform.freedesktop_os_release()
     return f"{release['ID']}-{release.get('VERSION_ID', 'rolling')}-{platform.machine()}"
