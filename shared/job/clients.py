@@ -1,6 +1,6 @@
 """Names of clients in their order, and the place of each, in constant time and without a search.
 
-Pure. A pool may have a million clients of which a round asks a hundred: what nobody asks for is not made.
+Pure. A pool may have a million clients and a round ask a hundred of them, so a name is made only when it is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import overload
 
 
 class Listed(tuple[str, ...]):
-    """Names as they were given, such as the silos of a job or the cohort of a round."""
+    """Names from a list, such as the silos of a job or the cohort of a round."""
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -27,7 +27,7 @@ class Listed(tuple[str, ...]):
 
 
 class Numbered(Sequence[str]):
-    """The names of a pool's clients, `client-00` to `client-19` of 20: a name is its place, and none is kept."""
+    """The names of a pool's clients, `client-00` to `client-19` of 20, computed from their places and not stored."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -74,6 +74,6 @@ class Numbered(Sequence[str]):
 
     def _place(self, client: str) -> int | None:
         number = client.removeprefix("client-")
-        # Digits of other scripts are numbers to Python, and signs and spaces are read over: the name must be the one.
+        # Python's `int` accepts digits of other scripts, signs and spaces, so the name must equal the one of its place.
         place = int(number) if len(number) == self._width and number.isascii() and number.isdecimal() else -1
         return place if 0 <= place < self._count and self._name(place) == client else None

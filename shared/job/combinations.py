@@ -1,4 +1,4 @@
-"""Settings that are each allowed and cannot go together: the reasons that `fedq validate` gives.
+"""Checks for settings that are each allowed but cannot go together: the reasons that `fedq validate` gives.
 
 Pure.
 """
@@ -39,13 +39,13 @@ from shared.job.catalog.training import CustomTrain, Sgd, TrainSpec
 from shared.job.job_fields import JobFields
 
 KEYED = ("csv", "npz")  #: data sets whose natural partition needs a key
-FEWEST_BITS = 8  #: after the point of a value that is folded, beside those of its weight
-PIXELS = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "femnist": 28, "cifar10": 32, "cifar100": 32}  #: of a side
+FEWEST_BITS = 8  #: fractional bits of a folded value, in addition to those of its weight
+PIXELS = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "femnist": 28, "cifar10": 32, "cifar100": 32}  #: per side
 NO_BATCH_NORM = (Softmax, Mlp, LeNet, Cnn, CharLstm, Transformer)
 
 
 def problems(spec: JobFields) -> Iterator[str]:
-    """Why a job could not do what its file says, one sentence each."""
+    """The reasons why a job could not do what its file says, one sentence each."""
     for check in _CHECKS:
         yield from check(spec)
 
@@ -194,7 +194,7 @@ def _data(spec: JobFields) -> Iterator[str]:
 
 
 def _silos(spec: JobFields) -> Iterator[str]:
-    """Keys that silos with files of their own must agree on: none can see another's, and the model is one."""
+    """Problems with keys that silos with separate files must agree on: they share a model, but not their files."""
     data = spec.data
     if not spec.has_own_files or not isinstance(data, InFiles):
         return
@@ -283,7 +283,7 @@ def _evaluation(spec: JobFields) -> Iterator[str]:
             f"evaluate.where is {evaluate.where}, and the clients hold out no examples for it: "
             "set data.local_test, such as to 0.2"
         )
-    held_out = data.test_fraction if isinstance(data, Digits | Csv | Npz | Images) else 1  # LEAF may bring its own
+    held_out = data.test_fraction if isinstance(data, Digits | Csv | Npz | Images) else 1  # LEAF may bring a test set
     if evaluate.every and evaluate.where != "clients" and not held_out:
         yield (
             "data.test_fraction is 0, so that the server has nothing to evaluate on: "

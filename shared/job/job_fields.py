@@ -1,4 +1,4 @@
-"""Fields of a job file, as values.
+"""Fields of a job file, as values, and properties that follow from them.
 
 Pure. `job_spec` checks that they go together.
 """
@@ -22,7 +22,7 @@ from shared.names import JOB_NAME, ClientName
 
 
 class JobFields(Strict):
-    """Fields of a job file, and what follows from them; `JobSpec` adds the check that they go together."""
+    """Fields of a job file, and properties that follow; `JobSpec` adds the check that they go together."""
 
     name: str = Field(pattern=JOB_NAME)
     seed: StrictInt = Field(default=0, ge=0, lt=2**31)
@@ -51,17 +51,17 @@ class JobFields(Strict):
         return Listed(self.silos) if self.silos is not None else Numbered(self.population)
 
     def in_order(self, clients: Collection[str]) -> tuple[str, ...]:
-        """Some of them, in the job's order."""
+        """The given clients, in the job's order."""
         return tuple(sorted(clients, key=self.clients.index))
 
     @property
     def has_own_files(self) -> bool:
-        """True where each client trains on all of a file of its own, not on a share of what all of them have."""
+        """True if each client trains on all of a separate file, not on a share of the files that all of them have."""
         return are_own(self.silos, self.data)
 
     @property
     def needs_test_set(self) -> bool:
-        """True where the model is evaluated on the data's held-out test set."""
+        """True if the model is evaluated on the data's held-out test set."""
         return self.evaluate.every > 0 and self.evaluate.where != "clients"
 
     @property
@@ -98,7 +98,7 @@ class JobFields(Strict):
 
     @property
     def has_code(self) -> bool:
-        """True where trainers run code of the user's own for it."""
+        """True if trainers run the user's own code for the job."""
         return bool(self.code)
 
     @property
@@ -112,5 +112,5 @@ class JobFields(Strict):
 
 
 def are_own(silos: tuple[str, ...] | None, data: object) -> bool:
-    """True if each client trains on a whole file of its own."""
+    """True if each client trains on a whole, separate file."""
     return silos is not None and isinstance(data, InFiles)

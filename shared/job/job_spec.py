@@ -1,7 +1,7 @@
 """The job file: one schema for what a person writes, an editor completes and every service reads.
 
 Pure: text and values in, a frozen `JobSpec` out, or `BadInput` that names each mistake with its path,
-its value and what is allowed. What may be named in it is `shared.job.catalog`'s.
+its value and the allowed values. The entries that a file may name are in `shared.job.catalog`.
 """
 
 import secrets
@@ -20,8 +20,8 @@ from shared.names import ClientName
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
-EXTENDED = 3  #: a round that is held up may last this many times its deadline, and no longer
-CLAIMS = 20  #: owners that a job may lose without committing a round between them; then it fails
+EXTENDED = 3  #: deadlines that a delayed round may last at most
+CLAIMS = 20  #: owners that a job may lose in a row without a committed round; then it fails
 
 
 class JobSpec(JobFields):
@@ -51,7 +51,7 @@ class JobSpec(JobFields):
 
 
 class Draft(BaseModel):
-    """Data section of a job file, whatever is missing before it is a job."""
+    """Data section of a job file that may lack other sections."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     seed: StrictInt = Field(default=0, ge=0, lt=2**31)
@@ -60,20 +60,20 @@ class Draft(BaseModel):
 
     @property
     def has_own_files(self) -> bool:
-        """As of a job."""
+        """True if each client trains on a whole, separate file, as `JobFields.has_own_files`."""
         return are_own(self.silos, self.data)
 
 
 def parse(document: object, texts: Mapping[tuple[str | int, ...], str] = {}) -> JobSpec:
     """The job that a parsed YAML document describes, or `BadInput` with one line per mistake.
 
-    `texts` has plain values as a person wrote them, by the path that leads to each.
+    `texts` holds plain values as the user wrote them, by the path of each.
     """
     return _parsed(JobSpec, document, texts)
 
 
 def draft(document: object, texts: Mapping[tuple[str | int, ...], str] = {}) -> Draft:
-    """The data section of a parsed YAML document, or `BadInput` with one line per mistake in that."""
+    """The data section of a parsed YAML document, or `BadInput` with one line per mistake in that section."""
     return _parsed(Draft, document, texts)
 
 
@@ -96,7 +96,7 @@ def override(document: Mapping[str, Any], assignments: Sequence[tuple[str, Any]]
             inner = place.get(key, {})
             if not isinstance(inner, Mapping):
                 raise BadInput(f"--set {path}: {'.'.join(keys[:depth])} holds a value, not a section")
-            place[key] = dict(inner)  # a copy: an alias may have the same section elsewhere
+            place[key] = dict(inner)  # a copy, because a YAML alias may put the same section elsewhere too
             place = place[key]
         place[keys[-1]] = value
     return result

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a job file, as a sentence for each: where, what was found, what is allowed.
+"""Sentences for the mistakes that pydantic finds in a job file: the path, the value found, and the allowed values.
 
 Pure.
 """
@@ -26,9 +26,9 @@ Model = type[BaseModel]
 
 
 def sentences(error: ValidationError, root: Model, texts: Mapping[tuple[str | int, ...], str] = {}) -> list[str]:
-    """One line for each mistake in what was to be a `root`; `texts` has values as they were written, by their path."""
+    """One line for each mistake in an input for `root`; `texts` holds values as they were written, by their path."""
     found = error.errors(include_url=False)
-    # A list all of whose items are wrong is not too short as well.
+    # If all items of a list are wrong, pydantic also calls it too short: the user needs only the first reason.
     return [_sentence(dict(one), root, texts) for one in found if one["type"] != "too_short" or not one["input"]]
 
 
@@ -44,7 +44,7 @@ def _sentence(mistake: dict[str, Any], root: Model, texts: Mapping[tuple[str | i
             return f"{where}: unknown key{_hint(path[-1], allowed)}; allowed here: {', '.join(allowed)}"
         case "value_error":
             reason = str(context["error"])
-            if isinstance(found, Mapping):  # a section that does not fit together; it is too long to be shown
+            if isinstance(found, Mapping):  # a section whose keys do not go together; it is too long to be shown
                 return f"{where}: {reason}" if path else reason
             return f"{where}: {_show(found)} is not allowed: {reason}"
         case "unknown_name":
@@ -55,7 +55,7 @@ def _sentence(mistake: dict[str, Any], root: Model, texts: Mapping[tuple[str | i
 
 
 def _unquoted(found: object) -> str:
-    """The reason why a plain value is no word, though it may have been meant as one; empty where it is one."""
+    """The reason why an unquoted value is not a word, though it may be meant as one; empty if it is one."""
     if found is not None and not isinstance(found, bool | int | float):
         return ""
     kind = "nothing" if found is None else "true or false" if isinstance(found, bool) else "a number"
@@ -63,7 +63,7 @@ def _unquoted(found: object) -> str:
 
 
 def _unknown(where: str, found: object, allowed: str) -> str:
-    """A section whose `name` chooses nothing."""
+    """The sentence for a section whose `name` is missing or unknown."""
     known = re.findall(r"\w+", allowed.partition(":")[2].partition(", or ")[0])
     if not isinstance(found, Mapping):
         such = found if found in known else known[0]
@@ -92,7 +92,7 @@ def _hint(given: object, known: Sequence[str]) -> str:
 
 
 def _follow(location: Sequence[int | str], root: Model) -> tuple[list[int | str], list[Model]]:
-    """The path as a person wrote it, without pydantic's tags, and the models that hold its last key."""
+    """The path as the user wrote it, without pydantic's tags, and the models that hold its last key."""
     path: list[int | str] = []
     models, holders, chosen = [root], [root], True
     for part in location:
@@ -122,7 +122,7 @@ def _models_in(annotation: Any) -> list[Model]:
 
 
 def _show(value: object) -> str:
-    """A value as YAML has it, cut where it is long."""
+    """A value as YAML writes it, cut if it is long."""
     words = {"True": "true", "False": "false", "None": "null"}
     text = words.get(repr(value), repr(value))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,7 +1,7 @@
-"""Who of a pool's clients is slow, far, absent or hostile, and by how much: what a job's `simulate` section says.
+"""Simulated impairments of a pool's clients, from a job's `simulate` section: slow, far, absent or hostile ones.
 
-Pure: each answer follows from the job and a client's name, and from the round or the second where it may change. So
-every trainer and every aggregator, the first and the one after a fall, simulates the same world.
+Pure: each answer follows from the job and a client's name, and from the round or the second if it may change. So
+every trainer and every aggregator simulates the same world, even after a restart.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from shared.job.catalog.simulation import Cycle, LogNormal, Phones, Profiles, Ra
 from shared.job.clients import Listed, Numbered
 from shared.job.job_spec import JobSpec
 
-#: How many times as long as the fastest a phone takes, by class and age. That devices are drawn from such a table is
-#: EasyFL's idea (Zhuang et al. 2022); the figures are round ones for what AI-Benchmark observes (Ignatov et al. 2019):
+#: Times of phones as multiples of the fastest one's, by class and age. Drawing devices from such a table is EasyFL's
+#: idea (Zhuang et al. 2022); the figures are rounded from the observations of AI-Benchmark (Ignatov et al. 2019):
 #: speed nearly doubles from one generation to the next, and a cheaper class is one to three generations behind.
 PHONES = {
     "flagship, new": 1.0,
@@ -43,7 +43,7 @@ _SPEEDS = tuple(PHONES.values())
 
 
 def ratio(spec: JobSpec, client: str) -> float:
-    """How many times as long a client takes as its trainer does, ≥ 1."""
+    """The factor, ≥ 1, by which a client takes longer than its trainer."""
     simulate = spec.simulate
     match simulate.speed if simulate else None:
         case Profiles() as speed:
@@ -64,9 +64,9 @@ def ratio(spec: JobSpec, client: str) -> float:
 
 
 def transfer(spec: JobSpec, client: str, size: int, *, up: bool) -> float:
-    """Seconds that so many bytes travel to a client, or from it: the latency, and the bytes by the rate.
+    """Seconds that a transfer of so many bytes to or from a client takes: latency + bytes / rate.
 
-    A client's rates are those of the job times exp(N(0, sigma)), the same number for both directions.
+    A client's rates are the job's rates times exp(N(0, sigma)), with the same factor in both directions.
     """
     network = spec.simulate.network if spec.simulate else None
     if network is None:
@@ -82,12 +82,12 @@ def transfer(spec: JobSpec, client: str, size: int, *, up: bool) -> float:
 
 
 def is_there(spec: JobSpec, client: str, seconds: float) -> bool:
-    """Whether a client is there, so many seconds after the job began."""
+    """True if a client is present, so many seconds after the job began."""
     return arrival(spec, client, seconds) == 0
 
 
 def arrival(spec: JobSpec, client: str, seconds: float) -> float:
-    """In how many seconds a client is there: 0 where it is, infinite where it never will be again."""
+    """Seconds until a client is present: 0 if it is now, infinite if it never will be again."""
     simulate = spec.simulate
     match simulate.availability if simulate else None:
         case Cycle(there=there, away=away):
@@ -112,7 +112,7 @@ def _traced(trace: Trace, spans: tuple[tuple[float, float], ...], seconds: float
 
 
 def drops_out(spec: JobSpec, client: str, number: int, attempt: int = 1) -> bool:
-    """Whether a client that is asked in an attempt at a round gives nothing."""
+    """True if a client that is asked in an attempt at a round gives no update."""
     dropout = spec.simulate.dropout if spec.simulate else None
     return dropout is not None and _uniform(spec, f"dropout/{number}/{attempt}", client) < dropout.rate
 
@@ -126,7 +126,7 @@ def hostile(spec: JobSpec) -> frozenset[str]:
 
 
 def flipped(y: Any, classes: int) -> Any:
-    """Labels turned round, y → classes − 1 − y; of a number, an array or a tensor alike."""
+    """Flipped labels, y → classes − 1 − y, for a number, an array or a tensor."""
     return classes - 1 - y
 
 
@@ -134,7 +134,7 @@ def flipped(y: Any, classes: int) -> Any:
 
 
 def _uniform(spec: JobSpec, what: str, client: str) -> float:
-    """A client's own number in (0, 1), another for each thing that is drawn."""
+    """A pseudorandom number in (0, 1) for a client, different for each quantity that is drawn."""
     seed = spec.simulate.seed if spec.simulate else 0
     return ((int.from_bytes(_hash(seed, what, client)[:8]) >> 12) + 0.5) * 2.0**-52
 
@@ -144,7 +144,7 @@ def _normal(spec: JobSpec, what: str, client: str) -> float:
 
 
 def _place(spec: JobSpec, what: str, client: str) -> int:
-    """Where a client is in a shuffle of all: for shares of them that are exact."""
+    """The place of a client in a shuffle of all clients, so that shares of them are exact."""
     return _places(spec.simulate.seed if spec.simulate else 0, what, spec.clients)[client]
 
 

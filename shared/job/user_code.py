@@ -1,8 +1,8 @@
-"""The user's own code, by `module:attribute`: run where this process allows it, called with what its signature takes.
+"""The user's own code, by `module:attribute`: run if this process allows it, called with what its signature takes.
 
-A job comes over the bus, and whoever may publish one would choose what runs here. So a process runs only what its
-settings allow, and nothing until it has said so. Checked is the name, before anything is imported, and then the module
-in which what it leads to was defined: a module that imports `Popen` is no way to `Popen`.
+A job comes over the bus, so anyone with the right to publish could choose the code that runs here. A process therefore
+runs only what its settings allow, and nothing before `permit`. It checks the name before it imports anything, and then
+the module that defines the object found: a module that imports `Popen` does not give access to `Popen`.
 """
 
 import functools
@@ -19,7 +19,7 @@ from typing import Any
 from shared.errors import BadInput, Stale, Unavailable
 from shared.job import user_modules
 
-#: Of the allow list: a module with all below it, `mypkg.`, or one attribute, `mypkg.nets:make`.
+#: Pattern of an entry in the allow list: a module with all below it, `mypkg.`, or one attribute, `mypkg.nets:make`.
 ENTRY = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\.|:[A-Za-z_]\w*)"
 
 _CACHED = type(functools.cache(len))
@@ -27,13 +27,13 @@ _CACHED = type(functools.cache(len))
 
 @dataclass(frozen=True)
 class Policy:
-    """Allow list of a process, and the name that a person has for that process."""
+    """Allow list of a process, and the name of that process in messages to users."""
 
     entries: frozenset[str] = frozenset()
     process: str = "this process"
 
     def allows(self, module: str, attribute: str) -> bool:
-        """An entry `mypkg.` allows the attributes of `mypkg` itself, and those of all modules below it."""
+        """True if an entry names the attribute, or its module: `mypkg.` allows `mypkg` and all modules below it."""
         within = any(entry.endswith(".") and f"{module}.".startswith(entry) for entry in self.entries)
         return within or f"{module}:{attribute}" in self.entries
 
@@ -42,19 +42,19 @@ _policy = Policy()
 
 
 def permit(entries: Sequence[str], process: str) -> None:
-    """Says what this process may run from now on, and how its refusals call it, such as `the aggregator h-12`."""
+    """Sets what this process may run from now on, and its name in refusals, such as `the aggregator h-12`."""
     global _policy  # noqa: PLW0603 - one policy for one process
     _policy = Policy(frozenset(entries), process)
 
 
 def find(name: str, section: str) -> Callable[..., Any]:
-    """The callable that `module:attribute` names, or `BadInput`; what the module itself raises passes through."""
+    """The callable that `module:attribute` names, or `BadInput`; an error of the module itself passes through."""
     module_name, _, attribute = name.partition(":")
     if not _policy.allows(module_name, attribute):
         raise _refusal(section, module_name, attribute)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()  # it may have been installed since this process began
+    importlib.invalidate_caches()  # the module may have been installed since this process began
     try:
         with running(), user_modules.importing(module_name.partition(".")[0]):
             module = importlib.import_module(module_name)
@@ -77,14 +77,14 @@ def find(name: str, section: str) -> Callable[..., Any]:
 
 
 def check_unchanged(section: str) -> None:
-    """`BadInput` where this process would go on with code that was replaced on its disk."""
+    """Raises `BadInput` if this process would go on with code that was replaced on its disk."""
     user_modules.take_down()
     if files := user_modules.changed():
         raise BadInput(f"{section}.name: {files[0]} has changed since it was imported; restart {_policy.process}")
 
 
 def call(function: Callable[..., Any], args: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
-    """Calls `function` with the job file's `args`, and with what is `offered` where its signature names it."""
+    """Calls `function` with the job file's `args`, and with those of the `offered` values that its signature names."""
     wanted = _parameters(function)
     extra = {key: value for key, value in offered.items() if key in wanted and key not in args}
     with running():
@@ -93,9 +93,9 @@ def call(function: Callable[..., Any], args: Mapping[str, Any], offered: Mapping
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Around the user's code: of our own errors it may raise none that would be taken for ours.
+    """Runs the user's code in a `with` block and turns fedq's own errors from it into `BadInput`.
 
-    `Stale` would leave its client without an answer, and `Unavailable` would have it asked again and again.
+    A `Stale` from there would leave its client without an answer, and `Unavailable` would repeat the task forever.
     """
     try:
         yield
@@ -104,17 +104,17 @@ def running() -> Iterator[None]:
 
 
 def failure(error: Exception) -> BadInput:
-    """What an error of ours that the user's code raised is."""
+    """The `BadInput` that stands for an error of fedq's classes which the user's code raised."""
     return BadInput(f"the job's own code raised {type(error).__name__}: {error}")
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether the signature names a parameter."""
+    """True if the signature names the parameter."""
     return name in _parameters(function)
 
 
 def _refusal(section: str, module: str, attribute: str, way: str = "") -> BadInput:
-    # In its first 120 characters is all that matters: of a client in a batch, no more is told.
+    # The first 120 characters hold all that matters: for a client in a batch, the record keeps no more.
     return BadInput(
         f"{section}.name: FEDQ_ALLOW of {_policy.process} lacks {module}:{attribute}{way}; add that, or {module}. for "
         "its whole module, where it is to run there"
@@ -122,9 +122,9 @@ def _refusal(section: str, module: str, attribute: str, way: str = "") -> BadInp
 
 
 def _origin(found: Any) -> tuple[str, str]:
-    """The module and the name with which a callable was defined: of an object, its class's; of a wrapper, the inner's.
+    """The module and the name that define a callable: for an object, its class's; for a wrapper, the inner function's.
 
-    A function that wraps another by `functools.wraps` says so itself; so does a class.
+    Functions wrapped by `functools.wraps`, and classes, carry the right names themselves.
     """
     while True:
         if isinstance(found, functools.partial):
@@ -143,5 +143,5 @@ def _origin(found: Any) -> tuple[str, str]:
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
     try:
         return frozenset(inspect.signature(function).parameters)
-    except ValueError:  # a callable of C code may have none
+    except ValueError:  # a callable of C code may have no signature
         return frozenset()

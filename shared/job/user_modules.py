@@ -1,6 +1,6 @@
-"""The user's modules that this process has imported, and whether their files are still those that it imported.
+"""The user's modules that this process has imported, and the check that their files are unchanged since.
 
-Python imports a module once: what is edited later is run by the processes that start later, and by no other.
+Python imports a module once: only processes that start after an edit run the edited code.
 """
 
 import functools
@@ -15,29 +15,30 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-MANY = 500  #: source files in a package that are still read for its digest
+MANY = 500  #: source files of a package, at most, that are read for its digest
 
-#: Where Python is: a module from there is nobody's own, unless a job names its package.
+#: Folders of Python itself: a module from there is not the user's, unless a job names its package.
 _PYTHON = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
-#: Nor is what is installed, for all, for one user, or for another environment that this one sees.
+#: Folders of installed packages, for all users, for one, or for another environment that this one sees: their modules
+#: are not the user's either.
 _INSTALLED = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "dist-packages"))
 
-Stamp = tuple[int, int] | None  # another one when a file is written; None when it is gone
+Stamp = tuple[int, int] | None  # modification time and size, which change when a file is written; None if it is gone
 
-_before: frozenset[str] = frozenset()  # the modules that were there before any of the user's
+_before: frozenset[str] = frozenset()  # the modules that were imported before any of the user's
 _named: set[str] = set()  # the packages that jobs named
-_files: dict[str, Stamp] = {}  # of the user's modules, as they were when they were imported
-_seen: set[str] = set()  # the modules that were looked at: torch alone has thousands, and a task looks each time
+_files: dict[str, Stamp] = {}  # the files of the user's modules, with their stamps at import
+_seen: set[str] = set()  # modules already examined: torch alone has thousands, and every task examines the new ones
 
 
 @contextmanager
 def importing(package: str) -> Iterator[None]:
-    """Takes down which files the block imports, by itself or by what it imports, from a job's package."""
-    global _before  # noqa: PLW0603 - what a process has imported is the process's
+    """Records the files that the block imports from a job's package, directly or through other modules."""
+    global _before  # noqa: PLW0603 - imports belong to the whole process
     _before = _before if _named else frozenset(sys.modules)
     if package not in _named:
         _named.add(package)
-        _seen.clear()  # what was nobody's may be this package's
+        _seen.clear()  # a module that belonged to no job's package may belong to this one
     try:
         yield
     finally:
@@ -45,17 +46,17 @@ def importing(package: str) -> Iterator[None]:
 
 
 def changed() -> list[str]:
-    """The files of the user's modules that are not as they were when they were taken down."""
-    # A list, since another thread of an aggregator may be importing meanwhile.
+    """The files of the user's modules that have changed since they were recorded."""
+    # The files are copied to a list, because another thread of an aggregator may be importing meanwhile.
     return sorted(file for file, stamp in list(_files.items()) if _stamp(file) != stamp)
 
 
 @functools.cache
 def digest(modules: tuple[str, ...]) -> str:
-    """SHA-256 of the source files of these imported modules, and of the packages that they are in, read once.
+    """SHA-256 of the source files of these imported modules and of their packages, which are read once.
 
-    It is the same wherever the same files are, whatever else was imported. A package of more than `MANY` files is
-    taken for a library, of which the module's own file counts.
+    The same files give the same digest anywhere, whatever else was imported. A package of more than `MANY` files is
+    treated as a library: only the module's own file counts.
     """
     found = hashlib.sha256()
     for name in sorted(set(modules)):
@@ -72,8 +73,8 @@ def digest(modules: tuple[str, ...]) -> str:
 
 
 def place(error: BaseException) -> str:
-    """` (<file>:<line>)` of the user's code that an error came out of, or nothing where it came out of none."""
-    raised = error.__cause__ or error  # an error that became a sentence has the first one as its cause
+    """The place in the user's code that raised an error, as ` (<file>:<line>)`; empty if other code raised it."""
+    raised = error.__cause__ or error  # an error that was turned into a sentence has the original as its cause
     own = [(frame, line) for frame, line in traceback.walk_tb(raised.__traceback__) if _is_own(frame)]
     if not own:
         return ""
@@ -87,10 +88,10 @@ def _is_own(frame: types.FrameType) -> bool:
 
 
 def take_down() -> None:
-    """Takes down what was imported since the last time, by a function that was called too; 0.2 ms beside torch."""
+    """Records modules imported since the last call, also those imported inside functions; 0.2 ms with torch loaded."""
     global _seen
     if not _named:
-        return  # nothing of a user's was imported, and what was there before is not known yet
+        return  # no user's module was imported yet, so `_before` is not known
     known, _seen = _seen, set(sys.modules)
     for name in _seen - known:
         file = _file(sys.modules.get(name))
@@ -105,7 +106,7 @@ def _is_installed(file: str) -> bool:
 
 
 def _file(module: object) -> str | None:
-    """Where a module is from, without asking it: a lazy one would be imported, or say what it lacks."""
+    """The file of a module, read without `getattr`: a lazy module would be imported by it, or raise an error."""
     with suppress(AttributeError):
         file = object.__getattribute__(module, "__dict__").get("__file__")
         return file if isinstance(file, str) else None
