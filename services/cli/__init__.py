@@ -1,1 +1,1 @@
-"""The command line: the operator's hand on the federation."""
+"""Command line `fedq`, with which an operator controls the federation."""

@@ -1,4 +1,4 @@
-"""`fedq`: every command, what it takes and what it prints."""
+"""Command line `fedq`: every command with its arguments and its output."""
 
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from services.cli.ops.orchestrators import On
 from services.cli.ui.failing import Commands
 
-# What a command needs is imported by it alone, so that the others answer at once.
+# Each command imports its own dependencies, so that the other commands start without delay.
 if TYPE_CHECKING:
     from services.cli.servers import Servers
     from shared.events import TrainingEnd
@@ -124,7 +124,7 @@ def submit(
     from services.cli.ops.orchestrators import kubernetes
 
     if file is not None:
-        jobfile.load(file, assignments or ())  # a mistake in it is told before any port is opened
+        jobfile.load(file, assignments or ())  # a mistake in the file is reported before any port is opened
     with connected(kubernetes.at(namespace)):
         _start(file, assignments, job_id, resumed, watch, as_json)
 
@@ -331,7 +331,7 @@ def logs(
     from services.cli.ops import service_logs
     from services.cli.servers import LAST
 
-    if job == LAST:  # who knows the id needs no server for this
+    if job == LAST:  # an explicit id needs no server
         with _servers() as servers:
             job = servers.named(job)
     service_logs.logs(job, on, namespace, follow=follow, as_json=as_json)
@@ -407,7 +407,7 @@ def _start(
             _announce(job, as_json)
             try:
                 end = watching.follow()
-            except KeyboardInterrupt:  # whoever began a job may take it for ended
+            except KeyboardInterrupt:  # without a note, the user might think that the job has ended
                 output.note(f"job {job} goes on: `fedq watch {job}` follows it, `fedq stop {job}` ends it")
                 raise
         _conclude(end, as_json)
@@ -429,7 +429,7 @@ def _announce(job: str, as_json: bool) -> None:
 
 
 def _conclude(end: "TrainingEnd", as_json: bool) -> None:
-    """The last line of a job that finished; an error for one that did not."""
+    """The last line of a job that finished; raises an error for one that did not."""
     from services.cli.report.progress import last_line, missing
     from services.cli.ui import output
     from shared.errors import JobFailed

@@ -1,4 +1,4 @@
-"""Entry of the program `fedq`: importing takes a while, and Ctrl-C ends that without a traceback as well."""
+"""Entry point of the program `fedq`: its imports take a while, and Ctrl-C during them prints no traceback either."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Requests of an operator to a job that has not ended: to stop, to pause or to go on.
+"""Requests of an operator to a job that has not ended: stop, pause or resume.
 
-The wish is written into the bucket, for when Redis is lost; then into the ledger, which the job's owner reads with
-every lease; then the bell is rung.
+The request is written into the bucket, in case Redis is lost; then into the ledger, which the job's owner reads with
+every lease renewal; then an event announces it.
 """
 
 import queue
@@ -21,11 +21,11 @@ from shared.job.job_spec import JobSpec
 from shared.record import archive
 from shared.redis.ledger import ENDED, JobRecord, Wanted
 
-STOPPING = 30.0  #: seconds that a job is waited for, to end or to pause once its round is over
+STOPPING = 30.0  #: seconds to wait for a job to end, or to pause after its round is over
 
 
 def stop(servers: Servers, job: str, reason: str) -> str:
-    """Asks for a job's end, waits for it, and says what came of it."""
+    """Requests a job's end, waits for it, and returns the outcome as a sentence."""
     record = _live(servers, job)
     if record.status == "paused":
         return _stop_paused(servers, record, reason)
@@ -36,12 +36,12 @@ def stop(servers: Servers, job: str, reason: str) -> str:
 
 
 def _stop_paused(servers: Servers, record: JobRecord, reason: str) -> str:
-    """Nobody owns a paused job: it is queued again, for an aggregator to end it in order."""
+    """Stops a paused job: it has no owner, so it is queued again for an aggregator to end it in order."""
     job = record.id
     inbox = _Inbox(servers, job)
     _write(servers, job, Wanted("stopped", reason))
     servers.ledger.revive(job, record.rounds)
-    _want(servers, job, Wanted("stopped", reason))  # after reviving, which wants it to run
+    _want(servers, job, Wanted("stopped", reason))  # repeated here because `revive` resets the request to running
     _ring(servers, job)
     return _ended(servers, record, inbox)
 
@@ -60,7 +60,7 @@ def _ended(servers: Servers, record: JobRecord, inbox: "_Inbox") -> str:
 
 
 def pause(servers: Servers, job: str, reason: str) -> str:
-    """Asks that a job opens no further round, waits until it is paused or has ended, and says which."""
+    """Requests that a job open no further round, waits until it is paused or has ended, and says which."""
     record = _live(servers, job)
     if record.status == "paused":
         raise BadInput(f"job {job} is paused already; `fedq resume {job}` continues it")
@@ -90,7 +90,7 @@ def pause(servers: Servers, job: str, reason: str) -> str:
 
 
 def resume(servers: Servers, job: str) -> str:
-    """Takes back that a job should pause, or queues one again that is paused; says which."""
+    """Withdraws a request to pause, or queues a paused job again; says which."""
     record = _live(servers, job, ended=f"`fedq start --resume {job}` continues it")
     if record.status != "paused":
         if record.wanted.status == "stopped":
@@ -98,7 +98,7 @@ def resume(servers: Servers, job: str) -> str:
         if record.wanted.status == "running":
             raise BadInput(f"job {job} is {record.status}, not paused: there is nothing to resume")
     _want(servers, job, Wanted())
-    record = servers.ledger.required(job)  # it may have been paused since
+    record = servers.ledger.required(job)  # the job may have been paused since the first look
     if record.status == "paused":
         servers.ledger.revive(job, record.rounds)
         _ring(servers, job)
@@ -108,7 +108,7 @@ def resume(servers: Servers, job: str) -> str:
 
 
 def _live(servers: Servers, job: str, ended: str = "") -> JobRecord:
-    """The record of a job that has not ended, written again from the bucket where Redis has lost it."""
+    """The record of a job that has not ended, restored from the bucket if Redis has lost it."""
     record = servers.ledger.job(job)
     if record is None:
         record = history.record(servers.blobs, job) or servers.ledger.required(job)
@@ -124,7 +124,7 @@ def _want(servers: Servers, job: str, wanted: Wanted) -> None:
     _write(servers, job, wanted)
     answer = servers.ledger.want(job, wanted)
     if answer in ENDED:
-        # A wish that nobody will read must not wait for the day that the job is resumed.
+        # An ended job does not read its requests, and this one must not take effect if the job is resumed later.
         if before is None:
             servers.blobs.delete(names.wanted_blob(job))
         raise BadInput(f"job {job} has ended already: {answer}")
@@ -136,7 +136,7 @@ def _write(servers: Servers, job: str, wanted: Wanted) -> None:
 
 
 def _ring(servers: Servers, job: str) -> None:
-    """Has an aggregator take the job; where one has it, this is stale and does no harm."""
+    """Asks an aggregator to take the job; harmless if one owns it, because the event is then stale."""
     spec = history.known_spec(servers.blobs, servers.ledger, job)
     servers.bus.declare(topology.commands(), topology.updates(job), topology.dead_letters())
     servers.bus.publish(StartTraining(job=job, spec=JobSpec.model_validate(spec)))
@@ -147,7 +147,7 @@ def _is_paused(event: AnyEvent) -> bool:
 
 
 class _Inbox:
-    """The events of a job from now on."""
+    """Inbox of a job's events from its construction on."""
 
     def __init__(self, servers: Servers, job: str) -> None:
         self._servers = servers
@@ -156,7 +156,7 @@ class _Inbox:
         self._subscription = servers.bus.consume(topology.watcher(secrets.token_hex(6), job), self._events.put)
 
     def wait(self, wanted: Callable[[AnyEvent], bool], patience: float) -> AnyEvent | None:
-        """The first event that is wanted; what the record says instead where none came in time."""
+        """The first wanted event; if none arrives within `patience` seconds, an event rebuilt from the record."""
         deadline = time.monotonic() + patience
         found = None
         while found is None:
@@ -170,13 +170,13 @@ class _Inbox:
             try:
                 event = delivery.decode()
             except BadMessage:
-                continue  # of a later version of fedq, say
+                continue  # a later version of fedq may have sent it
             found = event if wanted(event) else None
         self._servers.bus.cancel(self._subscription)
         return found
 
     def _recorded(self) -> AnyEvent | None:
-        """The event that may have been missed, by the record."""
+        """The event that may have been missed, rebuilt from the record; None if the job still runs."""
         record = self._servers.ledger.job(self._job)
         if record is not None and record.status in ENDED:
             return history.end_of(self._servers.blobs, record)

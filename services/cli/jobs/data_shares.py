@@ -1,7 +1,7 @@
-"""Data of a job's clients: counts by client and class, as the trainer's code shares data out, or a silo's own file.
+"""Data of a job's clients: counts by client and class, as the trainer's code partitions data, or a silo's own file.
 
-A silo's file is described with the lines of it that a job file needs, so that all silos can agree.
-No service imports another, so that code runs as a process of its own, with the job on its standard input.
+The description of a silo's file includes the lines that a job file needs, so that all silos can agree on them.
+No service imports another, so the trainer's code runs as a separate process, with the job on its standard input.
 """
 
 import json
@@ -25,8 +25,8 @@ from shared.job.job_spec import JobSpec
 MODULE = "services.trainer.data.split"
 DESCRIBE = "services.trainer.data.describe"
 PATIENCE = 900.0  #: seconds; a data set may have to be downloaded
-ROWS = 40  #: clients in a table; a terminal is for looking, JSON has all
-LABELS = 40  #: labels in a list, for the same reason
+ROWS = 40  #: clients in a table on a terminal; JSON has all of them
+LABELS = 40  #: labels in a list on a terminal; JSON has all of them
 PACKAGES = ("celery", "minio", "numpy", "PIL", "sklearn", "torch", "torchvision")  #: what a trainer needs
 
 
@@ -45,7 +45,7 @@ class Split:
 
 
 def data(file: Path, assignments: Sequence[str], *, plot: Path | None, force: bool, as_json: bool) -> None:
-    """Prints each client's data, and draws them if asked; for silos with their own files, describes the one here."""
+    """Prints each client's data, and draws them if asked; for silos with their own files, describes the local file."""
     draft = jobfile.load_draft(file, assignments)
     if draft.has_own_files:
         if plot is not None:
@@ -77,7 +77,7 @@ def counted(spec: JobSpec, patience: float = PATIENCE) -> dict[str, Any]:
 
 
 def asked(module: str, document: str, name: str, patience: float = PATIENCE) -> dict[str, Any]:
-    """The answer of a module of the trainer's to a JSON document about the data set `name`."""
+    """The answer of a trainer module, run as a process, to a JSON document about the data set `name`."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", module],
@@ -128,7 +128,7 @@ def _print(split: Split, owners: Sequence[str]) -> None:
 
 
 def _describe(found: Mapping[str, Any], as_json: bool) -> None:
-    """Prints what the trainer's code says of the file."""
+    """Prints the trainer code's description of the silo's file."""
     if as_json:
         return output.emit(found)
     shape = "×".join(map(str, found["shape"]))
@@ -150,7 +150,7 @@ def _describe(found: Mapping[str, Any], as_json: bool) -> None:
 
 
 def _written(value: Any) -> str:
-    """The value as a person would write it, on one line."""
+    """A value as a person would write it, on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False)
     return text.strip()
 
@@ -162,6 +162,6 @@ def _spread(sizes: Sequence[int]) -> str:
 
 
 def _most(classes: Sequence[str], counts: Sequence[int]) -> str:
-    """The classes that a client has most of, with how many."""
+    """The most frequent classes of a client, with their counts."""
     first = sorted(zip(counts, classes, strict=True), key=lambda one: -one[0])[:4]
     return ", ".join(f"{name} ({count})" for count, name in first if count)

@@ -1,4 +1,4 @@
-"""From a job file and `--set key=value` to a job, or to what is wrong with them and where."""
+"""Job files: turns a file and `--set key=value` into a job, or into errors with their places."""
 
 import json
 import shlex
@@ -15,24 +15,24 @@ from shared.errors import BadInput
 from shared.job import job_spec
 from shared.job.job_spec import Draft, JobSpec
 
-LONGEST = 4 << 20  #: bytes of a job file; what is announced of one is shorter still
+LONGEST = 4 << 20  #: bytes of a job file; the limit for its announcement is lower still
 
 
 def load(file: Path, assignments: Sequence[str] = ()) -> JobSpec:
-    """The job that `file` describes, with each assignment put in its place."""
+    """The job that `file` describes, with each assignment applied."""
     written = _read(file)
     return amended(written.value, assignments, str(file), written.texts)
 
 
 def load_draft(file: Path, assignments: Sequence[str] = ()) -> Draft:
-    """The data section of `file` with each assignment in its place, whether or not it is a job yet."""
+    """The data section of `file` with each assignment applied, even if the file is not a valid job yet."""
     written = _read(file)
     with _told_of(str(file)):
         return job_spec.draft(*_merged(written.value, assignments, written.texts))
 
 
 def start_file(spec: JobSpec, folder: Path) -> Path | None:
-    """The file that the job's model begins with, `BadInput` where it cannot be read; None where it begins at random."""
+    """The file with the job's initial model; None for random weights, `BadInput` if it cannot be read."""
     if spec.model.start is None:
         return None
     path = folder / spec.model.start
@@ -50,9 +50,9 @@ def start_file(spec: JobSpec, folder: Path) -> Path | None:
 def amended(
     document: Any, assignments: Sequence[str], place: str, texts: Mapping[plain_yaml.Path, str] = {}
 ) -> JobSpec:
-    """The job of a document that was read at `place`, with each assignment put in its place.
+    """The job of a document that was read at `place`, with each assignment applied.
 
-    `texts` has the values as they were written there.
+    `texts` has the document's values as they were written.
     """
     with _told_of(place):
         return job_spec.parse(*_merged(document, assignments, texts))
@@ -73,7 +73,7 @@ def _merged(
 
 @contextmanager
 def _told_of(place: str) -> Iterator[None]:
-    """Each line of a `BadInput` begins with the place that it is about."""
+    """Prefixes each line of a `BadInput` raised in the block with its place."""
     try:
         yield
     except BadInput as error:
@@ -107,13 +107,13 @@ def _read(file: Path) -> Written:
 
 def _assignment(text: str) -> tuple[str, Written]:
     path, equals, value = text.partition("=")
-    path = path.strip()  # as the value is, by YAML
+    path = path.strip()  # YAML strips the value likewise
     if not equals or not all(path.split(".")):
         raise BadInput(f"--set {text}: write it as key.key=value, such as rounds.count=3")
     try:
         return path, plain_yaml.read(value)
     except Unclear as error:
-        whole = error.problem.startswith(value.strip())  # a part of a list stands in quotes where it is
+        whole = error.problem.startswith(value.strip())  # else the problem is in a part, which must be quoted in place
         hint = f", within the shell's own: --set {shlex.quote(f'{path}={json.dumps(value)}')}" if whole else ""
         raise BadInput(f"--set {text}: {error.problem}{hint}") from error
     except yaml.YAMLError as error:

@@ -1,7 +1,7 @@
-"""YAML as it was plainly written: what one reader of YAML takes for a number and another for a word is refused.
+"""Strict YAML: refuses values that one YAML parser reads as a number and another as a word.
 
-PyYAML reads YAML 1.1, for which `010` is 8, `1:30` is 90, `no` is false and `2026-11-30` a date; for YAML 1.2 most of
-them are words. Whoever wrote them meant one of both, and is asked which.
+PyYAML reads YAML 1.1, in which `010` is 8, `1:30` is 90, `no` is false and `2026-11-30` a date; in YAML 1.2 most of
+them are words. The author meant one of the two, and the error asks which.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-DEEPEST = 64  #: levels of sections and lists, those that aliases add included
-LARGEST = 100_000  #: values in all, each as often as an alias repeats it
+DEEPEST = 64  #: levels of sections and lists, including those that aliases add
+LARGEST = 100_000  #: values in total; a value that an alias repeats counts each time
 LONGEST = 300  #: characters of a number
 
 Path = tuple[str | int, ...]  #: keys and positions that lead to a value
@@ -21,7 +21,7 @@ Path = tuple[str | int, ...]  #: keys and positions that lead to a value
 _PREFIX = "tag:yaml.org,2002:"
 _UNCLEAR = "!unclear"
 
-#: Plain scalars that are a value. They are tried in this order, before those that are unclear; all others are words.
+#: Plain scalars with a clear meaning, tried in this order and before the disputed ones; all others are words.
 _PLAIN = {
     "null": "|null",
     "bool": "true|True|TRUE|false|False|FALSE",
@@ -31,7 +31,7 @@ _PLAIN = {
 }
 _EXP = "([eE][-+]?[0-9]+)?"
 
-#: Plain scalars that readers disagree on: what they look like, and what is to be said of them.
+#: Plain scalars that YAML parsers read differently: the pattern of each, and the message for the user.
 _DISPUTED = {
     "yes|Yes|YES|on|On|ON": "means true to some readers of YAML: write true",
     "no|No|NO|off|Off|OFF": "means false to some readers of YAML: write false",
@@ -46,20 +46,20 @@ _DISPUTED = {
 
 
 class Written(NamedTuple):
-    """A document, and how its plain values were written."""
+    """Parsed document, with the original text of its plain values."""
 
     value: Any
     texts: Mapping[Path, str]
 
 
 class Unclear(yaml.MarkedYAMLError):
-    """A value that is YAML and may mean two things."""
+    """Error for a value that is valid YAML but may mean two things."""
 
     problem: str
 
 
 def read(text: str) -> Written:
-    """The one document that `text` is; `yaml.YAMLError` where it is none, too deep, too large, or `Unclear`."""
+    """Parses `text` as one document; `yaml.YAMLError` if it is invalid, too deep, too large, or `Unclear`."""
     loader = _Loader(text)
     try:
         return Written(loader.get_single_data(), loader.texts)
@@ -73,7 +73,7 @@ class _Extent(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """Checks each node when it is composed, where its path and its line are known and nothing has been made of it."""
+    """YAML loader that checks each node when it is composed: path and line are known, and no value exists yet."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -102,7 +102,7 @@ class _Loader(yaml.SafeLoader):
         return node  # type: ignore[no-any-return]
 
     def _key(self, parent: Node, event: Any) -> Node:
-        """A key is a word, whatever it looks like; a node of its own, for its anchor may name a value elsewhere."""
+        """Composes a key, which is always a word; copies the node, because its anchor may name a value elsewhere."""
         if isinstance(event, yaml.CollectionStartEvent):
             raise _problem("a key is one word, and this is a list or a section", event)
         node: Any = super().compose_node(parent, None)  # type: ignore[arg-type]
@@ -117,13 +117,13 @@ class _Loader(yaml.SafeLoader):
         kind, text = node.tag.removeprefix(_PREFIX), node.value
         if kind == _UNCLEAR:
             why = next((why for look, why in _DISPUTED.items() if re.fullmatch(look, text)), None)
-            if why is None:  # it was written as a tag
+            if why is None:  # the file uses the internal tag literally, so no pattern matches
                 raise _problem(f"the tag {kind} means nothing", node)
             where = "".join(f"{part}." for part in self._path)[:-1]
             either = "," if ": write" in why else ":"
             sentence = f"{text} {why}{either} {'or ' if either == ',' else ''}quote it"
             raise Unclear(problem=f"{where}: {sentence}" if where else sentence, problem_mark=node.start_mark)
-        if kind in _PLAIN and not re.fullmatch(_PLAIN[kind], text):  # its tag says so, and it is none
+        if kind in _PLAIN and not re.fullmatch(_PLAIN[kind], text):  # an explicit tag contradicts the text
             raise _problem(f"{text!r} is no {kind}", node)
         if kind in ("int", "float") and (len(text) > LONGEST or not math.isfinite(float(text))):
             raise _problem(f"the number {text[:20]}… is too large", node)
@@ -131,7 +131,7 @@ class _Loader(yaml.SafeLoader):
             self.texts[tuple(self._path)] = text
 
     def _measure(self, node: Node) -> None:
-        """Bounds what the document becomes: ten aliases of ten aliases of … are few lines and a full memory."""
+        """Bounds the expanded document: with nested aliases, a few lines can fill the memory."""
         inner: list[Node] = []
         if isinstance(node, SequenceNode):
             inner = node.value
@@ -141,13 +141,14 @@ class _Loader(yaml.SafeLoader):
         known = [self._extents[part] for part in inner]
         found = _Extent(1 + sum(one.values for one in known), 1 + max((one.depth for one in known), default=0))
         self._extents[node] = found
-        values = max(found.values, len(self._extents))  # of a long list while it is read, too
+        # The number of nodes so far bounds a long list even before its end is read.
+        values = max(found.values, len(self._extents))
         if values > LARGEST or found.depth > DEEPEST:
             limit = f"{LARGEST} values" if values > LARGEST else f"{DEEPEST} levels"
             raise _problem(f"with its aliases the file has more than {limit}", node)
 
     def _refuse_twice(self, node: MappingNode) -> None:
-        """The second value of a key would silently win."""
+        """Refuses a key that is given twice, because the second value would silently win."""
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
@@ -163,6 +164,6 @@ _Loader.yaml_implicit_resolvers = {}
 for _kind, _look in _PLAIN.items():
     _Loader.add_implicit_resolver(f"{_PREFIX}{_kind}", re.compile(f"^({_look})$"), None)
 _Loader.add_implicit_resolver(_UNCLEAR, re.compile(f"^({'|'.join(_DISPUTED)})$"), None)
-# What no implicit resolver gives, a tag must not: bytes, sets and dates are no values of a job.
+# An explicit tag may only produce types that plain values have: a job holds no bytes, sets or dates.
 _KNOWN = {f"{_PREFIX}{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {None}
 _Loader.yaml_constructors = {tag: make for tag, make in _Loader.yaml_constructors.items() if tag in _KNOWN}

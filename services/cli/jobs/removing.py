@@ -1,4 +1,4 @@
-"""Removal for good: of a job that has ended, and of the queues of a silo or pool that does not come back."""
+"""Permanent removal of ended jobs, and of the queues of silos or pools that will not come back."""
 
 import re
 import sys
@@ -16,10 +16,10 @@ from shared.redis.ledger import ENDED, LIVE
 
 
 def remove(servers: Servers, jobs: Sequence[str], statuses: Sequence[str], *, yes: bool) -> None:
-    """Removes jobs by their ids and by how they ended, after asking: from Redis, the bucket and RabbitMQ.
+    """Removes jobs, given by id or by final status, from Redis, the bucket and RabbitMQ, after confirmation.
 
-    The ledger comes first, for it says whether a job has ended; what a command that is interrupted leaves of one, the
-    next removes.
+    The ledger comes first, because it says whether a job has ended. If the command is interrupted, the next one
+    removes the rest.
     """
     check_statuses(statuses)
     chosen = dict.fromkeys(jobs)
@@ -37,7 +37,7 @@ def remove(servers: Servers, jobs: Sequence[str], statuses: Sequence[str], *, ye
         if answer != "ok":
             raise BadInput(_is_live(job, answer))
         try:
-            servers.blobs.remove([names.job_blob(job)])  # the first: without it, nobody takes the rest for a job
+            servers.blobs.remove([names.job_blob(job)])  # first, as it makes the rest count as a job
             removed = servers.blobs.delete(names.job_prefix(job))
             servers.bus.delete(names.updates_queue(job))
         except FedqError as error:
@@ -46,9 +46,9 @@ def remove(servers: Servers, jobs: Sequence[str], statuses: Sequence[str], *, ye
 
 
 def forget(servers: Servers, group: str, *, yes: bool) -> None:
-    """Removes the queues of a silo or pool, after asking; `BadInput` where a trainer serves it or a job needs it.
+    """Removes the queues of a silo or pool, after confirmation; `BadInput` if a trainer serves it or a job needs it.
 
-    They stay otherwise, however long nobody listens: work waits there for who comes back.
+    Otherwise the queues stay, however long they have no listener, because work waits there for trainers that return.
     """
     if not re.fullmatch(CLIENT_NAME, group):
         raise BadInput(f"{group} is no name of a silo or pool: letters, digits, - and _, at most 63")
@@ -71,7 +71,7 @@ def forget(servers: Servers, group: str, *, yes: bool) -> None:
 
 
 def check_statuses(statuses: Sequence[str]) -> None:
-    """`BadInput` for one that no job can have."""
+    """Raises `BadInput` for a status that no ended job can have."""
     known = (*LIVE, *ENDED)
     if unknown := [status for status in statuses if status not in known]:
         several = "; give --status once for each" if "," in unknown[0] else ""
@@ -79,7 +79,7 @@ def check_statuses(statuses: Sequence[str]) -> None:
 
 
 def agree(sentence: str, yes: bool) -> None:
-    """Asks a person; `BadInput` where nobody is there to be asked and `--yes` was not given."""
+    """Asks for confirmation; `BadInput` if there is no terminal to ask at and `--yes` was not given."""
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -88,9 +88,9 @@ def agree(sentence: str, yes: bool) -> None:
 
 
 def _status(servers: Servers, job: str) -> str:
-    """The status of an ended job, "in part" of one not wholly removed; `BadInput` where it has not ended or is none.
+    """The status of an ended job, or "in part" for a partly removed one; `BadInput` if it runs or does not exist.
 
-    One that Redis does not know and whose records are damaged cannot go on either: it is "unreadable".
+    A job that Redis does not know and whose records are damaged cannot continue either: its status is "unreadable".
     """
     record = servers.ledger.job(job)
     if record is None and re.fullmatch(JOB_ID, job):

@@ -1,4 +1,4 @@
-"""Starting a job, and starting one again that has ended."""
+"""Start of a new job, and restart of one that has ended or is paused."""
 
 import re
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from shared.names import JOB_ID
 from shared.record import archive
 from shared.redis.ledger import ENDED, JobRecord, Wanted
 
-FROZEN = ("name", "seed", "model", "data", "silos")  #: what the committed rounds of a job were made with
+FROZEN = ("name", "seed", "model", "data", "silos")  #: fixed, as the committed rounds depend on them
 
-KEPT = ("personal", "buffers")  #: of `train`: which tensors travel
+KEPT = ("personal", "buffers")  #: keys of `train` that cannot change, because they decide which tensors travel
 
 
 def check_id(job: str) -> str:
-    """The id a person chose, or `BadInput` with what one looks like."""
+    """Returns the given job id, or raises `BadInput` with the rules for ids."""
     if not re.fullmatch(JOB_ID, job):
         raise BadInput(
             f"--id {job}: a job id is lower-case letters, digits and -, at most 39 of them, "
@@ -38,12 +38,12 @@ def check_id(job: str) -> str:
 
 
 def start(servers: Servers, job: str, spec: JobSpec, watch: Watch | None = None, folder: Path = Path()) -> None:
-    """Records a job and announces it: both, or neither. Files that it names are looked for from `folder` on."""
+    """Records and announces a job: both, or neither. Relative file names in the spec are resolved from `folder`."""
     begin_with = jobfile.start_file(spec, folder)
     event = _announcement(job, spec)
     ledger, blobs, bus = servers.ledger, servers.blobs, servers.bus
     record = ledger.job(job)
-    if record is None and blobs.exists(names.job_blob(job)):  # the record, also where Redis has forgotten it
+    if record is None and blobs.exists(names.job_blob(job)):  # the bucket knows the job even if Redis has lost it
         raise BadInput(f"job {job} exists already in the bucket; choose another --id or leave it out")
     if record is not None or not ledger.create(job, spec.rounds.count):
         status = ledger.required(job).status
@@ -52,14 +52,14 @@ def start(servers: Servers, job: str, spec: JobSpec, watch: Watch | None = None,
     try:
         if begin_with is not None:
             blobs.put(names.start_blob(job), np.fromfile(begin_with, np.uint8), metadata={"job": job})
-        blobs.put_json(names.job_blob(job), _document(job, spec))  # before anybody can take the job
+        blobs.put_json(names.job_blob(job), _document(job, spec))  # before an aggregator can take the job
         bus.declare(topology.commands(), topology.updates(job), topology.dead_letters())
         declared = True
         if watch is not None:
-            watch.subscribe()  # before anybody can take the job: nothing of it is missed
+            watch.subscribe()  # before an aggregator can take the job, so that no event is missed
         bus.publish(event)
     except BaseException:
-        # What went wrong first is what the person hears.
+        # Errors of the cleanup are suppressed, so that the user sees the first error.
         with suppress(FedqError):
             ledger.forget(job)
         with suppress(FedqError):
@@ -72,10 +72,10 @@ def start(servers: Servers, job: str, spec: JobSpec, watch: Watch | None = None,
 
 @dataclass(frozen=True)
 class Continuation:
-    """A job that is to go on, and what it is from now on."""
+    """Plan to continue a job: its record, its spec until now, and its spec from now on."""
 
     record: JobRecord
-    known: bool  # to Redis
+    known: bool  # whether Redis has the job
     before: JobSpec
     spec: JobSpec
 
@@ -116,7 +116,7 @@ def resume(servers: Servers, going_on: Continuation, watch: Watch | None = None)
     """Queues an ended or paused job again and announces it."""
     job, spec, ledger, blobs, bus = going_on.job, going_on.spec, servers.ledger, servers.blobs, servers.bus
     event = _announcement(job, spec)
-    bus.declare(topology.commands(), topology.dead_letters())  # a broker that is away changes nothing
+    bus.declare(topology.commands(), topology.dead_letters())  # first, so that an absent broker leaves all as it was
     kept = {key: archive.optional(blobs, key) for key in (names.wanted_blob(job), names.result_blob(job))}
     try:
         blobs.put_json(names.job_blob(job), _document(job, spec))
@@ -147,7 +147,7 @@ def _queue_again(servers: Servers, going_on: Continuation) -> str:
     answer = ledger.revive(going_on.job, rounds)
     if answer == "unknown":
         queued = replace(going_on.record, status="queued", detail="waiting for an aggregator", rounds=rounds, ended=0.0)
-        # Where an aggregator restores it in this moment, it does so as it was.
+        # If an aggregator restores the job first, it does so in the old state, which must then be revived.
         return "ok" if ledger.restore(replace(queued, wanted=Wanted())) else ledger.revive(going_on.job, rounds)
     return answer
 

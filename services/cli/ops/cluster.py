@@ -1,6 +1,7 @@
-"""A cluster's servers from outside it: its settings as kubectl reads them, and a port here for each of its Services.
+"""Access to a cluster's servers from outside: its settings, read with kubectl, and a local port for each Service.
 
-`fedq connect` holds these open for other commands, which find them by `.fedq/env`; `fedq submit` for itself.
+`fedq connect` keeps the ports open for other commands, which find them through `.fedq/env`; `fedq submit` uses them
+itself.
 """
 
 import base64
@@ -24,11 +25,11 @@ from services.cli.ui import output
 from shared.errors import BadInput, Unavailable
 from shared.process import service, settings_file
 
-SETTINGS = "fedq"  #: the ConfigMap
-SECRET = "fedq-operator"  # noqa: S105 - the name of one
-AUTHORITY = "fedq-ca"  #: the Secret with the certificate of the authority, where the cluster has one of its own
+SETTINGS = "fedq"  #: name of the ConfigMap
+SECRET = "fedq-operator"  # noqa: S105 - the name of a Secret
+AUTHORITY = "fedq-ca"  #: the Secret with the CA certificate, if the cluster has a private CA
 TRUST = "SSL_CERT_FILE"
-REGISTRY = "http://registry:8080"  #: where a cluster has it, unless its settings say otherwise
+REGISTRY = "http://registry:8080"  #: its address in a cluster, unless the settings override it
 FILE = Path(".fedq/env")  #: the file that `shared.process.settings` reads
 PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "http": 80, "https": 443}
 LIVE = 1.0  #: seconds for a broker to take a connection
@@ -36,7 +37,7 @@ LIVE = 1.0  #: seconds for a broker to take a connection
 
 @contextmanager
 def connected(place: Kubernetes) -> Iterator[None]:
-    """This process's `FEDQ_*` lead to a cluster's servers for as long as the block runs."""
+    """Makes this process's `FEDQ_*` lead to a cluster's servers within the block."""
     with tools.ending_in_order(), ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         stack.enter_context(_in_environment(reachable(place, folder, stack)))
@@ -44,7 +45,7 @@ def connected(place: Kubernetes) -> Iterator[None]:
 
 
 def connect(namespace: str | None) -> None:
-    """Writes `.fedq/env` and keeps what it leads to open until somebody interrupts."""
+    """Writes `.fedq/env` and keeps its ports open until an interrupt."""
     place = kubernetes.at(namespace)
     _refuse_a_live_stack()
     with tools.ending_in_order(), service.until_stopped() as stop, ExitStack() as stack:
@@ -66,10 +67,10 @@ def connect(namespace: str | None) -> None:
 
 
 def reachable(place: Kubernetes, folder: Path, stack: ExitStack) -> dict[str, str]:
-    """An operator's settings of a cluster, with ports of this machine in place of its Services.
+    """An operator's settings for a cluster, with ports of this machine in place of its Services.
 
-    The ports stay open until `stack` is closed. What leads to no Service, such as a broker that somebody else runs,
-    stays as it is. Where the cluster has an authority of its own, its certificate is put into `folder`.
+    The ports stay open until `stack` is closed. A setting that leads to no Service, such as an external broker, stays
+    as it is. If the cluster has a private CA, its certificate is written into `folder`.
     """
     found = settings(place)
     if TRUST in found:
@@ -105,7 +106,7 @@ def settings(place: Kubernetes) -> dict[str, str]:
 
 
 def _authority(place: Kubernetes, folder: Path) -> Path:
-    """Whom the cluster's services trust, as a file of this machine; the key of that authority stays where it is."""
+    """Writes the certificate of the cluster's CA to a local file; the CA's private key stays in the cluster."""
     words = ("get", "secret", AUTHORITY, r"--output=jsonpath={.data.ca\.crt}")
     folder.mkdir(exist_ok=True)
     file = (folder / "ca.crt").absolute()
@@ -114,26 +115,26 @@ def _authority(place: Kubernetes, folder: Path) -> Path:
 
 
 def _forwardable(place: Kubernetes) -> set[str]:
-    """The Services that stand for pods; one that is a name for a host outside has none to forward to."""
+    """The Services that select pods; one that only names an external host has no pod to forward to."""
     every: list[Any] = place.get("services")["items"]
     return {one["metadata"]["name"] for one in every if one["spec"].get("selector")}
 
 
 def _service(place: Kubernetes, host: str) -> str | None:
-    """Which Service of the namespace a host name would be, by the rules of a cluster's DNS; None where none can be."""
+    """The Service of the namespace that a host name means by the rules of cluster DNS; None if it means none."""
     name, _, rest = host.partition(".")
     here = ("", place.namespace, f"{place.namespace}.svc", f"{place.namespace}.svc.cluster.local")
     return name if rest in here else None
 
 
 def _url(name: str, value: str) -> SplitResult:
-    if (url := _server(value)) is None:  # whose text may hold a password
+    if (url := _server(value)) is None:  # the error omits the value, which may hold a password
         raise BadInput(f"{name}, as the cluster's ConfigMap or Secret has it, is no URL that leads to a server")
     return url
 
 
 def _server(value: str) -> SplitResult | None:
-    """A URL of a kind of server that fedq knows; None where it is none."""
+    """The parsed URL if its scheme is of a server that fedq knows, else None."""
     try:
         url = urlsplit(value)
         _ = url.port
@@ -152,7 +153,7 @@ def _moved(url: SplitResult, port: int) -> SplitResult:
 
 
 def _refuse_a_live_stack() -> None:
-    """`.fedq/env` of a stack that runs stays; one that was left behind is overwritten."""
+    """Raises `BadInput` if `.fedq/env` belongs to a running stack; a leftover file may be overwritten."""
     url = _server(dotenv_values(FILE).get("FEDQ_AMQP_URL") or "")
     if url is None:
         return
@@ -164,7 +165,7 @@ def _refuse_a_live_stack() -> None:
 
 
 def _text(place: Kubernetes, found: dict[str, str]) -> str:
-    """The text of `.fedq/env`; `BadInput` where that file cannot hold it."""
+    """The text of `.fedq/env`; `BadInput` if that file cannot hold the settings."""
     text = f"# by `fedq connect` to {place.place}; gone when that ends\n"
     try:
         return text + settings_file.lines(found)
@@ -173,7 +174,7 @@ def _text(place: Kubernetes, found: dict[str, str]) -> str:
 
 
 def _write_private(text: str) -> None:
-    """Writes the file for its owner's eyes, whole or not at all."""
+    """Writes `.fedq/env` atomically, readable by its owner only."""
     FILE.parent.mkdir(exist_ok=True)
     fresh = FILE.with_name(f".env.{secrets.token_hex(4)}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -182,7 +183,7 @@ def _write_private(text: str) -> None:
 
 
 def _remove(text: str) -> None:
-    """Removes the file, where nobody has written another one."""
+    """Removes `.fedq/env` if it still has this text."""
     with suppress(FileNotFoundError):
         if FILE.read_text() == text:
             FILE.unlink()

@@ -1,4 +1,4 @@
-"""A compose file of one's own: the stack of deploy/compose with named clients, some slow, in place of its pool."""
+"""Custom compose file: the stack of deploy/compose with named clients, some slow, in place of its pool."""
 
 import copy
 import re
@@ -12,11 +12,11 @@ import services
 from shared.errors import BadInput
 
 TEMPLATE = Path(services.__file__).parents[1] / "deploy" / "compose" / "compose.yaml"
-PROCESSORS = {"slow": "0.5", "medium": "0.75", "fast": "1.25"}  #: FLTK's kinds of clients
-LINE = 100  #: characters that a list may have to stand in a line
-ENV = "deploy/compose/.env"  #: where `make up` keeps the passwords
+PROCESSORS = {"slow": "0.5", "medium": "0.75", "fast": "1.25"}  #: CPUs of FLTK's kinds of clients
+LINE = 100  #: characters of a list that is still written on one line
+ENV = "deploy/compose/.env"  #: the file in which `make up` keeps the passwords
 STATE = "/var/lib/fedq"  #: FEDQ_STATE_DIR in the images
-LEFT_OUT = ("gpu", "observe")  #: profiles: what they need does not stand in this one file
+LEFT_OUT = ("gpu", "observe")  #: profiles that need files other than the generated one
 HEAD = """\
 # fedq with named clients in place of a pool: {told}.
 # Made by `fedq compose --trainers {trainers} --slow {slow} --medium {medium}`.
@@ -36,7 +36,7 @@ HEAD = """\
 
 
 def generate(trainers: int, slow: int, medium: int) -> str:
-    """The compose file of `trainers` named clients, some of them slow or medium; `BadInput` for more than all."""
+    """The compose file of `trainers` named clients; `BadInput` if more than all of them are slow or medium."""
     if slow + medium > trainers:
         raise BadInput(f"--slow {slow} and --medium {medium} are {slow + medium} clients, and --trainers is {trainers}")
     kinds = {"slow": slow, "medium": medium, "fast": trainers - slow - medium}
@@ -76,7 +76,7 @@ def _stack(template: Mapping[str, Any], clients: Mapping[str, str]) -> dict[str,
 
 
 def _client(trainer: Mapping[str, Any], name: str, processors: str) -> dict[str, Any]:
-    """The pool's trainer as one named client, with a disk for what stays with it from round to round."""
+    """The pool's trainer as one named client, with a volume for its state between rounds."""
     made: dict[str, Any] = copy.deepcopy({key: value for key, value in trainer.items() if key != "build"})
     made["command"] = ["--client", name]
     made["volumes"] = [*made.get("volumes", ()), f"{name}:{STATE}"]
@@ -86,14 +86,14 @@ def _client(trainer: Mapping[str, Any], name: str, processors: str) -> dict[str,
 
 
 def _volumes(declared: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """The named volumes in use, `data:/data` or `${DATA_DIR:-data}:/data`, as they were declared; and the clients'."""
+    """The volumes in use, as `data:/data` or `${DATA_DIR:-data}:/data`, with their declarations, and the clients'."""
     words = " ".join(str(one) for service in kept.values() for one in service.get("volumes", ()))
     used = set(re.findall(r"(?:^| |:-)([\w-]+)\}?:/", words))
     return {name: declared.get(name) or {} for name in (*declared, *kept) if name in used}
 
 
 class _Plain(yaml.SafeDumper):
-    """Values where they are used, not shared by anchors; texts of several lines as they are; short lists in a line."""
+    """YAML dumper without anchors: it writes texts of several lines as blocks, and short lists on one line."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

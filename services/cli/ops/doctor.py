@@ -1,4 +1,4 @@
-"""Check of every server and service, with a remedy for each trouble."""
+"""Checks of every server and service, with a remedy for each problem."""
 
 import email.utils
 import math
@@ -29,7 +29,7 @@ OLDEST_REDIS = (7, 0)
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     about: str
     state: Literal["fine", "wrong", "away", "unknown"]
@@ -38,7 +38,7 @@ class Check:
 
 
 def examine(servers: Servers, as_json: bool) -> int:
-    """Prints all findings as they come and returns the exit code that sums them up."""
+    """Prints all findings as they come, and returns the exit code that summarizes them."""
     terminal = output.Terminal()
     findings = []
     for finding in _findings(servers):
@@ -76,7 +76,7 @@ def _findings(servers: Servers) -> Iterator[Check]:
 
 
 def _guarded(about: str, check: Iterator[Check]) -> Generator[Check, None, bool]:
-    """Yields a check's results, and returns whether its server answers; a check that breaks does not end the others."""
+    """Yields a check's results and returns whether its server answers; a check that fails does not end the others."""
     try:
         yield from check
     except FedqError as error:
@@ -89,7 +89,7 @@ def _guarded(about: str, check: Iterator[Check]) -> Generator[Check, None, bool]
 
 
 def _broker(servers: Servers) -> Iterator[Check]:
-    """An event there and back takes every right that an operator needs."""
+    """Checks the broker: one event sent and received exercises every permission that an operator needs."""
     bus = servers.bus
     product = bus.server()
     bus.declare(topology.commands(), topology.dead_letters())
@@ -205,7 +205,7 @@ def _clock(whose: str, theirs: float) -> Check:
 
 
 def _date_of(url: str) -> float | None:
-    """The clock of an HTTP server, by what it says in any answer."""
+    """The clock of an HTTP server, from the Date header of any answer."""
     try:
         with _direct.open(url, timeout=PATIENCE) as response:  # the settings allow http and https alone
             headers = response.headers
@@ -218,4 +218,4 @@ def _date_of(url: str) -> float | None:
     return email.utils.parsedate_to_datetime(date).timestamp() if date else None
 
 
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as the S3 client goes: past any proxy
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy, like the S3 client

@@ -1,4 +1,4 @@
-"""Ports of this machine that lead to a Service of a cluster, by `kubectl port-forward`."""
+"""Local ports that lead to a Service of a cluster, through `kubectl port-forward`."""
 
 import random
 import socket
@@ -13,26 +13,26 @@ from services.cli.ops.orchestrators import tools
 from services.cli.ui import output
 from shared.errors import FedqError, Unavailable
 
-#: Below the range of outgoing connections: whoever calls a port that is closed for a moment never reaches itself.
+#: Ports below the range of outgoing connections: a client of a port that is briefly closed never connects to itself.
 PORTS = range(20_000, 32_000)
-TRIES = 3  #: to find ports that nobody else takes in the same moment
+TRIES = 3  #: another process may take a chosen port in the same moment
 OPENING = 20.0  #: seconds until a port must be open
-BACKOFF = (0.5, 30.0)  #: seconds until a closed port is opened again, at first and at most
-LASTED = 60.0  #: seconds that one must have been open for the next wait to be short again
-ENDING = 5.0  #: seconds for kubectl to end in
+BACKOFF = (0.5, 30.0)  #: seconds before a closed port is opened again, at first and at most
+LASTED = 60.0  #: seconds that a port must have been open for the next wait to be short again
+ENDING = 5.0  #: seconds for kubectl to end
 
 _random = random.SystemRandom()
 
 
 class Forward:
-    """One Service's ports. kubectl ends when the pod behind them does; then they are opened again, to another pod."""
+    """Forwarded ports of one Service. When its pod ends, kubectl ends too, and the ports are opened to another pod."""
 
     def __init__(self, command: Callable[..., list[str]], to: str, ports: Sequence[int]) -> None:
         self._command = command
         self._to = to
         self._ports = _chosen(ports)
         self._open = threading.Event()
-        self._ended: FedqError | None = None  # before it was open
+        self._ended: FedqError | None = None  # the error with which kubectl ended before any port was open
         self._stopping = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._keep, name=f"forward-{to}", daemon=True)
@@ -53,7 +53,7 @@ class Forward:
             process.kill()
 
     def local(self, port: int) -> int:
-        """The port here that leads to a port of the Service; `Unavailable` where none could be opened in time."""
+        """The local port that leads to a port of the Service; `Unavailable` if it could not be opened in time."""
         if not self._open.wait(OPENING):
             raise Unavailable(f"there is no way to service {self._to}: kubectl opened none within {OPENING:g} s")
         if self._ended is not None:
@@ -80,7 +80,7 @@ class Forward:
             self._stopping.wait(delay)
 
     def _forward(self) -> FedqError:
-        """Runs kubectl until it ends; why it did."""
+        """Runs kubectl until it ends, and returns the reason."""
         pairs = [f"{local}:{port}" for port, local in self._ports.items()]
         words = self._command("port-forward", "--address=127.0.0.1", f"service/{self._to}", *pairs)
         try:
@@ -102,7 +102,7 @@ class Forward:
 
 
 def _chosen(ports: Sequence[int]) -> dict[int, int]:
-    """A free port of this machine for each of a Service's."""
+    """Chooses a free local port for each port of a Service."""
     free = (port for port in _random.sample(PORTS, len(PORTS)) if _is_free(port))
     return dict(zip(ports, free, strict=False))
 

@@ -1,4 +1,4 @@
-"""Log lines of several services, read as they come: JSON as services write it for programs, or text for a console."""
+"""Log lines of several services, read as they come, in the services' JSON or console format."""
 
 import json
 import queue
@@ -17,35 +17,35 @@ from services.cli.ops.orchestrators import tools
 from services.cli.ops.orchestrators.tools import Source
 from shared.errors import FedqError
 
-ENDING = 5.0  #: seconds for a process that reads logs to end in
+ENDING = 5.0  #: seconds for a process that reads logs to end
 
 _PREFIXES = (
-    re.compile(r"\[pod/(?P<source>[^/\]]+)[^\]]*\] (?P<text>.*)"),  # kubectl's
-    re.compile(r"(?P<source>[\w.-]+) +\| ?(?P<text>.*)"),  # docker compose's
+    re.compile(r"\[pod/(?P<source>[^/\]]+)[^\]]*\] (?P<text>.*)"),  # the prefix of kubectl
+    re.compile(r"(?P<source>[\w.-]+) +\| ?(?P<text>.*)"),  # the prefix of docker compose
 )
 _CONSOLE = re.compile(
     r"(?P<timestamp>\d{4}-\d\d-\d\d[T ][\d:.]+Z?) \[(?P<level>\w+) *\] (?P<event>.*?) *(?P<fields>\w+=.*)?"
 )
 _FIELD = re.compile(r"(\w+)=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\S*)")
-_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r")  #: colours, and what docker compose puts before each line
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r")  #: colors, and what docker compose prints before each line
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line of a service's log, or one that belongs to the line before it, such as of a traceback."""
+    """Line of a service's log, or a continuation of the line before it, such as a line of a traceback."""
 
     source: str  # the replica that wrote it
     at: datetime
     fields: dict[str, Any]
-    text: str  # as it was written; of the line that it belongs to
+    text: str  # as it was written; for a continuation, the text of the line that it continues
 
 
 class Reader:
-    """The lines of all `sources` that name a job, in `lines`; after the last one of a source that ends, None of all."""
+    """Reader of the log lines about a job from all `sources` into `lines`; a None follows once all have ended."""
 
     def __init__(self, sources: Iterable[Source], job: str) -> None:
         self.lines: queue.SimpleQueue[LogLine | None] = queue.SimpleQueue()
-        self.failure: FedqError | None = None  # of a source, once all have ended
+        self.failure: FedqError | None = None  # the error of a source, set once all have ended
         self._named = re.compile(rf"(?<![a-z0-9-]){re.escape(job)}(?![a-z0-9-])")
         self._sources = list(sources)
         self._left = len(self._sources)
@@ -76,7 +76,7 @@ class Reader:
 
     def _read(self, source: Source, process: "subprocess.Popen[str]", errors: IO[str]) -> None:
         last: dict[str, LogLine] = {}
-        complaint = ""  # of kubectl, which goes on with the other containers
+        complaint = ""  # an error of kubectl, which continues with the other containers
         with errors:
             with process:
                 for raw in process.stdout or ():
@@ -90,7 +90,7 @@ class Reader:
             if process.returncode > 0:
                 errors.seek(0)
                 self.failure = tools.failure(source.command, errors.read(), process.returncode)
-            elif complaint and not last:  # there is no log that it could read
+            elif complaint and not last:  # kubectl could not read a single log
                 self.failure = tools.failure(source.command, complaint, process.returncode)
         with self._lock:
             self._left -= 1
@@ -99,12 +99,12 @@ class Reader:
 
 
 def _parsed(raw: str, source: str | None, last: dict[str, LogLine]) -> LogLine | None:
-    """A line that a service wrote; None for one without a time before which there is none."""
+    """A parsed log line; None for a line without a time if no line comes before it."""
     text = _CONTROL.sub("", raw)
     if source is None:
         found = next((found for pattern in _PREFIXES if (found := pattern.fullmatch(text))), None)
         if found is None:
-            return None  # of the program that reads them
+            return None  # the program that reads the logs wrote it, not a service
         source, text = found["source"], found["text"]
     fields = _fields(text)
     if fields is not None:
