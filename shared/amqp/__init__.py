@@ -1,1 +1,1 @@
-"""RabbitMQ: the queues, a connection that heals, events on it, and its management API."""
+"""RabbitMQ: the queues, a connection that reconnects by itself, a bus for events, and the management API."""

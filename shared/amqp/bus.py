@@ -1,6 +1,6 @@
-"""The bus: publish events with confirms, consume them, and turn each outcome into its fate.
+"""The bus: publish events with confirms, consume them, and settle each message by the outcome of its handler.
 
-Publishing and consuming have a connection each, because a broker in memory alarm blocks publishers alone.
+Publishing and consuming have separate connections, because a broker in memory alarm blocks only those that publish.
 """
 
 import queue
@@ -27,11 +27,11 @@ Handler = Callable[[AnyEvent], None]
 
 DEADLINE = 30.0  #: seconds that a publish may take in all, reconnects included
 PREFETCH = 16
-HOLD = 60.0  #: seconds a message is held and tried again while a dependency is away
+HOLD = 60.0  #: seconds for which a message is held and tried again while a dependency is away
 
 
 class Bus:
-    """One process's place on the bus."""
+    """Access of one process to the bus."""
 
     def __init__(self, settings: Broker, app: str, *, patience: float = DEADLINE) -> None:
         url = settings.amqp_url.get_secret_value()
@@ -51,8 +51,8 @@ class Bus:
     def publish(self, event: AnyEvent, *, required: bool = True) -> None:
         """Hands an event to the broker and returns when it is stored.
 
-        Raises `Unavailable` where no queue takes an event that is `required`, `QueueFull`, or `Unavailable`
-        when the broker stays away. Heartbeats are neither stored nor confirmed: the next one follows.
+        Raises `Unavailable` if no queue takes an event that is `required` or if the broker stays away, and `QueueFull`
+        if the queue is full. Heartbeats are neither stored nor confirmed, because the next one follows.
         """
         heartbeat = isinstance(event, Heartbeat)
         message = Message(
@@ -76,7 +76,7 @@ class Bus:
                 )
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Puts a message where a person will find it, with the reason, and takes it off its queue."""
+        """Moves a message from its queue to the dead letters, with the reason, where an operator finds it."""
         properties = self._properties(
             type=delivery.type,
             message_id=delivery.message_id,
@@ -90,7 +90,7 @@ class Bus:
         delivery.ack()
 
     def declare(self, *queues: Queue, patience: float | None = None) -> None:
-        """Makes sure that the queues and their bindings exist; `Unavailable` where that takes too long."""
+        """Makes sure that the queues and their bindings exist; `Unavailable` if that takes too long."""
 
         def declare(channels: Channels) -> None:
             for wanted in queues:
@@ -99,22 +99,22 @@ class Bus:
         self._publishing.call(declare, self._patience if patience is None else patience)
 
     def declare_once(self, wanted: Queue) -> None:
-        """Like `declare`, and nothing the next time, unless an event has found no queue since."""
+        """Declares a queue the first time, and again after an event has found no queue."""
         if wanted.name not in self._declared:
             self.declare(wanted)
             self._declared.add(wanted.name)
 
     def depth(self, name: str) -> tuple[int, int] | None:
-        """(ready messages, consumers) of a queue, or None where there is no such queue."""
+        """(ready messages, consumers) of a queue, or None if there is no such queue."""
         return self._publishing.call(lambda channels: channels.depth(name), self._patience)
 
     def peek(self, name: str, most: int) -> list[Peeked]:
-        """The first `most` messages of a queue, left where they are."""
-        self._publishing.call(Channels.server, self._patience)  # many take long, and that nobody answers is soon known
+        """The first `most` messages of a queue, which stay on it."""
+        self._publishing.call(Channels.server, self._patience)  # fails sooner than a long peek
         return self._publishing.call(lambda channels: channels.peek(name, most), DEADLINE)
 
     def delete(self, name: str) -> None:
-        """Removes a queue and what is in it."""
+        """Removes a queue with its messages."""
         self._publishing.call(lambda channels: channels.delete(name), self._patience)
 
     def server(self) -> str:
@@ -133,10 +133,10 @@ class Bus:
     ) -> Subscription:
         """Calls `deliver` for each message of a queue, on the link's thread, from now until cancelled.
 
-        Of two consumers the one of higher `priority` gets the messages, as long as it takes them.
+        If a queue has two consumers, the one with the higher `priority` gets the messages as long as it takes them.
 
-        `on_ready` is called there too, whenever consuming begins: at first, and after each lost connection, when
-        events that an exclusive queue held are gone and the state must be read again.
+        `on_ready` is called on that thread too, whenever consuming begins: at first, and after each lost connection.
+        Events that an exclusive queue held are gone by then, so the state must be read again.
         """
         subscription = Subscription(wanted, deliver, prefetch, on_ready, priority)
         self._consuming.subscribe(subscription, self._patience)
@@ -149,7 +149,7 @@ class Bus:
             self.delete(subscription.queue.name)
 
     def serve(self, wanted: Queue, handler: Handler, *, prefetch: int = 1) -> Subscription:
-        """Consumes a queue on a thread of its own, settling each message by what `handler` raises."""
+        """Consumes a queue on a separate thread and settles each message by the error that `handler` raises, if any."""
         inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         worker = threading.Thread(target=self._work, args=(inbox, handler), name=f"serve-{wanted.name}", daemon=True)
         subscription = self.consume(wanted, inbox.put, prefetch=prefetch)
@@ -163,8 +163,8 @@ class Bus:
             settle(self, delivery, handler, self._stopping)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Lets handlers finish what they are doing, then closes both connections: all that within `timeout`."""
-        # Workers before connections: the consuming link keeps answering heartbeats while they finish.
+        """Lets handlers finish their messages, then closes both connections, all within `timeout` seconds."""
+        # Workers end before connections, because the consuming link answers the broker's heartbeats while they finish.
         self._stopping.set()
         for inbox in self._inboxes:
             inbox.put(None)
@@ -179,11 +179,11 @@ class Bus:
 
 
 def settle(bus: Bus, delivery: Delivery, handler: Handler, stopping: threading.Event) -> None:
-    """Handles one message; the class of what is raised is the message's fate. The one place that decides it.
+    """Handles one message and settles it by the class of the error raised; no other place decides that.
 
-    Bad message: to `dead-letters`, with the reason. Stale: acknowledged and logged. A dependency away: held and tried
-    again with back-off, then requeued. Fenced: requeued for the new owner, and raised. Anything else: requeued up
-    to the queue's delivery limit, then dead-lettered.
+    `BadMessage`: moved to `dead-letters`, with the reason. `Stale`: acknowledged and logged. `Unavailable`: held and
+    tried again with back-off, then requeued. `Fenced`: requeued for the new owner, and raised. Any other error:
+    requeued up to the queue's delivery limit, then dead-lettered.
     """
     about = log.bind(queue=delivery.queue, event_type=delivery.type)
     deadline = time.monotonic() + HOLD

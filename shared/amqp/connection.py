@@ -1,6 +1,6 @@
-"""A connection to RabbitMQ and the thread that owns it, made anew whenever it breaks.
+"""A connection to RabbitMQ and the thread that owns it and connects again whenever the connection breaks.
 
-The only module that knows pika. A pika connection belongs to one thread: others hand that thread small functions.
+The only module that knows pika. A pika connection belongs to one thread; other threads hand it small functions.
 """
 
 import functools
@@ -33,12 +33,12 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 CANCELLING = 5.0  #: seconds to end a subscription; a connection that breaks ends it as well
-_BACKOFF = (0.5, 5.0)  #: seconds before the next connection, at first and at most; full jitter
+_BACKOFF = (0.5, 5.0)  #: seconds before the next connection, at first and at most, with full jitter
 
 
 @dataclass(frozen=True)
 class Message:
-    """What is published; `properties` are AMQP's, by pika's names."""
+    """A message to publish; `properties` are AMQP's, by pika's names."""
 
     exchange: str
     routing_key: str
@@ -54,7 +54,7 @@ class Delivery:
     queue: str
     type: str | None
     body: bytes
-    attempt: int  # 1 for the first delivery, where the queue counts
+    attempt: int  # 1 for the first delivery; later ones count only on queues that count deliveries
     _link: "Link"
     _channel: BlockingChannel
     _tag: int
@@ -67,18 +67,18 @@ class Delivery:
         self._link.post(functools.partial(self._settle, "basic_ack"))
 
     def requeue(self) -> None:
-        # reject and not nack: only a reject counts towards the delivery limit in every version.
+        # A reject and not a nack, because only a reject counts towards the delivery limit in every RabbitMQ version.
         self._link.post(functools.partial(self._settle, "basic_reject", requeue=True))
 
     def _settle(self, method: str, **options: bool) -> None:
-        # A tag is worth nothing on another channel: the broker has redelivered the message by then.
+        # A delivery tag is valid only on its channel: if that is gone, the broker has redelivered the message.
         if self._channel.is_open:
             getattr(self._channel, method)(self._tag, **options)
 
 
 @dataclass(frozen=True)
 class Peeked:
-    """A message that was looked at and left where it is."""
+    """A message that was read and stays on its queue."""
 
     type: str | None
     correlation_id: str | None
@@ -96,17 +96,17 @@ class Subscription:
     on_ready: Callable[[], None] | None = None
     priority: int = 0
     channel: BlockingChannel | None = field(default=None, repr=False)
-    tag: str = ""  # of the consumer on that channel
+    tag: str = ""  # the consumer's, on that channel
 
     @property
     def connected(self) -> bool:
-        """Whether the broker delivers to it now, as far as is known."""
+        """True if the broker delivers to this subscription now, as far as is known."""
         return self.channel is not None and bool(self.channel.is_open)
 
 
 @dataclass
 class Channels:
-    """The channels of one connection, made when first asked for."""
+    """The channels of one connection, each opened on first use."""
 
     connection: BlockingConnection
     _confirmed: BlockingChannel | None = None
@@ -128,8 +128,8 @@ class Channels:
         _declare(self.confirmed(), wanted)
 
     def depth(self, name: str) -> tuple[int, int] | None:
-        """(ready messages, consumers) of a queue, or None where there is no such queue."""
-        channel = self.connection.channel()  # of its own: the broker closes it where there is no such queue
+        """(ready messages, consumers) of a queue, or None if there is no such queue."""
+        channel = self.connection.channel()  # a separate one, because the broker closes it if the queue is missing
         try:
             found = channel.queue_declare(name, passive=True).method
         except pika.exceptions.ChannelClosedByBroker as error:
@@ -140,7 +140,7 @@ class Channels:
         return found.message_count, found.consumer_count
 
     def peek(self, name: str, most: int) -> list[Peeked]:
-        """The first messages of a queue, left where they are; none where there is no such queue."""
+        """The first messages of a queue, which stay on it; an empty list if there is no such queue."""
         if self.depth(name) is None:
             return []
         found: list[Peeked] = []
@@ -151,8 +151,8 @@ class Channels:
                 break
             found.append(Peeked(properties.type, properties.correlation_id, dict(properties.headers or {}), body))
         if found:
-            # nack and not reject, nor a closed channel: RabbitMQ 4.3 does not count it as a failed delivery. Before, it
-            # does, so that the policy of a queue that is looked at needs a limit beyond any number of looks.
+            # A nack, not a reject or a closed channel, because RabbitMQ 4.3 does not count it as a failed delivery.
+            # Earlier versions do, so the policy of a queue that is peeked needs a limit beyond any number of peeks.
             channel.basic_nack(0, multiple=True, requeue=True)
         channel.close()
         return found
@@ -168,7 +168,7 @@ class Channels:
 
 
 class Link:
-    """A connection and the thread that owns it; made anew whenever it breaks, until closed."""
+    """A connection and the thread that owns it; the thread reconnects whenever it breaks, until closed."""
 
     def __init__(self, url: str, app: str, name: str, heartbeat: int = 30) -> None:
         self._parameters = parameters = _parameters(url, app, heartbeat)
@@ -179,13 +179,13 @@ class Link:
         self._channels: Channels | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
-        self._leaves = False  # closed as soon as all that was settled is said, or cannot be said any more
+        self._leaves = False  # closing: waits until all settlements are sent, or can no longer be
         self._pending: set[Future[Any]] = set()
         self._subscriptions: list[Subscription] = []
         self._why = f"{self.place} does not answer; is it running, and is FEDQ_AMQP_URL right?"
 
     def call(self, function: Callable[[Channels], Result], patience: float) -> Result:
-        """Runs `function` on the link's thread, again after a broken connection, for `patience` seconds."""
+        """Runs `function` on the link's thread, and again if the connection breaks, for `patience` seconds."""
         deadline = time.monotonic() + patience
         while True:
             future = self._submit(function, deadline)
@@ -198,21 +198,21 @@ class Link:
             except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
                 raise
             except (pika.exceptions.AMQPError, OSError) as error:
-                # Not confirmed and perhaps stored: sending twice is harmless, not sending is not.
-                # Missing rights (403) or another kind of queue (406) are an answer: asking again changes nothing.
+                # An unconfirmed message may be stored or not: sending it twice is harmless, losing it is not.
+                # Missing rights (403) or another kind of queue (406) are final answers: a retry changes nothing.
                 refused = isinstance(error, pika.exceptions.ChannelClosedByBroker) and error.reply_code in (403, 406)
                 if refused or time.monotonic() >= deadline:
                     raise Unavailable(_explain(error, self._parameters)) from error
                 if isinstance(error, pika.exceptions.ChannelClosedByBroker):
-                    self._closing.wait(random.uniform(0.05, 0.2))  # noqa: S311 - the connection is there: no wait in it
+                    self._closing.wait(random.uniform(0.05, 0.2))  # noqa: S311 - `_submit` does not wait here
             finally:
                 with self._lock:
                     self._pending.discard(future)
 
     def send(self, message: Message, patience: float) -> bool:
-        """Publishes a message; false where no queue takes it, `QueueFull` where its queue takes no more.
+        """Publishes a message; false if no queue takes it, `QueueFull` if its queue takes no more.
 
-        Where it is confirmed, it is stored when this returns.
+        A confirmed message is stored when this returns.
         """
         properties = pika.BasicProperties(**message.properties)
 
@@ -234,7 +234,7 @@ class Link:
         return True
 
     def post(self, function: Callable[[], None]) -> None:
-        """Runs `function` on the link's thread some time soon, or never if the connection is gone."""
+        """Runs `function` on the link's thread soon, or never if the connection is gone."""
         with self._lock:
             channels = self._channels
         if channels is not None:
@@ -253,14 +253,14 @@ class Link:
         try:
             self.call(begin, patience)
         except Unavailable:
-            # Whoever is told that it failed will try again, with another one.
+            # The caller tries again with another subscription, so this one must not come back with a new connection.
             self.unsubscribe(subscription)
             raise
 
     def unsubscribe(self, subscription: Subscription, *, settling: bool = False) -> None:
         """Ends a subscription; when this returns, the broker knows.
 
-        What was delivered goes back, unless it is `settling`, and may be settled until the connection ends.
+        Delivered messages go back to the queue, unless `settling`: then they may be settled until the connection ends.
         """
 
         def end(_channels: Channels) -> None:
@@ -276,17 +276,17 @@ class Link:
             self._subscriptions.remove(subscription)
             connected = self._channels is not None
         if connected:
-            # Waited for: who goes on to delete the queue would have the broker cancel a consumer that is still there.
+            # This waits, because a caller that deletes the queue next would make the broker cancel a live consumer.
             with _ignored(Unavailable):
                 self.call(end, CANCELLING)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Closes the connection, and waits for that no longer than this: a broker that hangs does not answer."""
+        """Closes the connection, and waits for that at most `timeout` seconds: a broker that hangs does not answer."""
         with self._lock:
             self._leaves = True
             channels, thread = self._channels, self._thread
         try:
-            if channels is not None:  # by its own thread: after all that was settled so far
+            if channels is not None:  # the link's thread does this after all settlements posted so far
                 channels.connection.add_callback_threadsafe(self._closing.set)
             else:
                 self._closing.set()
@@ -304,7 +304,7 @@ class Link:
                 return
             try:
                 future.set_result(function(channels))
-            except BaseException as error:  # it is raised again where it is waited for
+            except BaseException as error:  # the waiting thread raises it again
                 if not future.done():
                     future.set_exception(error)
 
@@ -331,7 +331,7 @@ class Link:
         while not self._closing.is_set():
             try:
                 channels = self._connect()
-            except Exception as error:  # whatever it is, the thread goes on: nobody else would connect again
+            except Exception as error:  # any error at all: only this thread can connect again, so it goes on
                 self._why = _explain(error, self._parameters)
                 log.debug("no connection", link=self._name, reason=self._why)
                 self._closing.wait(random.uniform(0.1, delay))  # noqa: S311 - jitter
@@ -354,7 +354,7 @@ class Link:
                 self._begin(channels, subscription)
         except BaseException:
             with _ignored(pika.exceptions.AMQPError, OSError):
-                connection.close()  # or it would keep an exclusive queue from the next one
+                connection.close()  # an open one would keep its exclusive queues from the next connection
             raise
         with self._lock:
             self._channels = channels
@@ -369,11 +369,11 @@ class Link:
         with self._lock:
             self._channels = None
             pending, self._pending = self._pending, set()
-            if self._leaves:  # what would have set it went with the connection
+            if self._leaves:  # the callback that would have set it is lost with the connection
                 self._closing.set()
         for future in pending:
             if not future.done():
-                with _ignored(Exception):  # lost the race against its own result
+                with _ignored(Exception):  # its result may have arrived since the check
                     future.set_exception(reason)
         with _ignored(pika.exceptions.AMQPError, OSError):
             channels.connection.close()
@@ -398,7 +398,7 @@ class Link:
             )
 
         def on_cancel(_frame: Any) -> None:
-            # The broker cancels silently, when a queue is deleted say; a new connection declares it again.
+            # The broker cancels a consumer if its queue is deleted, for example; a new connection declares it again.
             log.warning("consumer cancelled by the broker", queue=subscription.queue.name)
             channels.connection.close()
 
@@ -410,26 +410,30 @@ class Link:
             subscription.on_ready()
 
 
-#: RabbitMQ's count of the earlier deliveries; from 4.0 on there is a second one, of those too that ended with their
-#: connection, and from 4.3 that one alone.
+#: RabbitMQ's headers with the count of earlier deliveries. From 4.0 on there is a second one, which also counts those
+#: that ended with their connection; from 4.3 on there is only that one.
 COUNTS = ("x-delivery-count", "x-acquired-count")
 
 
 def deliveries(headers: Mapping[str, Any]) -> int:
-    """Of a message, this one included, by headers that the first has not; what is no count is a stranger's."""
+    """Number of deliveries of a message, this one included, from headers that are absent on the first.
+
+    A header that is not a count comes from an unknown publisher and is ignored.
+    """
     counts = [headers.get(name) for name in COUNTS]
-    # pika has an int of its own for AMQP's 64 bits.
+    # The type is tested with `isinstance`, because pika has a subclass of int for AMQP's 64-bit integers.
     return 1 + max(count if isinstance(count, int) and count > 0 else 0 for count in counts)
 
 
 def _table(encoded: bytes, offset: int) -> tuple[dict[Any, Any], int]:
-    """Headers as pika reads them; none where it cannot: its error, of a date too far away say, ends the connection.
+    """Headers as pika reads them, or none if it cannot.
 
-    And the message would come again by the next one. Nobody here goes by a stranger's headers.
+    Its error, on a date too far away for example, would end the connection, and the message would come again on the
+    next one. No code here relies on headers of an unknown publisher.
     """
     try:
         found: tuple[dict[Any, Any], int] = _as_pika_reads(encoded, offset)
-    except Exception:  # whatever it brings out of the parser
+    except Exception:  # a hostile header may raise any error in the parser
         (size,) = struct.unpack_from(">I", encoded, offset)
         return {}, offset + 4 + size
     return found
@@ -460,7 +464,7 @@ def _parameters(url: str, app: str, heartbeat: int) -> pika.ConnectionParameters
         credentials=pika.PlainCredentials(unquote(parts.username or "guest"), unquote(parts.password or "guest")),
         ssl_options=pika.SSLOptions(ssl.create_default_context(), parts.hostname) if parts.scheme == "amqps" else None,
         heartbeat=heartbeat,
-        blocked_connection_timeout=30,  # pika's default waits for ever on a broker in memory alarm
+        blocked_connection_timeout=30,  # by default pika waits forever on a broker in memory alarm
         socket_timeout=5,
         stack_timeout=10,
         client_properties={"connection_name": app},
@@ -468,7 +472,7 @@ def _parameters(url: str, app: str, heartbeat: int) -> pika.ConnectionParameters
 
 
 def _explain(error: BaseException, parameters: pika.ConnectionParameters) -> str:
-    """The sentence for a person, from pika's many ways to say it."""
+    """The sentence for users that stands for one of pika's many errors."""
     place = f"RabbitMQ at {parameters.host}:{parameters.port}"
     if trouble := tls_trouble(error, "FEDQ_AMQP_URL"):
         return f"{place}: {trouble}"

@@ -1,4 +1,4 @@
-"""RabbitMQ's management API, for what AMQP cannot say: virtual hosts, users and their rights, and policies."""
+"""RabbitMQ's management API, for what AMQP cannot do: virtual hosts, users and their rights, and policies."""
 
 import base64
 import http.client
@@ -14,17 +14,17 @@ from shared.amqp import topology
 from shared.errors import BadInput, Denied, Unavailable, tls_trouble
 from shared.process.settings import Console
 
-TIMEOUT = 5.0  #: seconds that an answer may take
+TIMEOUT = 5.0  #: seconds in which the API must answer
 
 
 def missing_policies(settings: Console, vhost: str) -> list[str]:
-    """The policies of `shared.amqp.topology` that do not hold in `vhost`, each with the reason where it is there."""
+    """The policies of `shared.amqp.topology` that have no effect in `vhost`; with the reason if one exists there."""
     found = _call(settings, "GET", f"policies/{quote(vhost, safe='')}")
     set_here = {policy["name"]: policy for policy in found}
     missing = []
     for name, queue in topology.POLICIES.items():
         covering = [policy for policy in found if re.search(policy["pattern"], queue)]
-        # Only one policy applies to a queue: the one of the highest priority.
+        # RabbitMQ applies only one policy to a queue, the one with the highest priority.
         winner = max(covering, key=lambda policy: int(policy["priority"]), default=None)
         if name not in set_here:
             missing.append(name)
@@ -36,7 +36,7 @@ def missing_policies(settings: Console, vhost: str) -> list[str]:
 
 
 def make_vhost(settings: Console, vhost: str) -> bool:
-    """Makes a virtual host, and says whether there was none."""
+    """Makes a virtual host; true if there was none."""
     if vhost in _names(settings, "vhosts"):
         return False
     _call(settings, "PUT", f"vhosts/{quote(vhost, safe='')}", {})
@@ -44,7 +44,7 @@ def make_vhost(settings: Console, vhost: str) -> bool:
 
 
 def make_user(settings: Console, user: str, password: str) -> bool:
-    """Gives a user without any tag this password, and says whether there was no such user."""
+    """Makes a user with this password and no tags, or updates it; true if there was no such user."""
     missing = user not in _names(settings, "users")
     _call(settings, "PUT", f"users/{quote(user, safe='')}", {"password": password, "tags": ""})
     return missing
@@ -56,7 +56,7 @@ def permit(settings: Console, vhost: str, user: str, permissions: Mapping[str, s
 
 
 def load(settings: Console, vhost: str, definitions: Mapping[str, Any]) -> None:
-    """Sets the policies of a file such as `deploy/definitions.json`; others stay."""
+    """Sets the policies of a file such as `deploy/definitions.json`; other policies stay."""
     _call(settings, "POST", f"definitions/{quote(vhost, safe='')}", definitions)
 
 
@@ -65,14 +65,14 @@ def _names(settings: Console, kind: str) -> list[str]:
 
 
 def _call(settings: Console, method: str, path: str, body: Any = None) -> Any:
-    """One call of the API by the user of `FEDQ_AMQP_URL`; `Denied` where it may not."""
+    """The API's answer to one call by the user of `FEDQ_AMQP_URL`; `Denied` if that user may not make it."""
     if settings.rabbitmq_url is None:
         raise BadInput("FEDQ_RABBITMQ_URL: is not set, so the management API cannot be asked")
     url = settings.rabbitmq_url.get_secret_value().rstrip("/")
     place = f"RabbitMQ's management API at {urlsplit(url).netloc.rpartition('@')[2]}"
     user = urlsplit(settings.amqp_url.get_secret_value())
     login = f"{unquote(user.username or 'guest')}:{unquote(user.password or 'guest')}".encode()
-    request = urllib.request.Request(  # noqa: S310 - the settings allow http and https alone
+    request = urllib.request.Request(  # noqa: S310 - the settings allow only http and https
         f"{url}/api/{path}",
         method=method,
         data=None if body is None else json.dumps(body).encode(),
@@ -96,11 +96,11 @@ def _call(settings: Console, method: str, path: str, body: Any = None) -> Any:
         if trouble := tls_trouble(error, "FEDQ_RABBITMQ_URL"):
             raise Unavailable(f"{place}: {trouble}") from error
         reason = getattr(error, "reason", None) or error
-        if isinstance(reason, http.client.BadStatusLine):  # an alert of TLS perhaps, which cannot be printed
+        if isinstance(reason, http.client.BadStatusLine):  # perhaps a TLS alert, which cannot be printed
             reason = "it does not answer in HTTP"
         raise Unavailable(
             f"{place} cannot be reached ({reason}); is FEDQ_RABBITMQ_URL right, http:// or https://?"
         ) from error
 
 
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as AMQP goes: past any proxy
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy, as AMQP

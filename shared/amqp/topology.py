@@ -1,7 +1,7 @@
-"""The queues of the design: what each is called, what it is bound to, and how it is declared.
+"""The queues: the name, bindings and arguments of each.
 
-Pure. Code declares a queue's type alone; lengths, limits and dead-lettering are policies (`deploy/definitions.json`),
-because a queue's arguments can never be changed and a policy can.
+Pure. Code declares only a queue's type. Lengths, limits and dead-lettering are policies (`deploy/definitions.json`),
+because a policy can be changed later and a queue's arguments cannot.
 """
 
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ POLICIES = {  #: each policy of `deploy/definitions.json`, and a queue name that
 }
 
 
-#: What each of the broker's users may do in fedq's vhost. A trainer makes its own queues and dead-letters, publishes to
-#: the two exchanges, and reads only what is meant for trainers.
+#: Rights of each of the broker's users in fedq's vhost. A trainer makes its own queues and dead-letters, publishes to
+#: the two exchanges, and reads only queues that are meant for trainers.
 PERMISSIONS = {
     "operator": {"configure": ".*", "write": ".*", "read": ".*"},
     "trainer": {
@@ -43,12 +43,12 @@ class Queue:
 
 
 def commands() -> Queue:
-    """Jobs to start: every aggregator replica competes for them."""
+    """The queue of jobs to start, for which the aggregator replicas compete."""
     return Queue(names.COMMANDS, ("start-training",))
 
 
 def updates(job: str) -> Queue:
-    """All that the owner of a job must hear; deleted at training-end."""
+    """The queue of all events that the owner of a job must receive; deleted at training-end."""
     return Queue(
         names.updates_queue(job),
         (
@@ -62,12 +62,12 @@ def updates(job: str) -> Queue:
 
 
 def rounds(group: str) -> Queue:
-    """Work for a pool's trainers, who compete, or for one silo."""
+    """The queue of work for a pool's trainers, which compete for it, or for one silo."""
     return Queue(names.rounds_queue(group), (f"round-start.{group}", f"evaluate-model.{group}"))
 
 
 def notices(trainer: str) -> Queue:
-    """What one trainer must hear to stop work that nobody waits for."""
+    """The queue of events that tell one trainer to stop work which is no longer needed."""
     return Queue(
         names.notices_queue(trainer),
         ("round-end.#", "training-end.#"),
@@ -77,7 +77,7 @@ def notices(trainer: str) -> Queue:
 
 
 def watcher(watcher: str, job: str) -> Queue:
-    """One person watching one job, for as long as they watch."""
+    """The queue of one user who watches one job; it exists only while they watch."""
     return Queue(
         names.watcher_queue(watcher),
         (
@@ -94,15 +94,15 @@ def watcher(watcher: str, job: str) -> Queue:
 
 
 def joining(watcher: str, pool: str) -> Queue:
-    """One person waiting for trainers of a pool."""
+    """The queue of one user who waits for trainers of a pool."""
     return Queue(names.watcher_queue(watcher), (f"trainer-joined.{pool}",), arguments={}, exclusive=True)
 
 
 def heartbeats() -> Queue:
-    """Signs of life; old ones are worth nothing, so a classic queue with a message TTL."""
+    """The queue of heartbeats; old ones are worthless, so it is a classic queue with a message TTL."""
     return Queue(names.HEARTBEATS, ("heartbeat.#",), arguments={"x-queue-type": "classic"})
 
 
 def dead_letters() -> Queue:
-    """Nobody consumes it: a person looks here, and every entry says why."""
+    """The queue of dead letters, each with its reason; operators read it, and no service consumes it."""
     return Queue(names.DEAD_LETTERS)
