@@ -1,4 +1,4 @@
-"""More trainers or fewer: whoever runs them is told, and they are counted as the registry announces them."""
+"""Scaling of a pool: the orchestrator changes the number of trainers, and the registry announces those that join."""
 
 import queue
 import secrets
@@ -29,18 +29,19 @@ class Scaled:
     pool: str
     before: int
     wanted: int
-    alive: int | None  # in the roster; None where nobody looked
+    alive: int | None  # trainers in the roster; None if they were not counted
     seconds: float | None  # from the command to the last trainer in the roster
 
 
 def scale(wanted: int, pool: str, on: On | None, namespace: str | None, *, wait: float, as_json: bool) -> None:
-    """Scales a pool to `wanted` trainers; `Unavailable` where they are not in the roster within `wait` seconds."""
+    """Scales a pool to `wanted` trainers; `Unavailable` if they are not in the roster within `wait` seconds."""
     place = _chosen(on, namespace, pool)
     before = place.count(pool)
     with ExitStack() as stack:
         joining = None
         if wait and wanted and wanted >= before:
-            # Before anything is changed: no trainer joins unheard, and a setting that is missing changes nothing.
+            # The subscription comes before the change, so that no join is missed, and so that a missing setting
+            # fails before anything has changed.
             if isinstance(place, Kubernetes):
                 stack.enter_context(connected(place))
             joining = Joining(stack.enter_context(Servers()), pool)
@@ -74,7 +75,7 @@ def _chosen(on: On | None, namespace: str | None, pool: str) -> Orchestrator:
 
 
 class Joining:
-    """Trainers of a pool, told of by the registry from now on."""
+    """Subscription to the registry's announcements of a pool's trainers, from its construction on."""
 
     def __init__(self, servers: Servers, pool: str) -> None:
         self._servers = servers
@@ -83,10 +84,10 @@ class Joining:
         self._subscription = servers.bus.consume(
             topology.joining(secrets.token_hex(6), pool), self._news.put, on_ready=lambda: self._news.put(None)
         )
-        self._alive()  # a Redis that is away changes nothing either
+        self._alive()  # an unreachable Redis also fails here, before anything has changed
 
     def wait(self, wanted: int, deadline: float) -> int:
-        """Number of trainers in the roster: once these are `wanted`, or at the `deadline` of the monotonic clock."""
+        """Number of trainers in the roster once it reaches `wanted`, or at the monotonic `deadline`."""
         told = 0
         while True:
             alive = self._alive()

@@ -1,4 +1,4 @@
-"""Log lines of all services about one job, in the order of time, from wherever the services run."""
+"""Log lines of all services about one job, sorted by time, from any orchestrator."""
 
 import queue
 import re
@@ -16,9 +16,9 @@ from services.cli.ui import output
 from shared.errors import BadInput
 from shared.names import JOB_ID
 
-SETTLING = 0.2  #: seconds in which lines of several services may overtake each other on their way here
-EVENT = len("round-start")  #: characters of an event's name, for columns
-PAST = 5.0  #: seconds for what was written before we asked to come, where more is to follow
+SETTLING = 0.2  #: seconds by which lines of several services may arrive out of order
+EVENT = len("round-start")  #: width of the column with the event's name, in characters
+PAST = 5.0  #: seconds for past lines to arrive if more are to follow
 
 _COLOURS = {"warning": "yellow", "error": "red", "critical": "red"}
 _PLACED = (
@@ -28,11 +28,11 @@ _PLACED = (
     "service",
     "job",
     "exception",
-)  #: fields shown elsewhere, or not
+)  #: fields that have a fixed place or are not shown
 
 
 def logs(job: str, on: On | None, namespace: str | None, *, follow: bool, as_json: bool) -> None:
-    """Prints the lines about `job`; with `follow` also those still to come, until somebody interrupts."""
+    """Prints the lines about `job`; with `follow`, also future lines until an interrupt."""
     if not re.fullmatch(JOB_ID, job):
         raise BadInput(f"{job or repr(job)} is no job's id, such as digits-k3x9qa; `fedq jobs` lists them")
     place = chosen(on, namespace, tuple(On))
@@ -44,7 +44,7 @@ def logs(job: str, on: On | None, namespace: str | None, *, follow: bool, as_jso
             failure = reader.failure
     except KeyboardInterrupt:
         if follow:
-            return  # as it is meant to end
+            return  # Ctrl-C is the normal end of following
         raise
     if failure is not None:
         raise failure
@@ -53,7 +53,7 @@ def logs(job: str, on: On | None, namespace: str | None, *, follow: bool, as_jso
 
 
 def _sorted(reader: Reader, follow: bool) -> Iterator[LogLine]:
-    """All lines by time; with `follow`, those that are there first, then what comes within `SETTLING` of each other."""
+    """All lines sorted by time; with `follow`, first the past lines, then new ones in batches of `SETTLING` seconds."""
     held: list[LogLine] = []
     asked, due = datetime.now(UTC), 0.0
     began = time.monotonic()
@@ -81,7 +81,7 @@ def _in_order(held: list[LogLine]) -> Iterator[LogLine]:
 
 
 class _Printer:
-    """Lines on standard output."""
+    """Printer of log lines on standard output."""
 
     def __init__(self, as_json: bool) -> None:
         self.lines = 0

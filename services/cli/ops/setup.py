@@ -1,6 +1,7 @@
-"""`fedq setup`: makes in RabbitMQ and the object store what fedq needs there, and sets passwords, rights and policies.
+"""Setup of the servers: creates what fedq needs in RabbitMQ and the object store, and sets passwords and policies.
 
-Every step may be done again at any time, beside a running federation too: it ends in the same state.
+Every step is idempotent: it may be repeated at any time, even while a federation runs. Setup also sets the rights of
+the operator and the trainers.
 """
 
 import json
@@ -20,20 +21,21 @@ from shared.redis.ledger import Ledger
 from shared.s3.store import Blobs, NoKeys
 
 PATIENCE = 60.0  #: seconds that all servers together may take to start
-TRY = 5.0  #: of them, in one call of the object store
+TRY = 5.0  #: seconds of `PATIENCE` for one call of the object store
 RETRY = 0.25  #: seconds between two tries of a server that does not answer yet
 
-TRAINER = "trainer"  #: RabbitMQ's user of that name is the trainers'
+TRAINER = "trainer"  #: name of the trainers' user in RabbitMQ
 DEFINITIONS = Path(services.__file__).parents[1] / "deploy/definitions.json"
 
 
 def provision(config: Setup) -> None:
-    """Waits for the three servers and makes what is missing, with a line on standard error for each thing.
+    """Waits for the three servers and creates what is missing, with a line on standard error for each item.
 
-    `Denied` where a server refuses the operator; `BadInput` where the trainers' key cannot be made and does not work.
+    Raises `Denied` if a server refuses the operator, and `BadInput` if the trainers' key cannot be created and does
+    not work.
     """
     deadline = time.monotonic() + PATIENCE
-    # RabbitMQ starts most slowly: a mistake in the others is told before.
+    # RabbitMQ starts most slowly, so it comes last: a mistake in the other settings is reported sooner.
     for step in (_store, _record, _broker):
         _when_it_answers(step, config, deadline)
 
@@ -80,7 +82,7 @@ def _store(config: Setup) -> None:
 
 
 def _use(config: Setup) -> None:
-    """Does with the trainers' key what they do."""
+    """Tests the trainers' key with the operations that trainers perform."""
     theirs = {"s3_access_key": config.trainer_s3_access_key, "s3_secret_key": config.trainer_s3_secret_key}
     store, key = Blobs(config.model_copy(update=theirs), patience=TRY), names.trial_blob(TRAINER)
     store.list(key)
@@ -89,7 +91,7 @@ def _use(config: Setup) -> None:
 
 
 def _record(config: Setup) -> None:
-    """Checks Redis, in which nothing has to be made: a service that starts later finds it there."""
+    """Checks that Redis answers, for the services that start later; it needs no setup."""
     Ledger(Redis(config)).now()
     output.note("Redis: answers")
 

@@ -1,1 +1,1 @@
-"""Commands that show jobs: live, as tables, as files and in trackers."""
+"""Commands that show jobs: live, as tables, as files, and in experiment trackers."""

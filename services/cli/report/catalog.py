@@ -1,4 +1,4 @@
-"""Catalog of all that a job file may name, on a terminal: each family, its entries, and the keys of each entry."""
+"""Catalog of the names that a job file may use, on a terminal: each family, its entries, and their keys."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from shared.job.catalog.listing import Parameter
 
 
 def catalog(family: str | None, as_json: bool) -> None:
-    """Prints every family, or those that `family` means."""
+    """Prints every family, or those that match `family`."""
     found = listing.matching(family) if family else listing.families()
     if not found:
         raise BadInput(f"there is no family {family}; these are: {', '.join(listing.families())}")
@@ -37,7 +37,7 @@ def catalog(family: str | None, as_json: bool) -> None:
 
 
 def default_of(parameter: Parameter) -> str:
-    """Value of a key that is left out, as a person writes it."""
+    """Default of a key, as a person writes it."""
     if parameter.required:
         return "required"
     if parameter.default is None:
@@ -46,7 +46,7 @@ def default_of(parameter: Parameter) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as it stands in a job file; of a section, its name."""
+    """A value as it is written in a job file; for a section, its name."""
     if isinstance(value, dict):
         return str(value.get("name", "{}"))
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""A job as the object store keeps it: its spec, its committed rounds and its end."""
+"""History of a job from the object store: its spec, its committed rounds and its end."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +13,19 @@ from shared.record.rounds import Round
 from shared.redis.ledger import JobRecord, Ledger
 from shared.s3.store import Blobs
 
-AT_ONCE = 16  #: records asked for at the same time: each costs one way to the server and back
+AT_ONCE = 16  #: concurrent requests for records, because each costs one round trip
 
 
 @dataclass(frozen=True)
 class PastRound:
-    """A committed round and, if its model was evaluated, the result."""
+    """Committed round with the result of its model's evaluation, if there is one."""
 
     committed: CommittedRound
     evaluation: RoundEvaluation | None
 
     @property
     def manifest(self) -> Round:
-        """The round as a whole, without its clients."""
+        """The manifest of the round, without its clients."""
         return self.committed.round
 
     @property
@@ -40,32 +40,32 @@ class PastRound:
 
     @property
     def rejected(self) -> int:
-        """The number of clients in whose name an update was refused."""
+        """The number of clients in whose name an update was rejected."""
         return self.committed.count("rejected")
 
     @property
     def figures(self) -> dict[str, float]:
-        """Those of the model on the test set and on held-out examples; those of its base on the clients' own data."""
+        """Metrics of the model on test and held-out examples, and of its base model on the clients' own data."""
         return self.manifest.metrics | self.tested
 
     @property
     def tested(self) -> dict[str, float]:
-        """Figures of its model on the test set and on held-out examples; empty if it was not evaluated."""
+        """Metrics of the model on the test set and on held-out examples; empty if it was not evaluated."""
         return self.evaluation.record.metrics if self.evaluation is not None else {}
 
     @property
     def traffic(self) -> dict[str, int]:
-        """Files and bytes of its updates, and of models that trainers downloaded to train and for its `evaluation`."""
+        """Files and bytes of the updates and of the models downloaded for training and for the `evaluation`."""
         evaluation = self.evaluation.record.traffic.get("down", 0) if self.evaluation is not None else 0
         return {**self.manifest.traffic, "evaluation": evaluation}
 
     @property
     def evaluated(self) -> dict[str, dict[str, float]]:
-        """Figures of each client on the examples that it holds out, if clients were asked for them."""
+        """Metrics of each client on its held-out examples; empty if clients did not evaluate."""
         return self.evaluation.clients if self.evaluation is not None else {}
 
     def events(self) -> "Iterator[RoundEnd | ModelEvaluated]":
-        """The events that told of it, for a reader that missed them."""
+        """The events that announced the round, for a reader that missed them."""
         yield self.committed.end
         if self.evaluation is not None:
             found = self.evaluation.record
@@ -80,12 +80,12 @@ class PastRound:
 
 
 def reported(rounds: Sequence[PastRound]) -> list[str]:
-    """The metrics that any of the rounds has, by name, but for counts of the work that they took."""
+    """The names of all metrics in the rounds, sorted, without the count of training steps."""
     return sorted({name for past in rounds for name in past.figures} - {"steps"})
 
 
 def rounds(blobs: Blobs, job: str, first: int = 0, last: int | None = None) -> list[PastRound]:
-    """The committed rounds from `first` to `last`, or to the last one there is."""
+    """The committed rounds from `first` to `last`, or to the latest."""
     found: list[PastRound] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while last is None or first <= last:
@@ -99,13 +99,13 @@ def rounds(blobs: Blobs, job: str, first: int = 0, last: int | None = None) -> l
 
 
 def spec(blobs: Blobs, job: str) -> dict[str, Any] | None:
-    """The job spec with all defaults, or None if there is no such job; `Refused` if what is there is none."""
+    """The job spec with all defaults, or None if there is no such job; `Refused` if the stored spec is invalid."""
     found = archive.spec(blobs, job)
     return None if found is None else found.model_dump(mode="json")
 
 
 def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
-    """The spec of a job that has begun, or `BadInput` with what is known of this one."""
+    """The spec of a job that has begun; otherwise an error that gives the job's status."""
     found = spec(blobs, job)
     if found is None:
         record = ledger.required(job)
@@ -116,13 +116,13 @@ def known_spec(blobs: Blobs, ledger: Ledger, job: str) -> dict[str, Any]:
 
 
 def end(blobs: Blobs, job: str) -> TrainingEnd | None:
-    """The end of a job, or None while it has not ended."""
+    """The end of a job, or None if it has not ended."""
     result = archive.result(blobs, job)
     return None if result is None else result.end
 
 
 def end_of(blobs: Blobs, record: JobRecord) -> TrainingEnd:
-    """The end of a job that the ledger says is over, told by the ledger where the store does not know it."""
+    """The end of a job that has ended by the ledger; taken from the ledger if the store does not have it."""
     return end(blobs, record.id) or TrainingEnd.model_validate(
         {
             "job": record.id,
@@ -136,7 +136,7 @@ def end_of(blobs: Blobs, record: JobRecord) -> TrainingEnd:
 
 
 def record(blobs: Blobs, job: str) -> JobRecord | None:
-    """The ledger's record of a job that Redis has lost; None if the bucket does not know the job either."""
+    """The ledger record of a job that Redis has lost, rebuilt from the bucket; None if that does not have it either."""
     found = archive.spec(blobs, job)
     return None if found is None else archive.job_record(blobs, job, found.rounds.count)
 

@@ -1,4 +1,4 @@
-"""Orchestrators of fedq: Docker Compose, Kubernetes, or processes of this machine; each asked by its command line."""
+"""Orchestrators of fedq: Docker Compose and Kubernetes by their command lines, or processes of this machine."""
 
 from enum import StrEnum
 

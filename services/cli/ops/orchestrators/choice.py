@@ -1,4 +1,4 @@
-"""Choice of the orchestrator: the one that is named, or the one that is there."""
+"""Choice of the orchestrator: the one that the user names, or the one that runs fedq here."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,36 +7,36 @@ from services.cli.ops.orchestrators import On, compose, kubernetes, native
 from services.cli.ops.orchestrators.tools import QUERY, NotHere, Source
 from shared.errors import BadInput, Unavailable
 
-LOOK = 5.0  #: seconds for a cluster that nobody has named to answer: it may be one that was switched off long ago
+LOOK = 5.0  #: seconds for a cluster that was not named to answer; it may have been switched off long ago
 
 
 class Nowhere(BadInput):
-    """No orchestrator runs fedq here."""
+    """Error raised if no orchestrator runs fedq here."""
 
 
 class Orchestrator(Protocol):
-    """A program that runs fedq's services somewhere."""
+    """Program that runs fedq's services."""
 
     @property
     def name(self) -> str:
-        """As `--on` names it."""
+        """The name of the orchestrator, as `--on` takes it."""
 
     @property
     def place(self) -> str:
         """The place where the services run, in words."""
 
     def count(self, pool: str) -> int:
-        """Number of trainers of a pool that there should be now; `BadInput` if there is no such pool."""
+        """Current size of a pool, in trainers; `BadInput` if there is no such pool."""
 
     def scale(self, pool: str, wanted: int) -> str:
-        """Changes the number of trainers of a pool to `wanted`, and returns in words what was changed."""
+        """Changes the number of trainers of a pool to `wanted`, and describes the change in a sentence."""
 
     def sources(self, follow: bool) -> list[Source]:
-        """Sources of the services' log lines; with `follow`, also of those that are still to be written."""
+        """Sources of the services' log lines; with `follow`, also of future lines."""
 
 
 def chosen(on: On | None, namespace: str | None, among: Sequence[On]) -> Orchestrator:
-    """The orchestrator that is meant; `BadInput` if that is not clear, or if it is not there."""
+    """The named or only orchestrator; `BadInput` if the choice is unclear or it does not run here."""
     if namespace is not None:
         if on not in (None, On.kubernetes):
             raise BadInput("--namespace is for Kubernetes: leave it out, or --on")
@@ -50,7 +50,7 @@ def chosen(on: On | None, namespace: str | None, among: Sequence[On]) -> Orchest
     for kind in among:
         try:
             there.append(_running(kind))
-        except (NotHere, Nowhere, Unavailable) as error:  # a Docker that is not running says nothing about Kubernetes
+        except (NotHere, Nowhere, Unavailable) as error:  # a stopped Docker does not rule out Kubernetes
             why.append(str(error))
     if len(there) > 1:
         places = " and ".join(f"{one.name} ({one.place})" for one in there)

@@ -1,4 +1,4 @@
-"""fedq in Docker Compose: the project that runs here, found by the labels of its containers."""
+"""Docker Compose as orchestrator: the project that runs here, found by the labels of its containers."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from services.cli.ops.orchestrators import tools
 from services.cli.ops.orchestrators.tools import Source
 from shared.errors import BadInput
 
-MARKS = {"aggregator", "registry"}  #: services that only fedq's projects have
-SERVERS = {"rabbitmq", "redis", "minio", "prometheus", "grafana", "setup", "fedq"}  #: whose lines are not about jobs
-CHOICE = "COMPOSE_PROJECT_NAME"  #: Docker's own variable for it
+MARKS = {"aggregator", "registry"}  #: services that identify a project as fedq's
+SERVERS = {"rabbitmq", "redis", "minio", "prometheus", "grafana", "setup", "fedq"}  #: services without lines about jobs
+CHOICE = "COMPOSE_PROJECT_NAME"  #: Docker's variable that chooses the project
 
 _LABEL = "com.docker.compose."
 _LABELS = ("project", "service", "project.config_files", "project.working_dir", "project.environment_file")
@@ -21,7 +21,7 @@ _LABELS = ("project", "service", "project.config_files", "project.working_dir", 
 
 @dataclass(frozen=True)
 class ComposeContainer:
-    """A container of a compose project, by its labels."""
+    """Container of a Compose project, described by its labels."""
 
     project: str
     service: str
@@ -33,7 +33,7 @@ class ComposeContainer:
 
 @dataclass(frozen=True)
 class Compose:
-    """One running project."""
+    """Running Compose project of fedq."""
 
     project: str
     containers: tuple[ComposeContainer, ...]
@@ -46,23 +46,23 @@ class Compose:
 
     @cached_property
     def services(self) -> set[str]:
-        """All that its files describe, those of profiles included."""
+        """All services in the project's files, including those of profiles."""
         return set(tools.run([*self._compose, "--profile=*", "config", "--services"]).split())
 
     def count(self, pool: str) -> int:
-        """Number of trainers of a pool that run."""
+        """Number of a pool's trainers that run."""
         service = self._service(pool)
         return sum(one.service == service and one.state == "running" for one in self.containers)
 
     def scale(self, pool: str, wanted: int) -> str:
-        """Starts or stops containers of the pool's service; what that was, in words."""
+        """Starts or stops containers of the pool's service; describes the change in a sentence."""
         service = self._service(pool)
         words = ["up", "--detach", "--no-recreate", "--no-deps", f"--scale={service}={wanted}", service]
         tools.run([*self._compose, *words], seconds=tools.CHANGE)
         return f"service {service} of {self.place}"
 
     def sources(self, follow: bool) -> list[Source]:
-        """The logs of its services, and of those that have ended."""
+        """The logs of the project's services, including those that have ended."""
         services = sorted({one.service for one in self.containers} - SERVERS)
         words = ["docker", "compose", f"--project-name={self.project}", "logs", "--no-color", "--tail=all"]
         return [Source(None, (*words, *(["--follow"] if follow else []), *services))]
@@ -78,7 +78,7 @@ class Compose:
 
     @property
     def _compose(self) -> list[str]:
-        """The command that started it, but for what it does; clients of a file of one's own may have come later."""
+        """Start of a `docker compose` command with the files of fedq's services: others may come from a later file."""
         one = min(self.containers, key=lambda one: (one.service not in MARKS, one.state != "running"))
         files = one.files.split(",")
         if gone := [file for file in files if not Path(file).exists()]:
@@ -92,7 +92,7 @@ class Compose:
 
 
 def find() -> Compose | None:
-    """The project of fedq that runs here, or None; `BadInput` where there are several and nobody says which."""
+    """The fedq project that runs here, or None; `BadInput` if there are several and none is chosen."""
     found = _projects(_containers())
     running = {name: every for name, every in found.items() if any(one.state == "running" for one in every)}
     chosen = os.environ.get(CHOICE)
@@ -119,10 +119,10 @@ def _containers() -> list[ComposeContainer]:
 
 
 def _words(line: str) -> list[str]:
-    """The JSON strings that a line is made of."""
+    """Parses a line of JSON strings, separated by single characters."""
     decoder, words, place = json.JSONDecoder(), [], 0
     while place < len(line):
         word, place = decoder.raw_decode(line, place)
         words.append(str(word))
-        place += 1  # the space between
+        place += 1  # skips the space between two strings
     return words

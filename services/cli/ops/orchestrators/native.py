@@ -1,4 +1,4 @@
-"""fedq without Docker: the processes that `make up` started in this folder, and the files they log to."""
+"""Native stack without Docker: the processes that `make up` started in this folder, and their log files."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from services.cli.ops.orchestrators.tools import Source
 from shared.errors import BadInput
 from shared.process import settings
 
-STACK = Path(".fedq/stack")  #: as `make up` has it; `stack.json` in it lists the processes
-SERVERS = {"rabbitmq", "redis", "seaweedfs"}  #: whose lines are not about jobs
+STACK = Path(".fedq/stack")  #: the folder that `make up` uses; its `stack.json` lists the processes
+SERVERS = {"rabbitmq", "redis", "seaweedfs"}  #: processes without lines about jobs
 
 
 @dataclass(frozen=True)
 class Native:
-    """The stack of one folder."""
+    """Native stack in one folder."""
 
     directory: Path
     processes: tuple[Any, ...]
@@ -35,7 +35,7 @@ class Native:
     def count(self, pool: str) -> int:
         raise self._unscaled(pool)
 
-    def scale(self, pool: str, wanted: int) -> str:  # noqa: ARG002 - an orchestrator is asked for a number
+    def scale(self, pool: str, wanted: int) -> str:  # noqa: ARG002 - part of the interface
         raise self._unscaled(pool)
 
     def _unscaled(self, pool: str) -> BadInput:
@@ -44,14 +44,14 @@ class Native:
         )
 
     def sources(self, follow: bool) -> list[Source]:
-        """A file for each service, from its first line on, also where the service has ended."""
+        """The log file of each service from its first line on, even if the service has ended."""
         logs = [Path(one["log"]) for one in self.processes if one["name"] not in SERVERS]
         words = ("tail", "--quiet", "--bytes=+1", *(["--follow=name", "--retry"] if follow else []))
         return [Source(log.stem, (*words, str(log))) for log in logs if follow or log.exists()]
 
 
 def find() -> Native | None:
-    """The stack that was started here or above, or None; what it logged is there also when it runs no more."""
+    """The stack started in this folder or a parent, or None; a stopped stack still has its logs."""
     for folder in settings.searched():
         with suppress(FileNotFoundError):
             state = json.loads((folder / STACK / "stack.json").read_text())
@@ -60,7 +60,7 @@ def find() -> Native | None:
 
 
 def _started(pid: int) -> int:
-    """When a process began, in the kernel's ticks: a later one of the same pid began later. -1 where none runs."""
+    """Start time of a process in clock ticks, which differs for a later process of the same pid; -1 if none runs."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""`docker` and `kubectl` as processes: what they print, or a sentence that says why they did not do their work."""
+"""Calls of `docker` and `kubectl`: their output, or an error that explains in a sentence why they failed."""
 
 import os
 import re
@@ -14,11 +14,11 @@ from typing import IO, NoReturn
 from shared.errors import BadInput, FedqError, Unavailable
 
 QUERY = 15.0  #: seconds that an answer may take
-CHANGE = 900.0  #: seconds that a change may take: whoever is stopped finishes its work first
+CHANGE = 900.0  #: seconds that a change may take, because a stopped trainer finishes its work first
 
 
 class NotHere(BadInput):
-    """The program is not installed, or not set up."""
+    """Error raised if the program is not installed or not set up."""
 
 
 _CAUSES: tuple[tuple[str, type[FedqError], str], ...] = (
@@ -58,9 +58,9 @@ _CAUSES: tuple[tuple[str, type[FedqError], str], ...] = (
 
 @dataclass(frozen=True)
 class Source:
-    """A command that prints log lines."""
+    """Command that prints log lines."""
 
-    service: str | None  # whose they are; None where each line begins with that
+    service: str | None  # the service that wrote the lines; None if each line begins with its name
     command: tuple[str, ...]
 
 
@@ -87,7 +87,7 @@ def run(words: Sequence[str], *, seconds: float = QUERY) -> str:
 
 
 def begin(words: Sequence[str], errors: IO[str] | int) -> "subprocess.Popen[str]":
-    """Starts a command that prints for as long as it runs; what it complains of goes to `errors`."""
+    """Starts a command whose output is read while it runs; its standard error goes to `errors`."""
     try:
         return subprocess.Popen(
             words,
@@ -97,7 +97,7 @@ def begin(words: Sequence[str], errors: IO[str] | int) -> "subprocess.Popen[str]
             text=True,
             errors="replace",
             env=environment(),
-            process_group=0,  # a Ctrl-C in the terminal is for us, who end it in order
+            process_group=0,  # Ctrl-C reaches only this process, which ends the child in order
         )
     except FileNotFoundError:
         raise NotHere(f"{words[0]} is not installed here, or not on the PATH") from None
@@ -105,12 +105,13 @@ def begin(words: Sequence[str], errors: IO[str] | int) -> "subprocess.Popen[str]
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """SIGTERM and a terminal that is closed end the block as Ctrl-C does, so that nothing that began is left behind."""
+    """Makes SIGTERM and a closed terminal end the block as Ctrl-C does, so that no child process is left behind."""
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
-    signals = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]  # nohup
+    # Under nohup, SIGHUP is ignored and must stay so.
+    signals = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
     before = {number: signal.signal(number, end) for number in signals}
     try:
         yield
@@ -120,7 +121,7 @@ def ending_in_order() -> Iterator[None]:
 
 
 def failure(words: Sequence[str], text: str, code: int) -> FedqError:
-    """The error in what a command wrote before it ended with `code`."""
+    """The error that a command reported in `text` before it ended with `code`."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [f"it ended with {code} and no word"]
     for pattern, kind, sentence in _CAUSES:
         for line in lines:
@@ -130,12 +131,12 @@ def failure(words: Sequence[str], text: str, code: int) -> FedqError:
 
 
 def environment() -> dict[str, str]:
-    """Ours without `FEDQ_*`: passwords are nothing that these programs need."""
+    """This process's environment without `FEDQ_*`, because these programs need no fedq passwords."""
     return {name: value for name, value in os.environ.items() if not name.startswith("FEDQ_")}
 
 
 def shown(words: Sequence[str]) -> str:
-    """A command in a sentence: the program and its verb, without flags."""
+    """A command as quoted in a sentence: the program and its verb, without flags."""
     return f"`{' '.join([word for word in words if not word.startswith('-')][:3])}`"
 
 
