@@ -1,4 +1,4 @@
-"""The servers that a command talks to, each connected to when it is first needed."""
+"""Servers that a command uses, each connected on first use."""
 
 from functools import cached_property
 from types import TracebackType
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from shared.redis.roster import Roster
     from shared.s3.store import Blobs
 
-LAST = "last"  #: stands for the id of the job that was started last; no id is so short
-PATIENCE = 5.0  #: seconds until a person hears that RabbitMQ or the object store does not answer
+LAST = "last"  #: stands for the id of the newest job; no id is this short
+PATIENCE = 5.0  #: seconds before the user is told that RabbitMQ or the object store does not answer
 
 
 class Servers:
-    """RabbitMQ, Redis and the object store of `FEDQ_*`; a driver is loaded with its first use."""
+    """Connections to RabbitMQ, Redis and the object store of `FEDQ_*`; each driver is imported on first use."""
 
     def __init__(self) -> None:
         self.settings = settings.load(Cli)
         user_code.permit(self.settings.allow, "this fedq")
-        # A command says itself what matters; a log line would break into its table.
+        # A command prints all that matters itself; a log line would break up its table.
         level = "debug" if self.settings.log_level == "debug" else "critical"
         logs.configure(self.settings.model_copy(update={"log_level": level}), "cli")
 
@@ -71,7 +71,7 @@ class Servers:
         return Blobs(self.settings, patience=PATIENCE)
 
     def named(self, job: str) -> str:
-        """The id that a person means by `job`: itself, or that of the newest job for `last`."""
+        """The id that `job` means: the id itself, or for `last` the id of the newest job."""
         if job != LAST:
             return job
         newest = self.ledger.newest()
@@ -80,15 +80,15 @@ class Servers:
         return newest
 
     def aggregators(self) -> int:
-        """Number of aggregators that would take a job now."""
+        """Number of aggregators that could take a job now."""
         found = self.bus.depth(names.COMMANDS)
         return found[1] if found else 0
 
     def why_queued(self) -> str:
-        """Reason for which a job waits that no aggregator has taken yet."""
+        """Reason why no aggregator has taken a queued job yet."""
         if self.aggregators():
             return "queued: an aggregator is about to take it"
-        # One with all the jobs it may have stops listening for more.
+        # An aggregator that has as many jobs as it may have stops listening for more.
         if any(job.status in ("running", "waiting") for job in self.ledger.jobs()):
             return "queued: no aggregator has room for another job; start one with `python -m services.aggregator`"
         return "queued: no aggregator is running; start one with `python -m services.aggregator`"

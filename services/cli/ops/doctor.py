@@ -82,7 +82,7 @@ def _guarded(about: str, check: Iterator[Check]) -> Generator[Check, None, bool]
     except FedqError as error:
         yield Check(about, "away", str(error))
         return False
-    except Exception as error:  # a driver's own error is a finding as well
+    except Exception as error:  # an unexpected error of a driver is a finding too
         yield Check(about, "wrong", f"unexpected {type(error).__name__}: {error}")
         return False
     return True
@@ -207,7 +207,7 @@ def _clock(whose: str, theirs: float) -> Check:
 def _date_of(url: str) -> float | None:
     """The clock of an HTTP server, from the Date header of any answer."""
     try:
-        with _direct.open(url, timeout=PATIENCE) as response:  # the settings allow http and https alone
+        with _direct.open(url, timeout=PATIENCE) as response:  # the settings allow only http and https
             headers = response.headers
     except urllib.error.HTTPError as error:
         headers = error.headers

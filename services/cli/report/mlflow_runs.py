@@ -1,6 +1,6 @@
-"""A job as a run of MLflow's; the only module that knows MLflow, and it speaks to a server by MLflow's own client.
+"""MLflow tracking: a job as one run, logged with MLflow's client; no other module imports MLflow.
 
-A job has one run, found by its tag. What the run has already is not logged again.
+A job has one run, found by its tag. Figures and settings that the run already has are not logged again.
 """
 
 import logging
@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from services.cli.report.trackers import Point, flattened, missing
 from shared.errors import BadInput, Unavailable
 
-# Read at the import: a server that is away is told of within a minute, and nobody else is told of anything.
+# MLflow reads these variables when it is imported. An unreachable server is reported within a minute, and no
+# telemetry is sent.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -29,35 +30,36 @@ except ModuleNotFoundError as error:
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 
-EXPERIMENT = "fedq"  #: where MLFLOW_EXPERIMENT_NAME says nothing else
+EXPERIMENT = "fedq"  #: the experiment if MLFLOW_EXPERIMENT_NAME is not set
 TAG = "fedq.job"
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-METRICS, PARAMS = 1000, 100  #: MLflow takes so many at once
-LONGEST = 500  #: characters of a setting; servers differ in what they take
+METRICS, PARAMS = 1000, 100  #: limits of MLflow for one batch
+LONGEST = 500  #: characters of a setting; servers have different limits
 
 
 class Run:
-    """The run of one job, at a tracking URI."""
+    """MLflow run of one job at a tracking URI."""
 
     def __init__(self, uri: str, job: str, spec: Mapping[str, Any]) -> None:
         parts = urlsplit(uri)
         remote = parts.scheme in ("http", "https")
         login, at, _ = parts.netloc.rpartition("@")
-        self._secret = login + at  # which no sentence should hold
+        self._secret = login + at  # removed from every error message
         self._place = f"MLflow at {parts.scheme}://{parts.hostname}:{parts.port}" if remote else f"MLflow at {uri}"
         self._failure = Unavailable if remote else BadInput
-        self._steps: dict[str, set[int]] = {}  # rounds that the run has each metric of
+        self._steps: dict[str, set[int]] = {}  # by metric, the rounds for which the run has a value
         with self._explained():
             self._client = MlflowClient(tracking_uri=uri)
             self._run, self._earlier = self._opened(job)
-            # A setting that was changed when the job was resumed stays as it was: MLflow's parameters are for ever.
+            # A setting that changed when the job was resumed keeps its old value, because MLflow's parameters are
+            # immutable.
             known = self._client.get_run(self._run).data.params
             fresh = [Param(_key(key), value[:LONGEST]) for key, value in flattened(spec) if _key(key) not in known]
             for start in range(0, len(fresh), PARAMS):
                 self._client.log_batch(self._run, params=fresh[start : start + PARAMS])
 
     def _opened(self, job: str) -> tuple[str, bool]:
-        """The id of the job's run, and whether there was one before."""
+        """The id of the job's run, and whether the run existed before."""
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self._client.create_experiment(name)
@@ -84,7 +86,7 @@ class Run:
                 self._client.set_terminated(self._run, STATUS[outcome], int((at or time.time()) * 1000))
 
     def _known(self, key: str) -> set[int]:
-        """The rounds that the run has this metric of."""
+        """The rounds for which the run has a value of this metric."""
         if key not in self._steps:
             earlier = self._client.get_metric_history(self._run, key) if self._earlier else []
             self._steps[key] = {metric.step for metric in earlier}
@@ -102,7 +104,7 @@ class Run:
 
 
 def _key(name: str) -> str:
-    """Turns a name into one that MLflow takes."""
+    """Turns a name into one that MLflow accepts."""
     return re.sub(r"[^\w./: -]", "_", name)[:250]
 
 

@@ -1,4 +1,4 @@
-"""Participation of clients in a job: how often each one was asked, and with which result."""
+"""Participation of clients in a job: the number of requests to each client, and their results."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,21 +8,21 @@ from services.cli.report.history import PastRound
 from services.cli.ui import output
 from shared.record.rounds import ClientLists
 
-LINES = 20  #: clients of a table; JSON has all
+LINES = 20  #: clients in a table; JSON has all of them
 
 
 @dataclass
 class Participation:
-    """One client's part in a job's rounds."""
+    """Participation of one client in a job's rounds."""
 
     asked: int = 0
     accepted: int = 0
     rejected: int = 0
-    last: int | None = None  # round that it has an update in
+    last: int | None = None  # the last round with an update of the client
 
 
 def of_job(rounds: Sequence[PastRound]) -> dict[str, Participation]:
-    """Every client that was heard of, by name; the initial model is nobody's part."""
+    """Participation of every client in the record, sorted by name; round 0, the initial model, does not count."""
     parts: dict[str, Participation] = {}
     for past in rounds:
         if past.number == 0:
@@ -33,7 +33,7 @@ def of_job(rounds: Sequence[PastRound]) -> dict[str, Participation]:
 
 
 def _add(parts: dict[str, Participation], number: int, piece: ClientLists) -> None:
-    """Counts what a round's manifest tells of some clients."""
+    """Counts the clients in one piece of a round's manifest."""
     for client in piece.cohort or ():
         # A client that still works for an earlier round was not asked again.
         parts.setdefault(client, Participation()).asked += client not in piece.carried
@@ -45,12 +45,12 @@ def _add(parts: dict[str, Participation], number: int, piece: ClientLists) -> No
 
 
 def document(parts: dict[str, Participation]) -> dict[str, Any]:
-    """For programs."""
+    """Participation as a JSON document, by client."""
     return {client: asdict(part) for client, part in parts.items()}
 
 
 def show(parts: dict[str, Participation], population: int) -> None:
-    """A sentence, and a table of those that were asked most."""
+    """Prints a summary and a table of the clients that were asked most often."""
     if not parts:
         return
     terminal = output.Terminal()
@@ -67,7 +67,7 @@ def show(parts: dict[str, Participation], population: int) -> None:
 
 
 def summary(parts: dict[str, Participation], population: int) -> str:
-    """Between whom the work was divided, and how evenly."""
+    """Summary of how many clients shared the work, and how evenly."""
     asked = [part.asked for part in parts.values() if part.asked]
     accepted = [part.accepted for part in parts.values() if part.asked]
     if not asked:

@@ -1,4 +1,4 @@
-"""Pictures: the learning curve, and who has what; the only module that knows matplotlib."""
+"""Plots of learning curves and of the clients' data; no other module imports matplotlib."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ from services.cli.report.history import PastRound
 from shared.errors import BadInput
 
 TEST, CLIENTS, HELD_OUT, MEAN, WORST = "#1f5f9e", "#d9822b", "#3d8f5f", "#7fb89a", "#a04a4a"
-Counts = npt.NDArray[np.int64]  # (clients, classes)
+Counts = npt.NDArray[np.int64]  # shape (clients, classes)
 Colour = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric in a panel; `ago` rounds before the one that reports it is the model that it is of."""
+    """Line of one metric in a panel; its value belongs to the model of `ago` rounds before the reporting round."""
 
     metric: str
     label: str
@@ -33,7 +33,7 @@ class Curve:
     ago: int = 0
 
 
-#: Panels of the model itself. What clients measure on their own data is the model that the round began with.
+#: Panels of the model itself. The clients' own data measures the model that the round began with, hence `ago=1`.
 MODEL = {
     name: [
         Curve(name, "test set", TEST),
@@ -45,16 +45,16 @@ MODEL = {
     for name in ("loss", "accuracy")
 }
 ACROSS = 3  #: panels side by side
-MOST = 24  #: panels of a picture
+MOST = 24  #: panels in a picture
 
-NAMED = 40  #: clients whose names have room below their bars
-APART = 150  #: clients whose bars have room between them
-DRAWN = 2000  #: clients that a picture can tell apart
-LEGEND = 20  #: classes that a legend can
+NAMED = 40  #: clients at most for names below the bars
+APART = 150  #: clients at most for gaps between the bars
+DRAWN = 2000  #: clients at most that remain distinguishable in a picture
+LEGEND = 20  #: classes at most that remain distinguishable in a legend
 
 
 def learning_curve(job: str, rounds: list[PastRound], file: Path) -> None:
-    """Draws what each round reported: the model's loss and accuracy, and each other metric on axes of its own."""
+    """Draws the metrics of every round: the model's loss and accuracy, and each other metric on separate axes."""
     drawn = panels(rounds)
     across = min(ACROSS, len(drawn))
     down = -(-len(drawn) // across)
@@ -69,7 +69,7 @@ def learning_curve(job: str, rounds: list[PastRound], file: Path) -> None:
 
 
 def panels(rounds: Sequence[PastRound]) -> dict[str, list[Curve]]:
-    """The axes of a learning curve by title, with the lines that have points; `BadInput` where there are none."""
+    """The panels of a learning curve by title, with the lines that have points; `BadInput` if there are none."""
     reported = history.reported(rounds)
     known = {title: [line for line in lines if line.metric in reported] for title, lines in MODEL.items()}
     of_model = {line.metric for lines in known.values() for line in lines}
@@ -97,7 +97,7 @@ def _draw(axes: Axes, title: str, lines: Sequence[Curve], rounds: Sequence[PastR
 
 
 def shares(job: str, classes: Sequence[str], clients: Mapping[str, Sequence[int]], file: Path) -> None:
-    """Draws a bar for each client, as high as it has examples, its classes one above the other."""
+    """Draws a stacked bar for each client: its height is the number of examples, its parts are the classes."""
     names = list(clients)[:DRAWN]
     counts: Counts = np.array([clients[name] for name in names])
     figure = Figure(figsize=(min(16, max(8, 0.3 * len(names))), 4.8), layout="constrained")
@@ -126,7 +126,7 @@ def shares(job: str, classes: Sequence[str], clients: Mapping[str, Sequence[int]
 
 
 def _stack(axes: Axes, classes: Sequence[str], counts: Counts, colours: Sequence[Colour]) -> None:
-    if len(counts) > APART:  # one shape for each class, where single bars would be too many to draw
+    if len(counts) > APART:  # too many single bars are slow to draw, so each class becomes one shape
         places = np.arange(len(counts) + 1) - 0.5
         steps = np.vstack([counts, counts[-1:]])
         axes.stackplot(places, steps.T, labels=classes, colors=colours, step="post", linewidth=0)

@@ -1,6 +1,6 @@
-"""A watched job as a value: events go in, and out comes what is new in each, as a sentence.
+"""Progress of a watched job: takes in events, and describes what is new in each in a sentence.
 
-Pure. An event may come twice, from the bus and from the record: the second time there is nothing new in it.
+This module is pure. An event may come twice, from the bus and from the record; the second one yields nothing new.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from shared.redis.ledger import JobRecord, RoundRecord
 
 @dataclass
 class EndedRound:
-    """A round that is over."""
+    """Progress of a round that is over."""
 
     number: int
     updates: int
@@ -30,14 +30,14 @@ class EndedRound:
     seconds: float
     client_loss: float | None = None
     client_accuracy: float | None = None
-    tested: Mapping[str, float] = field(default_factory=dict)  # the model's figures on the test set
-    held_out: Mapping[str, float] = field(default_factory=dict)  # those on what clients hold out
-    members: tuple[Member, ...] = ()  # who told of it
-    parts: set[int] = field(default_factory=set)  # of its evaluation, that were heard
+    tested: Mapping[str, float] = field(default_factory=dict)  # metrics of the model on the test set
+    held_out: Mapping[str, float] = field(default_factory=dict)  # metrics of the model on held-out examples
+    members: tuple[Member, ...] = ()  # clients that have evaluated the model
+    parts: set[int] = field(default_factory=set)  # parts of the evaluation that were received
 
     @property
     def loss(self) -> float | None:
-        """Loss of the model, on the test set or else on the examples that clients hold out."""
+        """Loss of the model, on the test set or else on the clients' held-out examples."""
         return (self.tested or self.held_out).get("loss")
 
     @property
@@ -48,17 +48,17 @@ class EndedRound:
 
 @dataclass
 class JobProgress:
-    """Progress of a job, as far as its events were received."""
+    """Progress of a job, as far as its events have been received."""
 
     job: str
-    count: int  # rounds that it is to have
+    count: int  # number of rounds that the job is to have
     status: str = "queued"
     detail: str = ""
-    note: str = ""  # what stands in the way, found while no event came
-    round: int = -1  # the one that is open, or was last
+    note: str = ""  # an obstacle that was found while no event arrived
+    round: int = -1  # the open round, or else the last one
     attempt: int = 0
     cohort: set[str] = field(default_factory=set)
-    size: int = 0  # of the whole cohort, which comes in parts
+    size: int = 0  # size of the whole cohort, which arrives in parts
     answered: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     rows: dict[int, EndedRound] = field(default_factory=dict)
@@ -66,11 +66,11 @@ class JobProgress:
 
     @property
     def committed(self) -> int:
-        """The last round that has a model; -1 before the initial one."""
+        """The last round that has a model; -1 before the initial model."""
         return max(self.rows, default=self.end.rounds if self.end else -1)
 
     def recall(self, record: JobRecord, open_round: RoundRecord | None) -> str:
-        """Takes over what the ledger says; returns what is new."""
+        """Takes over the ledger's state, and describes what is new; empty if nothing is."""
         self.count = record.rounds
         news = self._describe(record.status, record.detail)
         if open_round is not None and open_round.state == "open":
@@ -80,7 +80,7 @@ class JobProgress:
         return news
 
     def apply(self, event: AnyEvent) -> str:
-        """Takes in an event; returns the sentence that tells it, or nothing where it is known or another job's."""
+        """Takes in an event and describes it; empty if it is known already or belongs to another job."""
         if getattr(event, "job", None) != self.job:
             return ""
         news = ""
@@ -114,7 +114,7 @@ class JobProgress:
         self._open(event.round, event.attempt, event.cohort, event.cohort_size)
         self._describe("running", "")
         if len(self.cohort) == before:
-            return ""  # rung again, for those who have not answered
+            return ""  # the aggregator repeats the event for clients that have not answered
         again = f", attempt {event.attempt}" if event.attempt > 1 else ""
         if event.round == 0:
             return f"{self._name(0)}: asked {event.cohort[0]} for the initial model{again}"
@@ -128,7 +128,7 @@ class JobProgress:
         self.size = max(self.size, size, len(self.cohort))
 
     def _on_model_update(self, event: ModelUpdate) -> str:
-        """One message tells of a client, or of all those of a batch."""
+        """Takes in the update of one client, or of all clients in a batch."""
         if event.round != self.round:
             return ""
         failures = dict(event.failures) or ({event.client: event.error} if event.error is not None else {})
@@ -156,7 +156,7 @@ class JobProgress:
         row = EndedRound(event.round, event.accepted, event.rejected, event.seconds)
         row.client_loss, row.client_accuracy = event.metrics.get("client_loss"), event.metrics.get("client_accuracy")
         self.rows[event.round] = row
-        asked = self.size if event.round == self.round else 0  # of another round it is not known
+        asked = self.size if event.round == self.round else 0  # the size is known only for the current round
         self.round = max(self.round, event.round)
         if event.round == 0:
             return f"{self._name(0)}: the initial model is there, {event.seconds:.1f} s"
@@ -179,7 +179,7 @@ class JobProgress:
         elif event.metrics.keys() & {"loss", "accuracy"}:
             place, found = "test", event.metrics
             row.tested = found
-        else:  # the record has the means alone
+        else:  # an event rebuilt from the record has only the means over clients
             place, found = (
                 "on the clients",
                 {name.removeprefix("local_"): event.metrics[name] for name in event.metrics},
@@ -193,7 +193,7 @@ class JobProgress:
 
 
 def last_line(end: TrainingEnd) -> str:
-    """The one line that sums a finished job up."""
+    """One line that sums up a finished job."""
     accuracy, place = end.metrics.get("accuracy"), ""
     if accuracy is None:
         accuracy, place = end.metrics.get("local_accuracy"), " on the clients"
@@ -203,7 +203,7 @@ def last_line(end: TrainingEnd) -> str:
 
 
 def missing(found: Missing) -> str:
-    """Clients and data that are not in a job's models, in one line; empty if all are."""
+    """One line about clients and updates that are missing from a job's models; empty if there are none."""
     parts = []
     if found.clients:
         more = f" and {found.clients - len(found.first)} more" if found.clients > len(found.first) else ""
@@ -216,7 +216,7 @@ def missing(found: Missing) -> str:
 
 
 def _means(members: Sequence[Member]) -> dict[str, float]:
-    """Means of the figures of all clients, weighted by examples."""
+    """Means of the metrics of all clients, weighted by their numbers of examples."""
     names = set.intersection(*(set(member.metrics) for member in members))
     total = sum(member.examples for member in members)
     return {name: sum(member.metrics[name] * member.examples for member in members) / total for name in sorted(names)}

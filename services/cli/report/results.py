@@ -1,7 +1,6 @@
 """Results of a job: the figures of each round, the learning curve, and the model.
 
-The model is saved as a file that tells what it is: its tensors as they were committed, and in the header how to use
-them.
+The saved model is self-describing: it has the tensors as they were committed, and a header that says how to use them.
 """
 
 import json
@@ -20,8 +19,8 @@ from shared.errors import BadInput
 from shared.events import BlobRef, TrainingEnd
 from shared.s3.store import Blobs
 
-#: Figures of a round that a table shows first, and their headings, on two lines to be narrow. A figure that no round
-#: has is left out. Then come all others by their names, metrics of the user's own code among them.
+#: Metrics that a table shows first, with headings on two lines to be narrow. A metric that no round has is left out.
+#: All others follow by name, including metrics of the user's code.
 FIGURES = {
     "loss": "loss",
     "accuracy": "accuracy",
@@ -31,8 +30,8 @@ FIGURES = {
     "local_accuracy": "held-out\nacc.",
     "local_accuracy_worst_decile": "worst\ntenth",
 }
-OTHERS = 6  #: columns of others; JSON and CSV have all
-ALIGN = 64  #: bytes; the data begins where the model's own file has it begin, on a cache line
+OTHERS = 6  #: columns for other metrics; JSON and CSV have all of them
+ALIGN = 64  #: bytes; aligns the data to a cache line, as in the committed model's file
 
 
 def results(
@@ -45,7 +44,7 @@ def results(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Prints every committed round, of a job that has ended or of one that runs; saves what is asked for."""
+    """Prints every committed round of a running or ended job, and saves the requested files."""
     for path in (export, plot, table):
         if path is not None:
             saving.check_target(path, force)
@@ -113,7 +112,7 @@ def _print(rounds: list[PastRound]) -> None:
 
 
 def _traffic(rounds: list[PastRound]) -> str:
-    """Bytes that the rounds after the first, and all evaluations, moved; empty where nobody wrote that down."""
+    """Bytes transferred by all rounds after the first and by all evaluations; empty if not recorded."""
     known = [past for past in rounds if past.number and past.traffic.keys() >= {"up", "up_plain", "down"}]
     up, plain, down = (sum(past.traffic[name] for past in known) for name in ("up", "up_plain", "down"))
     if not up:
@@ -133,7 +132,7 @@ def _document(past: PastRound) -> dict[str, object]:
         "seconds": past.manifest.seconds,
         "traffic": past.traffic,
         "model": past.manifest.model.model_dump(),
-        "metrics": past.figures,  # by whatever names; beside the others where these leave room
+        "metrics": past.figures,  # all metrics, because a name below may collide with a key of this document
     }
     return {"round": past.number, **{name: past.figures[name] for name in past.figures if name != "round"}, **about}
 
@@ -145,7 +144,7 @@ def _last_model(job: str, rounds: list[PastRound]) -> BlobRef:
 
 
 def save_model(blobs: Blobs, model: BlobRef, about: Mapping[str, str], path: Path) -> None:
-    """Saves a model as a safetensors file at `path` with `about` in its metadata; its digest is checked on the way."""
+    """Saves a model as a safetensors file at `path` with `about` in its metadata; checks its digest while reading."""
     file = blobs.get(model)
     header, data = _header(file, about)
     with saving.replacing(path) as fresh, fresh.open("wb") as out:
@@ -154,11 +153,11 @@ def save_model(blobs: Blobs, model: BlobRef, about: Mapping[str, str], path: Pat
 
 
 def metadata_of(job: str, spec: Mapping[str, Any], rounds: list[PastRound], model: BlobRef) -> dict[str, str]:
-    """Metadata of a model, as strings: safetensors allows no others.
+    """Metadata of a model, as strings, because safetensors allows only those.
 
     `fedq.model` is the section of the job file; `fedq.inputs` is what round 0 recorded of the data: shape, classes,
-    labels in the order of the logits, and (value - offset) / scale as the model has a value. It is left out where the
-    round did not record it.
+    labels in the order of the logits, and the scaling: the model's input is (value - offset) / scale. It is left out
+    if the round did not record it.
     """
     number = next((past.number for past in reversed(rounds) if past.manifest.model.digest == model.digest), None)
     described = rounds[0].manifest.inputs if rounds else None
@@ -169,7 +168,7 @@ def metadata_of(job: str, spec: Mapping[str, Any], rounds: list[PastRound], mode
 
 
 def _header(file: File, about: Mapping[str, str]) -> tuple[bytes, File]:
-    """The header of a model's file with `about` added to its metadata, and the data after it."""
+    """The header of a model's file with `about` added to its metadata, and the data that follows it."""
     end = 8 + int.from_bytes(file[:8].tobytes(), "little")
     entries = json.loads(file[8:end].tobytes())
     metadata = {**entries.pop(METADATA, {}), **about}

@@ -1,6 +1,6 @@
-"""Rounds as rows: one for the round itself, then one for each client that had to do with it.
+"""Rounds as table rows: one for the round itself, then one for each client that took part or was asked.
 
-The shape is tidy: every figure is a column, and a row is one thing measured once. `fedq results --csv` saves it.
+The table is tidy: every metric is a column, and a row is one observation. `fedq results --csv` saves it.
 """
 
 import csv
@@ -16,7 +16,7 @@ FIRST = ("round", "client", "state", "examples", "seconds", "norm", "staleness")
 
 @dataclass(frozen=True)
 class Row:
-    """A round (`client` is empty), or what one client gave in it; None where nothing is known."""
+    """Row of a round (`client` is empty) or of one client in it; unknown values are None."""
 
     round: int
     client: str
@@ -29,9 +29,9 @@ class Row:
 
 
 def of_round(past: PastRound) -> Iterator[Row]:
-    """The round's own row, then its clients' by name.
+    """Yields the row of the round, then the rows of its clients by name.
 
-    What a client measured on the examples that it holds out has `local_` before its name, as the round's means have.
+    Metrics of a client's held-out examples have the prefix `local_`, like the round's means of them.
     """
     evaluated = past.evaluated
     updates: dict[str, AcceptedUpdate] = {}
@@ -40,7 +40,7 @@ def of_round(past: PastRound) -> Iterator[Row]:
         states |= dict.fromkeys(piece.unanswered or (), "unanswered")
         states |= dict.fromkeys(piece.rejected, "rejected")
         updates |= {update.client: update for update in piece.updates} if past.number else {}
-    states |= dict.fromkeys(updates, "accepted")  # one of whose updates another was refused was accepted
+    states |= dict.fromkeys(updates, "accepted")  # an accepted update outweighs a rejected one of the same client
     yield Row(
         past.number,
         "",
@@ -54,7 +54,7 @@ def of_round(past: PastRound) -> Iterator[Row]:
 
 
 def save(rounds: Iterable[PastRound], file: Path) -> None:
-    """Writes all rows as CSV, in the order of the rounds; a figure that is not known is an empty field."""
+    """Writes all rows as CSV, in the order of the rounds; an unknown value is an empty field."""
     rows = [row for past in rounds for row in of_round(past)]
     metrics = sorted({name for row in rows for name in row.metrics})
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as opened:

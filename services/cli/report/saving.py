@@ -1,4 +1,4 @@
-"""Files that a command saves: whole or not at all, and what is there stays unless it is to be overwritten."""
+"""Files that a command saves: written atomically, and existing files are kept unless `--force` is given."""
 
 import os
 import secrets
@@ -10,7 +10,7 @@ from shared.errors import BadInput
 
 
 def check_target(path: Path, force: bool) -> None:
-    """`BadInput` where `path` cannot be a new file; asked before any work is done for it."""
+    """Raises `BadInput` if `path` cannot be written; called before the work for the file begins."""
     if not path.parent.is_dir():
         raise BadInput(f"{path}: there is no directory {path.parent}")
     if path.is_dir():
@@ -21,7 +21,7 @@ def check_target(path: Path, force: bool) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when it is whole."""
+    """Yields a temporary path in the same folder, which replaces `path` once it is complete."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield fresh

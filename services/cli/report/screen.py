@@ -1,4 +1,4 @@
-"""Three ways to show a watched job: a live table on a terminal, a few lines a round in a file, JSON for programs."""
+"""Views of a watched job: a live table on a terminal, a few lines per round in a file, or JSON for programs."""
 
 import math
 import sys
@@ -17,14 +17,14 @@ from services.cli.report.watching import View
 from services.cli.ui import output
 from shared.events import AnyEvent, ModelEvaluated, ModelUpdate, RoundStart
 
-PAUSE = 10.0  #: seconds between two lines that only tell how far a round is
-REASONS = 50  #: why clients fail, that get a line at once
-FRAME = 9  #: lines of the picture that are no rounds
+PAUSE = 10.0  #: seconds between two lines that only report a round's progress
+REASONS = 50  #: distinct reasons of clients' failures that are printed immediately
+FRAME = 9  #: lines of the live table that are not rounds
 
 
 @contextmanager
 def view(as_json: bool) -> "Iterator[View]":
-    """The view that suits where standard output goes."""
+    """Yields the view that suits standard output."""
     if as_json:
         yield Lines()
     elif sys.stdout.isatty():
@@ -37,11 +37,11 @@ def view(as_json: bool) -> "Iterator[View]":
 
 
 class PlainView:
-    """Lines of each round's outcome, and one now and then on the way to it: the log of a long job is read as well.
+    """View as plain lines: each round's outcome and occasional progress, so that a long job's log stays readable.
 
-    An event that only tells how far a round is gets a line where there was none for `PAUSE` seconds; a reason why
-    clients fail gets one the first time. What clients measure comes in parts: the last of them, which is of them all,
-    is shown before what comes after it.
+    An event that only reports a round's progress is printed if no line was printed for `PAUSE` seconds; a new reason
+    of a client's failure is always printed. The clients' evaluation arrives in parts: only the last part, which
+    covers all clients, is printed, before the next event.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,7 +61,7 @@ class PlainView:
         self._print(sentence if progress.end is None else "")
 
     def _is_passing(self, event: AnyEvent | None) -> bool:
-        """True for an event that only tells how far a round is; a reason why clients fail is news once."""
+        """Tells whether an event only reports a round's progress; the first failure with a new reason does not."""
         if isinstance(event, ModelUpdate) and event.error is not None and event.error not in self._reasons:
             self._reasons.add(event.error)
             return len(self._reasons) > REASONS
@@ -74,7 +74,7 @@ class PlainView:
 
 
 class Lines:
-    """A JSON object for each event, as the bus carries it; `job-status` for what only the record says."""
+    """View as lines of JSON: each event as the bus carries it, and `job-status` for changes found in the record."""
 
     def show(self, progress: JobProgress, sentence: str, event: AnyEvent | None = None, /) -> None:
         if not sentence:
@@ -83,12 +83,12 @@ class Lines:
             fields = {"job": progress.job, "status": progress.status, "detail": sentence}
             output.emit({"event": "job-status", **fields}, line=True)
             return
-        left_out = {"spec"} if isinstance(event, RoundStart) else None  # `fedq show --json` has it
+        left_out = {"spec"} if isinstance(event, RoundStart) else None  # `fedq show --json` prints the spec
         output.emit({"event": event.type, **event.model_dump(mode="json", exclude=left_out)}, line=True)
 
 
 class Screen:
-    """A picture of the whole, drawn anew with each event and four times a second for the clock in it."""
+    """View as a live table, redrawn with each event and four times a second for its clock."""
 
     def __init__(self) -> None:
         self.live: Live | None = None

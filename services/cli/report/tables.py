@@ -1,4 +1,4 @@
-"""The record as tables: jobs, one job's rounds, and the trainers."""
+"""Tables of jobs, of one job's rounds, and of the trainers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,12 +15,12 @@ from services.cli.ui import output
 from shared.redis.ledger import ENDED, JobRecord, RoundRecord
 from shared.redis.roster import Member
 
-LINES = 20  #: of a job's log, for a terminal
-MAX_SKEW = 5.0  #: seconds; beyond it the times in the record tell a wrong story
+LINES = 20  #: lines of a job's log on a terminal
+MAX_SKEW = 5.0  #: seconds of clock skew beyond which the times in the record mislead
 
 
 def jobs(servers: Servers, statuses: Sequence[str], most: int | None, as_json: bool) -> None:
-    """The jobs of these statuses, or all, the newest first; `most` of them."""
+    """Prints at most `most` jobs with the given statuses, or of any status, the newest first."""
     removing.check_statuses(statuses)
     found = [record for record in servers.ledger.jobs() if not statuses or record.status in statuses][:most]
     if as_json:
@@ -33,7 +33,7 @@ def jobs(servers: Servers, statuses: Sequence[str], most: int | None, as_json: b
             record.status,
             f"{max(0, record.round)}/{record.rounds}",
             output.figure(record.metrics.get("accuracy", record.metrics.get("local_accuracy"))),
-            output.span(now - record.created) if record.created else "",  # Redis was emptied, and no record has it
+            output.span(now - record.created) if record.created else "",  # unknown once Redis was emptied
             record.detail,
         )
     none = f"no job is {' or '.join(statuses)}" if statuses else "no jobs; `fedq start FILE` starts one"
@@ -41,7 +41,7 @@ def jobs(servers: Servers, statuses: Sequence[str], most: int | None, as_json: b
 
 
 def nodes(servers: Servers, as_json: bool) -> None:
-    """Every trainer alive; a clock that is off is pointed out."""
+    """Prints every trainer that is alive, with a warning if its clock is off."""
     found = servers.roster.alive()
     if as_json:
         return output.emit([asdict(member) for member in found])
@@ -73,7 +73,7 @@ def skewed(member: Member) -> str:
 
 
 def show(servers: Servers, job: str, as_json: bool) -> None:
-    """A job's record and settings, and who took part in each round."""
+    """Prints a job's record and settings, and the participants of each round."""
     record = servers.ledger.required(job)
     spec = history.spec(servers.blobs, job)
     committed = history.rounds(servers.blobs, job)
@@ -138,7 +138,7 @@ def _log(log: list[dict[str, Any]], now: float) -> Table:
 
 
 def in_short(value: Any) -> str:
-    """A section of the job file in a few words: its name, then its settings; nothing where nothing is set."""
+    """A section of the job file on one line: its name, then its settings; empty if nothing is set."""
     if value is None:
         return ""
     if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""A job as TensorBoard's event files; the only module that knows tensorboardX.
+"""TensorBoard tracking: a job as event files; no other module imports tensorboardX.
 
-Each job has a folder of its own, and each tracking of it a file there. What earlier files have is not written again.
+Each job has a separate folder, with one file per `fedq track`. Figures in earlier files are not written again.
 """
 
 import secrets
@@ -18,13 +18,14 @@ try:
 except ModuleNotFoundError as error:
     raise missing("tensorboardX") from error
 
-SETTINGS = "settings/text_summary"  #: the tag of a text that is added as "settings"
-PARTS = struct.Struct("<QI")  # a record: its length, a checksum of that; the data, and a checksum of it
+SETTINGS = "settings/text_summary"  #: the tag that tensorboardX gives to a text added as "settings"
+# A record has its length, a checksum of the length, the data, and a checksum of the data.
+PARTS = struct.Struct("<QI")
 CHECKSUM = 4
 
 
 class TensorBoard:
-    """Writes into `<folder>/<job>`."""
+    """Sink that writes TensorBoard event files into `<folder>/<job>`."""
 
     def __init__(self, folder: Path, job: str, spec: Mapping[str, Any]) -> None:
         place = folder / job
@@ -33,12 +34,13 @@ class TensorBoard:
             place.mkdir(parents=True, exist_ok=True)
             for file in sorted(place.glob("events.out.tfevents.*")):
                 self._known |= {(value.tag, event.step) for event in events(file) for value in event.summary.value}
-            # Two files of one second would have one name.
+            # Without a suffix, two files created in the same second would have the same name.
             self._writer = SummaryWriter(str(place), filename_suffix=f".{secrets.token_hex(4)}")
         except OSError as error:
             raise BadInput(f"{place}: cannot be written: {error.strerror}") from error
         if (SETTINGS, 0) not in self._known:
-            text = "\n".join(f"    {line}" for line in _yaml(spec).splitlines())  # indented: Markdown's way to quote
+            # An indented text is a code block in Markdown.
+            text = "\n".join(f"    {line}" for line in _yaml(spec).splitlines())
             self._writer.add_text(SETTINGS.partition("/")[0], text, 0)
 
     def add(self, points: Sequence[Point], /) -> None:
@@ -53,7 +55,7 @@ class TensorBoard:
 
 
 def events(file: Path) -> Iterator[Event]:
-    """The records of an event file, as far as they are whole: the last one may not be."""
+    """The complete records of an event file; the last one may be cut off and is skipped."""
     data = file.read_bytes()
     start = 0
     while start + PARTS.size <= len(data):

@@ -1,4 +1,4 @@
-"""Values and helpers that every tracker needs: the points, the interface, and the sentence for a missing package."""
+"""Base of all trackers: the points, the interface, and the error for a missing package."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from shared.errors import BadInput
 
 @dataclass(frozen=True)
 class Point:
-    """One figure of one round."""
+    """Value of one metric in one round."""
 
     tag: str
     round: int
     value: float
-    at: float  # seconds since 1970, when the round was committed: the same however often it is told
+    at: float  # commit time of the round in seconds since 1970, so that repeated tracking gives the same value
 
 
 class Sink(Protocol):
-    """Receiver of one job's figures. It is made of the job and its settings, and keeps the figures it already has."""
+    """Receiver of one job's points. It is created from the job and its settings, and keeps the points it has."""
 
     def add(self, points: Sequence[Point], /) -> None:
-        """Keeps the points that it does not have."""
+        """Stores the points that the sink does not have yet."""
 
     def end(self, outcome: str | None, at: float | None, /) -> None:
-        """Ends the tracking; `outcome` is None if the job itself goes on."""
+        """Ends the tracking; `outcome` is None if the job continues."""
 
 
 def missing(package: str) -> BadInput:
-    """Returns the error that names a package which only tracking needs, and how to install it."""
+    """Returns the error for a missing package that only tracking needs, with the command to install it."""
     return BadInput(f"{package} is not installed here: install fedq[tracking]")
 
 

@@ -1,7 +1,7 @@
-"""`fedq track`: a job's figures, round by round, in TensorBoard's files and on an MLflow server.
+"""Tracking of a job by `fedq track`: each round's metrics in TensorBoard files and on an MLflow server.
 
-What is told comes from the record, so that a job may be tracked while it runs, later, or twice. A sink says itself what
-it has of a job already, and is told the rest.
+The metrics come from the record, so that a job can be tracked while it runs, later, or twice. A sink knows which
+points it already has and stores only the rest.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ from services.cli.ui import output
 from shared.errors import BadInput, Unavailable
 from shared.events import AnyEvent, ModelEvaluated, RoundEnd, TrainingEnd
 
-LATE = 3  #: rounds after which an evaluation is not looked for any more until the job's end
+LATE = 3  #: rounds after which a missing evaluation is not looked for again until the job's end
 
 
 @dataclass(frozen=True)
 class Places:
-    """Trackers that a person wants the figures in."""
+    """Trackers that the user has chosen."""
 
     tensorboard: Path | None
     mlflow: str | None
@@ -34,7 +34,7 @@ class Places:
             raise BadInput("say where to: --tensorboard DIR, or --mlflow URI (or MLFLOW_TRACKING_URI), or both")
 
     def sinks(self, job: str, spec: Mapping[str, Any]) -> Iterator[Sink]:
-        """One for each place; `BadInput` where its package is missing."""
+        """Yields a sink for each chosen tracker; `BadInput` if its package is missing."""
         if self.tensorboard is not None:
             from services.cli.report.tensorboard import TensorBoard
 
@@ -46,7 +46,7 @@ class Places:
 
 
 def track(servers: Servers, job: str, view: View, places: Places, clients: int) -> TrainingEnd:
-    """Follows a job to its end, and tells all sinks of each round as it is committed."""
+    """Follows a job to its end, and sends each committed round to all sinks."""
     spec = history.known_spec(servers.blobs, servers.ledger, job)
     population = len(spec["silos"] or ()) or spec["data"]["clients"]
     if population > clients > 0:
@@ -65,17 +65,17 @@ def track(servers: Servers, job: str, view: View, places: Places, clients: int) 
 
 
 class Tracking:
-    """A view that shows what another shows, and tells the sinks what is new in the record."""
+    """View that wraps another view, and sends to the sinks what is new in the record."""
 
     def __init__(
         self, servers: Servers, job: str, spec: Mapping[str, Any], view: View, told: Sequence[Sink], clients: int
     ) -> None:
         self._servers, self._job, self._spec, self._view, self._sinks = servers, job, spec, view, told
         self._clients = clients
-        self._next = 0  # round whose manifest has not been read
+        self._next = 0  # the first round whose manifest has not been read
         self._unjudged: list[int] = []  # rounds that may still be evaluated
-        self._followed: list[str] = []  # clients that have series of their own
-        self.last: float | None = None  # when the last round was committed
+        self._followed: list[str] = []  # clients that have separate series
+        self.last: float | None = None  # commit time of the last round
 
     def show(self, progress: JobProgress, sentence: str, event: AnyEvent | None = None, /) -> None:
         self._view.show(progress, sentence, event)
@@ -83,13 +83,13 @@ class Tracking:
             self.tell()
 
     def tell(self, *, final: bool = False) -> None:
-        """Tells the trackers what the record has now and had not before."""
+        """Sends to the sinks the points that are new in the record since the last call."""
         try:
             found = self._news(final)
         except Unavailable:
             if final:
                 raise
-            return  # the next event, or the record, brings it
+            return  # the next call, on an event or a change of the record, catches up
         if not found:
             return
         judged = {past.number for past in found if past.evaluation}
@@ -102,7 +102,7 @@ class Tracking:
             sink.add(points)
 
     def _news(self, final: bool) -> list[PastRound]:
-        """The rounds that are new, and before them those whose evaluation is."""
+        """Earlier rounds with a new evaluation, then the new rounds."""
         blobs = self._servers.blobs
         again = [number for number in self._unjudged if final or number >= self._next - LATE]
         known = [past for number in again for past in history.rounds(blobs, self._job, number, number)]

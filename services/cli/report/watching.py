@@ -1,4 +1,4 @@
-"""Following a job to its end: by its events, and by its record wherever events may have been missed."""
+"""Watching of a job until its end, by its events, and by its record if events may have been missed."""
 
 import queue
 import secrets
@@ -14,22 +14,22 @@ from shared.errors import BadMessage, Unavailable
 from shared.events import AnyEvent, TrainingEnd
 from shared.redis.ledger import ENDED
 
-QUIET = 15.0  #: seconds without an event until the record is read again: a net below the events, and no more
-RECENT = 10  #: committed rounds that are told to whoever comes later
+QUIET = 15.0  #: seconds without an event before the record is read again, which is only a safety net
+RECENT = 10  #: number of past rounds that a late watcher is shown
 PREFETCH = 64
 
 
 class View(Protocol):
-    """A view that shows a watched job."""
+    """View of a watched job."""
 
     def show(self, progress: JobProgress, sentence: str, event: AnyEvent | None = None, /) -> None:
-        """Shows what is new, `sentence`, and what brought it: an event, or else the record."""
+        """Shows `sentence`, which describes the news, and its source: `event`, or the record if that is None."""
 
 
 class Watch:
-    """One person watching one job.
+    """Watch of one job for one view.
 
-    A job that is resumed has ended before: an end told under the fence `after`, or an earlier one, is not its end.
+    A resumed job has ended before: an end event with the fence `after` or a lower one is therefore ignored.
     """
 
     def __init__(self, servers: Servers, job: str, view: View) -> None:
@@ -38,11 +38,11 @@ class Watch:
         self._job = job
         self.after = -1
         self._progress = JobProgress(job, 0)
-        self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()  # None: read the record
+        self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()  # None means: read the record
         self._subscription: Subscription | None = None
 
     def subscribe(self) -> None:
-        """From here on no event is missed, but for those of a broken connection: then the record is read again."""
+        """Subscribes to the job's events; after a broken connection, which may lose some, the record is read again."""
         queue_of_mine = topology.watcher(secrets.token_hex(6), self._job)
         self._subscription = self._servers.bus.consume(
             queue_of_mine, self._inbox.put, prefetch=PREFETCH, on_ready=lambda: self._inbox.put(None)
@@ -62,9 +62,9 @@ class Watch:
         return end
 
     def _begin(self) -> TrainingEnd | None:
-        """The end of a job that is over already; what is not known to Redis may be known to the store."""
+        """The end of a job that is already over, from Redis or the store; subscribes and returns None otherwise."""
         if self._subscription is not None:
-            return None  # it has only just been started
+            return None  # the caller subscribed before it started the job
         blobs, ledger = self._servers.blobs, self._servers.ledger
         record = ledger.job(self._job)
         end = history.end(blobs, self._job) if record is None else None
@@ -89,7 +89,7 @@ class Watch:
         return self._progress.end
 
     def _read_again(self) -> TrainingEnd | None:
-        """Reads the record again; the job goes on without a server that is away, and so does watching it."""
+        """Reads the record again; if a server is unreachable, the job continues, and so does watching it."""
         try:
             return self._read()
         except Unavailable as error:
@@ -119,7 +119,7 @@ class Watch:
         return None
 
     def _catch_up(self, committed: int) -> None:
-        """Tells the last rounds that the store has and nobody told us of."""
+        """Shows the latest committed rounds whose events were missed, from the store."""
         first = max(self._progress.committed, committed + 1 - RECENT, 0)
         if committed > self._progress.committed:
             for past in history.rounds(self._servers.blobs, self._job, first, committed):
@@ -132,7 +132,7 @@ class Watch:
                 self._view.show(self._progress, sentence, event)
 
     def _note(self, sentence: str) -> None:
-        """Says what is waited for, once."""
+        """Shows once what the watch is waiting for."""
         if sentence != self._progress.note:
             self._progress.note = sentence
             self._view.show(self._progress, sentence)

@@ -1,4 +1,4 @@
-"""Errors of a command, as a person sees them: a sentence, an exit code, and never a traceback."""
+"""Errors of a command as the user sees them: a sentence and an exit code, never a traceback."""
 
 import errno
 import os
@@ -14,26 +14,26 @@ from services.cli.ui import writing
 from shared.errors import FedqError
 
 BROKEN_PIPE = 141  #: what a shell reports for a program that a closed pipe ended
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  #: errors of a disk that takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  #: errors of a full disk or an exhausted quota
 
 
 class Commands(TyperGroup):
-    """The commands, each ending in the exit code of what it raises. The one place that decides it."""
+    """Group of all commands; the only place that turns an exception into an exit code."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
-        writing.prepare()  # before the first word, which may be Typer's
+        writing.prepare()  # before any output, because Typer may print first
         return super().main(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             answer = super().invoke(ctx)
-            sys.stdout.flush()  # here, where a closed pipe is still ours to handle
+            sys.stdout.flush()  # a closed pipe can still be handled here, but not at exit
         except FedqError as error:
             _fail(str(error), error.exit_code)
         except (typer.Exit, typer.Abort):
             raise
         except BrokenPipeError:
-            # Nobody reads any more; what is still in the buffer must not complain at exit either.
+            # The reader is gone, and flushing the rest of the buffer at exit must not raise another error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(BROKEN_PIPE) from None
         except OSError as error:

@@ -1,7 +1,7 @@
 """Output of the command line: tables and numbers for people, JSON for programs.
 
-What is written was often read: from messages, from the bucket, from logs. Control characters in it are replaced here,
-so that a terminal shows it and obeys nothing.
+The output often contains text from messages, from the bucket or from logs. Its control characters are replaced here,
+so that a terminal shows them instead of obeying them.
 """
 
 import sys
@@ -16,13 +16,13 @@ from services.cli.ui.writing import note, say
 from shared.s3 import json_records
 from shared.text import lines
 
-__all__ = ["note", "say"]  # for who uses more of this too
+__all__ = ["note", "say"]  # re-exported for modules that use the rest of this one too
 
-WIDE = 200  #: columns of what no terminal will show: lines are for grep then, and not folded
+WIDE = 200  #: columns if standard output is no terminal: long lines suit grep and are not folded
 
 
 class Terminal(Console):
-    """Standard output, where text is text: a reason with brackets in it is no markup."""
+    """Console on standard output that prints text literally: brackets in a reason are not markup."""
 
     def __init__(self) -> None:
         width = None if sys.stdout.isatty() else WIDE
@@ -32,15 +32,15 @@ class Terminal(Console):
         raise BrokenPipeError  # `services.cli.ui.failing` handles it, and Rich would exit with 1
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
-        # Where all that is printed passes, and what Rich itself has the terminal do can be told from text.
+        # All output passes through this method, where Rich's own control codes can still be told from text.
         shown = (one if one.control else Segment(lines(one.text), one.style) for one in buffer)
         return super()._render_buffer(shown)
 
 
 def table(*columns: str, numbers: tuple[str, ...] = (), long: tuple[str, ...] = ()) -> Table:
-    """An empty table; `numbers` are aligned to the right; the last column and those in `long` may take several lines.
+    """An empty table; `numbers` are right-aligned; the last column and those in `long` may take several lines.
 
-    The others keep their width whatever the terminal's: a figure that is cut would be another figure.
+    The other columns keep their full width on any terminal, because a truncated number would be a different number.
     """
     made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for column in columns:
@@ -51,17 +51,17 @@ def table(*columns: str, numbers: tuple[str, ...] = (), long: tuple[str, ...] = 
 
 
 def emit(document: Any, *, line: bool = False) -> None:
-    """One JSON document on standard output, or one line of a stream of them."""
+    """Prints one JSON document on standard output, or one line of a stream of documents."""
     print(json_records.dumps(document, indent=None if line else 2), flush=True)
 
 
 def figure(value: float | None) -> str:
-    """A loss or an accuracy, to three decimals."""
+    """A loss or an accuracy with three decimals."""
     return "" if value is None else f"{value:.3f}"
 
 
 def in_four(value: float | None) -> str:
-    """Any other figure, to four digits."""
+    """Any other metric with four digits."""
     return "" if value is None else f"{value:.4g}"
 
 
@@ -76,7 +76,7 @@ def span(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes, in a unit that leaves three digits or so."""
+    """A number of bytes in a unit that leaves about three digits."""
     value = float(count)
     for unit in ("B", "kB", "MB"):
         if value < 1000:
@@ -86,6 +86,6 @@ def size(count: int) -> str:
 
 
 def shortened(names: "list[str] | tuple[str, ...]", most: int = 6) -> str:
-    """A list for a terminal: its first few, and how many more."""
+    """A list for a terminal: its first items, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,6 +1,6 @@
-"""The promises of `docs/guide/promises.md`, each as a function from what is known of a job to what is wrong with it.
+"""Promises of `docs/guide/promises.md`, each as a function from the snapshot of a job to its violations.
 
-Pure: `services.cli.verify.snapshot` gathers, and nothing here asks a server.
+This module is pure: `services.cli.verify.snapshot` reads the servers, and no function here does.
 """
 
 import math
@@ -16,8 +16,8 @@ from shared.job.job_spec import CLAIMS, EXTENDED
 from shared.record.rounds import AcceptedUpdate, Fault, GridRecord
 from shared.redis.ledger import ENDED, LOG
 
-GRACE = 60.0  #: seconds more, for closing a round and for another aggregator to take a job over
-SKEW = 5.0  #: seconds that the clocks of two Redis servers, one after the other, may differ
+GRACE = 60.0  #: additional seconds for closing a round and for another aggregator to take over a job
+SKEW = 5.0  #: seconds by which the clocks of two successive Redis servers may differ
 
 NOT_PROMISED = (
     "that a client trains only once: work is repeated after a fault, and counted once",
@@ -28,18 +28,18 @@ Problems = Iterator[str]
 
 
 class Promise(NamedTuple):
-    """A promise, and three functions of the snapshot that check it."""
+    """Promise, with three functions of the snapshot that check it."""
 
     name: str
     says: str
-    checked: Callable[[Snapshot], str]  # tells what was looked at
+    checked: Callable[[Snapshot], str]  # describes what was checked
     problems: Callable[[Snapshot], Problems]
     notes: Callable[[Snapshot], Iterator[str]] = lambda _snapshot: iter(())
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One promise, what was looked at, and what is wrong."""
+    """Result of checking one promise: what was checked, and which problems were found."""
 
     promise: str
     says: str
@@ -56,7 +56,7 @@ class Finding:
 
 
 def judge(snapshot: Snapshot) -> list[Finding]:
-    """Every promise, in order."""
+    """Checks every promise, in order."""
     return [
         Finding(
             promise.name,
@@ -73,14 +73,14 @@ def judge(snapshot: Snapshot) -> list[Finding]:
 
 
 def every_update_is_accounted_for(snapshot: Snapshot) -> Problems:
-    """Cohort = updates ∪ rejected ∪ unanswered; each of the rejected has a reason."""
+    """P1: cohort = updates ∪ rejected ∪ unanswered, and each rejected client has a reason."""
     for past in snapshot.rounds:
         found = past.manifest
         counted, told = {update.client for update in found.updates}, {*found.rejected, *(found.unanswered or ())}
         cohort = set(found.cohort) if found.cohort is not None else counted | told
         yield from _each(past, sorted(counted - cohort), "is in the model and was not asked")
         yield from _each(past, sorted(set(found.unanswered or ()) - cohort), "is unanswered and was not asked")
-        if found.unanswered is not None:  # older manifests do not tell
+        if found.unanswered is not None:  # older manifests do not list unanswered clients
             yield from _each(past, sorted(cohort - counted - told), "was asked, and nothing says what became of it")
         unexplained = sorted(client for client, reason in found.rejected.items() if not reason.strip())
         yield from _each(past, unexplained, "was rejected without a reason")
@@ -120,7 +120,7 @@ def _p1_checked(snapshot: Snapshot) -> str:
 
 
 def a_client_counts_once(snapshot: Snapshot) -> Problems:
-    """Unique in its round, under a blob of its own, and the weights sum up."""
+    """P2: each client is unique in its round, has a separate blob, and the weights add up."""
     for past in snapshot.rounds:
         found = past.manifest
         often = Counter(update.client for update in found.updates)
@@ -145,7 +145,7 @@ def _p2_checked(snapshot: Snapshot) -> str:
 
 
 def a_round_has_one_model(snapshot: Snapshot) -> Problems:
-    """The models form a chain, are there to the bit, and come out again of the updates that are kept."""
+    """P3: the models form a chain, exist bit by bit, and can be reproduced from the kept updates."""
     for number, problem in sorted(snapshot.unreadable.items()):
         yield f"round {number}: {problem}"
     for before, past in pairwise(snapshot.rounds):
@@ -203,7 +203,7 @@ def _p3_checked(snapshot: Snapshot) -> str:
 
 
 def rounds_move_forward(snapshot: Snapshot) -> Problems:
-    """Numbers without gaps, times and fences in order, and the ledger where the bucket is."""
+    """P4: round numbers have no gaps, times and fences are in order, and the ledger agrees with the bucket."""
     numbers = {past.number for past in snapshot.rounds} | snapshot.unreadable.keys()
     for number in sorted(set(range(max(numbers, default=-1))) - numbers):
         yield f"round {number} has no manifest, and a later one has"
@@ -223,7 +223,7 @@ def rounds_move_forward(snapshot: Snapshot) -> Problems:
 
 
 def _fences(snapshot: Snapshot) -> list[tuple[int, int]]:
-    """Rounds and the fences of their owners; older manifests do not tell."""
+    """Rounds and the fences of their owners; older manifests do not record fences."""
     return [(past.number, past.manifest.fence) for past in snapshot.rounds if past.manifest.fence is not None]
 
 
@@ -235,7 +235,8 @@ def _of_ledger(snapshot: Snapshot, redis: LedgerView) -> Problems:
     if behind > (0 if redis.ended else 1):
         yield f"Redis says that round {redis.after.round} is the last one; there is a manifest of round {last}"
     fences = _fences(snapshot)
-    if fences and redis.after.owner and redis.after.fence < fences[-1][1]:  # without one, Redis has just forgotten it
+    # A job without an owner may have a lower fence, because Redis has just lost it.
+    if fences and redis.after.owner and redis.after.fence < fences[-1][1]:
         yield f"Redis has fence {redis.after.fence}; a round was committed under {fences[-1][1]}"
 
 
@@ -249,7 +250,7 @@ def _p4_checked(snapshot: Snapshot) -> str:
 
 
 def everything_ends(snapshot: Snapshot) -> Problems:
-    """Rounds by their deadline and the grace; jobs with a result, or under an owner."""
+    """P5: rounds end by their deadline and the grace; a job has a result if it ended, or else an owner."""
     for past in snapshot.rounds:
         found = past.manifest
         if _overdue(snapshot, found.opened, found.deadline, found.committed):
@@ -271,7 +272,7 @@ def everything_ends(snapshot: Snapshot) -> Problems:
 
 
 def _overdue(snapshot: Snapshot, opened: float, deadline: float | None, at: float) -> bool:
-    """Tells whether `at` is too late by the job's deadline, and by the round's, which may differ from it by now."""
+    """Tells whether `at` is too late by both the job's deadline and the round's, which may differ after a resume."""
     by_job = opened + EXTENDED * snapshot.spec.rounds.deadline
     return at > max(by_job, deadline or 0.0) + GRACE
 
@@ -307,7 +308,7 @@ def _p5_checked(snapshot: Snapshot) -> str:
 
 
 def nothing_retries_for_ever(snapshot: Snapshot) -> Problems:
-    """Attempts and owners are bounded, and what was given up says why."""
+    """P6: attempts and owners are bounded, and each dead letter has a reason."""
     most = snapshot.spec.rounds.attempts
     for past in snapshot.rounds:
         if past.manifest.attempt > most:
@@ -343,7 +344,7 @@ def _p6_notes(snapshot: Snapshot) -> Iterator[str]:
 
 
 def nothing_bad_was_folded(snapshot: Snapshot) -> Problems:
-    """Within the round's limits by the manifest, and sound where the update is kept."""
+    """P7: every update is within the round's limits by the manifest, and sound if it is kept."""
     for past in snapshot.rounds:
         if past.manifest.grid is not None:
             for update in past.manifest.updates:
@@ -354,10 +355,10 @@ def nothing_bad_was_folded(snapshot: Snapshot) -> Problems:
 
 
 def _measured(update: AcceptedUpdate, grid: GridRecord) -> str:
-    """Describes what is wrong with an update by its own entry; empty if nothing is."""
+    """Describes the fault of an update by its entry in the manifest; empty if there is none."""
     if update.max_abs is None or update.norm is None:
         return "was folded and not measured"
-    if not update.max_abs <= grid.max_abs:  # NaN is not, either
+    if not update.max_abs <= grid.max_abs:  # this form also catches NaN
         return f"was folded with a value of {update.max_abs:g}; the limit is {grid.max_abs:g}"
     if not math.isfinite(update.norm):
         return f"was folded with the norm {update.norm:g}"
@@ -376,7 +377,7 @@ def _p7_checked(snapshot: Snapshot) -> str:
 
 
 def every_fault_is_seen(snapshot: Snapshot) -> Problems:
-    """In the manifest or the job's log, and in the counters."""
+    """P8: every fault is in the manifest or the job's log, and in the counters."""
     log = snapshot.redis.log if snapshot.redis else ()
     lines = [Fault.model_validate(line) for line in log]
     lines += [line for past in snapshot.rounds for line in past.manifest.faults or ()]
@@ -390,7 +391,7 @@ def every_fault_is_seen(snapshot: Snapshot) -> Problems:
     for before, past in pairwise(snapshot.rounds):
         fences = before.manifest.fence, past.manifest.fence
         faults = past.manifest.faults
-        # Older manifests do not tell of faults, and from a full log the first ones are gone.
+        # Older manifests do not list faults, and a full log has lost its first entries.
         known = faults is not None and len(faults) < LOG
         if known and None not in fences and fences[0] != fences[1] and not takeovers & {before.number, past.number}:
             yield f"round {past.number} has another owner than round {before.number}, and no takeover is recorded"

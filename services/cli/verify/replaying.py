@@ -1,4 +1,4 @@
-"""Folding a committed round again: the same updates must give the same model, bit by bit."""
+"""Replay of a committed round: the same updates must give the same model, bit by bit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class Verdict:
     job: str
     round: int
     updates: int
-    committed: str  # digest of the model that the manifest names
-    replayed: str  # digest of the model made of the kept updates; empty where that was not possible
+    committed: str  # digest of the model in the manifest
+    replayed: str  # digest of the model computed from the kept updates; empty if that was not possible
     problem: str = ""
 
     @property
@@ -48,10 +48,10 @@ class Verdict:
 
 
 class Replay:
-    """A committed round being folded again onto its base, one update in memory at a time."""
+    """Replay of a committed round, folded again onto its base with one update in memory at a time."""
 
     def __init__(self, blobs: Blobs, manifest: Manifest, base: File, server: BlobRef | None) -> None:
-        """`base` is the base model's file, which becomes the round's model; `server`, the state before it."""
+        """Begins with the base model's file, `base`, which becomes the round's model, and the prior `server` state."""
         if manifest.grid is None:
             raise Refused("the manifest names a base and no grid")
         self._blobs = blobs
@@ -61,10 +61,10 @@ class Replay:
         self._layout = weights.read_layout(base)
         self._aggregation = Aggregation(manifest.plan, self._layout, blobs.get(server) if server is not None else None)
         self._aggregation.begin(self._grid, self._layout.flat(base))
-        self._buffer = np.empty(0, np.uint8)  # one for all: memory does not grow with the cohort
+        self._buffer = np.empty(0, np.uint8)  # shared by all updates, so that memory does not grow with the cohort
 
     def add(self, group: Sequence[AcceptedUpdate]) -> None:
-        """Folds a kept update; `NotFound` where it is gone, `Refused` where it is not what was folded."""
+        """Folds a kept update; `NotFound` if it is gone, `Refused` if it is not what was folded originally."""
         blob, partial = group[0].blob, group[0].batch is not None
         size = self._aggregation.layout_of(partial=partial).file_size
         if blob.size != size:
@@ -77,7 +77,7 @@ class Replay:
         self._aggregation.add(self._buffer, known, partial=partial)
 
     def digest(self) -> str:
-        """The digest of the model that the updates make."""
+        """Completes the round and returns the digest of its model."""
         weight = sum(update.examples for update in self._manifest.updates)
         if weight != self._manifest.weight:
             raise Refused(f"the updates weigh {weight}; the manifest says {self._manifest.weight}")
@@ -91,7 +91,7 @@ class Replay:
 
 
 def replay(servers: Servers, job: str, number: int) -> Verdict:
-    """Takes a round from its record: the base, the kept updates one after the other, the server step."""
+    """Replays a round from its record: the base, the kept updates one after the other, the server step."""
     manifest = archive.manifest(servers.blobs, job, number)
     if manifest is None:
         history.known_spec(servers.blobs, servers.ledger, job)
@@ -113,14 +113,14 @@ def replay(servers: Servers, job: str, number: int) -> Verdict:
 
 
 def initial(blobs: Blobs, manifest: Manifest) -> str:
-    """The digest of round 0's one update, which is the initial model itself."""
+    """The digest of the only update of round 0, which is the initial model itself."""
     if not manifest.updates:
         raise Refused("the manifest names no initial model")
     return weights.digest_of(blobs.get(manifest.updates[0].blob))
 
 
 def _folded(blobs: Blobs, manifest: Manifest, server: BlobRef | None) -> str:
-    assert manifest.base is not None  # noqa: S101 - of a round after the first
+    assert manifest.base is not None  # noqa: S101 - only round 0 has none
     folding = Replay(blobs, manifest, blobs.get(manifest.base), server)
     for group in manifest.groups:
         folding.add(group)

@@ -1,6 +1,6 @@
-"""Snapshot of a job: read from bucket, record and dead letters as they are, and not judged here.
+"""Snapshot of a job, read from bucket, Redis and dead letters as they are, without judging them.
 
-A job may run meanwhile. What moves is read twice, and what moved in between is left out.
+The job may run meanwhile: moving state is read twice, and whatever changed in between is left out.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,82 +29,82 @@ from shared.s3.store import Blobs, NotFound
 
 File = npt.NDArray[np.uint8]
 
-LETTERS = 1000  #: dead letters that are looked at
+LETTERS = 1000  #: dead letters that are read
 
 
 @dataclass(frozen=True)
 class Round:
-    """A committed round, and what became of it when its blobs were read again."""
+    """Committed round, with the results of reading its blobs again."""
 
     number: int
     manifest: Manifest
-    model: str = ""  # what is wrong with the model's blob; empty where it is as the manifest says
-    kept: int = 0  # updates of it that the bucket has
-    damaged: tuple[str, ...] = ()  # what is wrong with kept updates
-    replayed: str | None = None  # digest of the model that the kept updates make; None where they were not folded
-    why_not: str = ""  # the fold could not be made, of updates that are there and well
+    model: str = ""  # the fault of the model's blob; empty if it is as the manifest says
+    kept: int = 0  # number of the round's updates in the bucket
+    damaged: tuple[str, ...] = ()  # the faults of kept updates
+    replayed: str | None = None  # digest of the model folded from the kept updates; None if they were not folded
+    why_not: str = ""  # reason why intact updates could not be folded
 
 
 @dataclass(frozen=True)
 class OpenRound:
-    """The round that the ledger has open, closed or failed."""
+    """Round that the ledger has as open, closed or failed."""
 
     record: RoundRecord
-    gone: tuple[str, ...] = ()  # clients whose update was accepted and is not in the bucket
+    gone: tuple[str, ...] = ()  # clients whose accepted update is not in the bucket
 
 
 @dataclass(frozen=True)
 class LedgerView:
-    """The ledger's view of the job."""
+    """View of the job in the ledger."""
 
-    before: JobRecord  # as it was before the bucket was read
+    before: JobRecord  # read before the bucket was
     after: JobRecord
     now: float
-    lease: float  # seconds since the epoch when it runs out; 0 where nobody owns the job
+    lease: float  # end of the lease in seconds since the epoch; 0 if the job has no owner
     open: OpenRound | None
     log: tuple[dict[str, Any], ...]
     faults: dict[str, int]
 
     @property
     def ended(self) -> bool:
-        """Tells whether the job had ended before the bucket was read, and was still so afterwards."""
+        """Tells whether the job had ended before the bucket was read, with the same status afterwards."""
         return self.before.status in ENDED and self.after.status == self.before.status
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """An entry of `dead-letters` that is this job's."""
+    """Entry of `dead-letters` that belongs to this job."""
 
     what: str
     queue: str
-    reason: str  # empty where it does not say
+    reason: str  # empty if the letter gives none
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of it."""
+    """Snapshot of all that is stored about a job."""
 
     job: str
     spec: JobSpec
-    rounds: tuple[Round, ...]  # by number
-    unreadable: dict[int, str]  # manifests that are none
+    rounds: tuple[Round, ...]  # sorted by number
+    unreadable: dict[int, str]  # the errors of invalid manifests, by round
     result: Result | None
-    final: str  # what is wrong with model.safetensors; empty where nothing is, or where none is due
-    redis: LedgerView | None  # None where it does not know the job
+    final: str  # the fault of model.safetensors; empty if there is none, or if the file is not due yet
+    redis: LedgerView | None  # None if Redis does not know the job
     letters: tuple[DeadLetter, ...]
-    unseen: int = 0  # dead letters beyond those that were looked at
+    unseen: int = 0  # dead letters beyond those that were read
 
     @property
     def last(self) -> int:
-        """The last committed round; -1 where there is none."""
+        """The last committed round; -1 if there is none."""
         return max((past.number for past in self.rounds), default=-1)
 
 
-Tell = Callable[[str], None]  #: says what is looked at now
+Tell = Callable[[str], None]  #: reports the current step to the user
 
 
 def gather(servers: Servers, job: str, tell: Tell) -> Snapshot:
-    """Reads all there is of a job; `BadInput` where there is no such job."""
+    """Reads all that is stored about a job; `BadInput` if there is no such job."""
     blobs, ledger = servers.blobs, servers.ledger
     before = ledger.job(job)
     spec = jobfile.amended(history.known_spec(blobs, ledger, job), (), names.job_blob(job))
@@ -121,7 +121,7 @@ def gather(servers: Servers, job: str, tell: Tell) -> Snapshot:
             lease=after.lease,
             open=_open_round(servers, job, max((before.round, *manifests)) + 1),
             log=tuple(ledger.log(job)),
-            faults=ledger.faults(),  # after the log: what is logged is counted
+            faults=ledger.faults(),  # read after the log, so that each fault in the log is counted
         )
     tell("reading dead letters")
     letters = servers.bus.peek(names.DEAD_LETTERS, LETTERS)
@@ -160,7 +160,7 @@ def _manifests(blobs: Blobs, job: str) -> tuple[dict[int, Manifest], dict[int, s
 
 
 def _open_round(servers: Servers, job: str, number: int) -> OpenRound | None:
-    """The round after the last committed one, unless it moves on while it is looked at."""
+    """The round after the last committed one; None if it changes while it is read."""
     record = servers.ledger.round(job, number)
     if record is None:
         return None
@@ -180,15 +180,15 @@ def _open_round(servers: Servers, job: str, number: int) -> OpenRound | None:
 
 
 def _read_again(blobs: Blobs, job: str, manifests: dict[int, Manifest], keep: bool, tell: Tell) -> Iterator[Round]:
-    """Reads every model, and folds every round whose updates are kept: with one model and one update in memory."""
-    base: File | None = None  # of the round before, where it is what that round committed
+    """Reads every model, and folds every round with kept updates, with one model and one update in memory."""
+    base: File | None = None  # the previous round's model, if it is the base of this round and intact
     for number, found in sorted(manifests.items()):
         before = manifests.get(number - 1)
         if before is None or found.base is None or before.model.digest != found.base.digest:
             base = None
         server = before.server if before is not None else None
         past = _folded_again(blobs, job, Round(number, found), keep, base, server, tell)
-        base = None  # its memory goes before the next one's comes
+        base = None  # frees its memory before the next model is read
         tell(f"round {number}: its model")
         problem, base = _model(blobs, found.model)
         yield replace(past, model=problem)
@@ -202,19 +202,19 @@ def _model(blobs: Blobs, blob: BlobRef) -> "tuple[str, File | None]":
 
 
 def _updates(blobs: Blobs, job: str, numbers: set[int]) -> set[str]:
-    """The keys of the updates that the bucket has of these rounds."""
+    """The keys of these rounds' updates in the bucket."""
     return {key for number in numbers for key in blobs.list(names.updates_prefix(job, number))}
 
 
 def _folded_again(
     blobs: Blobs, job: str, past: Round, keep: bool, base: "File | None", server: BlobRef | None, tell: Tell
 ) -> Round:
-    """Folds the round's updates again, if all of them are there; `base` is written over."""
+    """Folds the round's updates again if all of them exist; overwrites `base`."""
     found = past.manifest
     there = _updates(blobs, job, {past.number - update.staleness for update in found.updates})
     kept = sum(update.blob.key in there for update in found.updates)
     if kept < len(found.updates) and not keep:
-        return past  # they are being removed
+        return past  # without `keep_updates`, the missing updates are being removed
     past = replace(past, kept=kept)
     if not kept or kept < len(found.updates) or (found.base is not None and base is None):
         return past
@@ -234,19 +234,19 @@ def _folded_again(
         return replace(past, damaged=tuple(damaged), replayed=None if damaged else folding.digest())
     except Refused as refused:
         return replace(past, why_not=str(refused))
-    except NotFound:  # since the list was made
+    except NotFound:  # an update was removed after the listing
         return replace(past, kept=kept - 1) if keep else replace(past, kept=0)
 
 
 def _check_base(blobs: Blobs, update: AcceptedUpdate, found: Manifest) -> None:
-    """`Refused` where the update's own metadata says that it was trained on another model."""
+    """Raises `Refused` if the update's metadata says that it was trained on another model."""
     base = blobs.stat(update.blob.key)[1].get("base", "")
     if found.base is not None and not update.staleness and base not in ("", found.base.digest):
         raise Refused(f"was trained on the model {base[:12]}, not on {found.base.digest[:12]}")
 
 
 def final(blobs: Blobs, result: Result | None) -> str:
-    """The fault of the job's final model; empty if it is well, or if there is none."""
+    """The fault of the job's final model; empty if it is intact or does not exist."""
     return "" if result is None or result.model is None else _model(blobs, result.model)[0]
 
 
@@ -254,7 +254,7 @@ def final(blobs: Blobs, result: Result | None) -> str:
 
 
 def _of_job(letters: list[Peeked], job: str) -> Iterator[DeadLetter]:
-    """Those that are about the job: by their queue, their properties, or what they hold."""
+    """The dead letters about the job, recognized by their queue, their properties or their contents."""
     for letter in letters:
         deaths = letter.headers.get("x-death") or [{}]
         queue = str(letter.headers.get("x-fedq-queue") or deaths[0].get("queue", ""))

@@ -1,4 +1,4 @@
-"""`fedq verify`: gathers, judges, and says promise by promise what was found."""
+"""Verification of a job by `fedq verify`: takes a snapshot, checks each promise, and prints the findings."""
 
 import sys
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from services.cli.ui import output
 from services.cli.verify import promises
 from services.cli.verify.snapshot import Snapshot, Tell, gather
 
-SHOWN = 10  #: problems of one promise on a terminal; --json has all
+SHOWN = 10  #: problems of one promise on a terminal; --json has all of them
 
 
 def verify(servers: Servers, job: str, as_json: bool) -> int:
-    """Prints what was found and returns the exit code: 0 where every promise holds, else 1."""
+    """Prints the findings and returns the exit code: 0 if every promise holds, else 1."""
     with _telling(as_json) as tell:
         snapshot = gather(servers, job, tell)
     findings = promises.judge(snapshot)
@@ -58,7 +58,7 @@ def _status(snapshot: Snapshot) -> str:
 
 @contextmanager
 def _telling(as_json: bool) -> Iterator[Tell]:
-    """Says on a terminal what is looked at: a job of many updates takes its time."""
+    """Yields a function that shows the current step on a terminal, because many updates take a while."""
     if as_json or not sys.stderr.isatty():
         yield lambda _sentence: None
         return
