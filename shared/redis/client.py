@@ -1,4 +1,4 @@
-"""The one place that opens Redis: time-outs, and its driver's errors as ours."""
+"""The client of Redis: it sets time-outs and turns the driver's errors into fedq's. No other module opens Redis."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ class Redis:
         return self._guarded(script.bound(self._client), keys=keys, args=args)
 
     def probe(self) -> None:
-        """Checks that our scripts run there, and that they may write."""
+        """Checks that the server runs scripts, and that they may write."""
         self.run(_PROBE, [names.PROBE], [])
 
     def __getattr__(self, command: str) -> Any:
@@ -57,11 +57,11 @@ class Redis:
             ) from error
 
     def _refusal(self, error: Exception) -> Unavailable | None:
-        """What Redis's answer means to a person; None where it is a mistake of ours."""
+        """The error for users that stands for Redis's answer; None if the answer shows a mistake in fedq."""
         said = str(error)
         if isinstance(error, redis.AuthenticationError) or "NOAUTH" in said or "WRONGPASS" in said:
             return Denied(f"{self.place} refuses this password; check FEDQ_REDIS_URL")
-        if isinstance(error, redis.exceptions.NoPermissionError) or "ACL failure" in said:  # the latter in a script
+        if isinstance(error, redis.exceptions.NoPermissionError) or "ACL failure" in said:  # in a script's error
             return Denied(f"{self.place} refuses this user ({said}); check the rights of the user in FEDQ_REDIS_URL")
         if "DB index" in said:
             return Unavailable(f"{self.place}: there is no such database; check FEDQ_REDIS_URL")
@@ -70,7 +70,7 @@ class Redis:
         return None
 
 
-#: What an operator mends and a later try may find mended: no memory, no disk, a replica that is no master yet.
+#: Errors that an operator can repair, so that a later try may succeed: no memory, no disk, a replica not yet master.
 _PASSING_CLASSES = (
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.ReadOnlyError,
@@ -82,7 +82,7 @@ _PASSING_WORDS = ("MISCONF", "NOREPLICAS")
 
 
 class Script:
-    """A Lua script; its SHA is sent, and its text only to a server that has not seen it."""
+    """A Lua script, sent as its SHA; only a server that does not know it yet gets the text."""
 
     def __init__(self, text: str) -> None:
         self._text = text

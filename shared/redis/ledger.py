@@ -1,6 +1,6 @@
 """The ledger of jobs and rounds in Redis, changed by the atomic steps of `shared.redis.scripts`.
 
-Nothing here is the only copy: the object store is the record, and this can be rebuilt from it.
+The ledger is never the only copy: the object store holds the record, from which the ledger can be rebuilt.
 """
 
 import json
@@ -16,9 +16,9 @@ from shared.redis.client import Redis, Script
 LIVE = ("queued", "waiting", "running", "paused")  #: statuses of a job that has not ended
 ENDED = ("finished", "stopped", "failed")
 
-ANNOUNCED = 30.0  #: seconds that a queued job waits for its start-training, before it is taken without it
+ANNOUNCED = 30.0  #: seconds that a queued job waits for its start-training; then an aggregator takes it without one
 LOG = 1000  #: lines kept of a job's log
-PIECE = 5000  #: clients of a cohort in one call; Redis answers nobody else meanwhile
+PIECE = 5000  #: clients of a cohort in one call, because Redis answers no other call meanwhile
 
 Status = Literal["running", "paused", "stopped"]
 WANTED: tuple[Status, ...] = get_args(Status)
@@ -26,25 +26,25 @@ WANTED: tuple[Status, ...] = get_args(Status)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an operator wants of a job, and why."""
+    """The status that an operator requests for a job, and the reason."""
 
     status: Status = "running"
     reason: str = ""
 
 
 class Conflict(LedgerLost):
-    """The record is not where this replica left it: somebody restored it, or another acted."""
+    """The ledger differs from what this replica left: it was restored, or another replica acted."""
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as the record has it; times are seconds since the epoch, by Redis's clock."""
+    """A job as the ledger has it; times are seconds since the epoch, by Redis's clock."""
 
     id: str
     status: str
-    detail: str  # what it waits for, or why it ended
+    detail: str  # the thing it waits for, or the reason why it ended
     round: int  # the last committed one; -1 before the initial model
-    rounds: int  # how many it is to have
+    rounds: int  # number of rounds to train
     owner: str
     fence: int
     created: float
@@ -52,14 +52,14 @@ class JobRecord:
     ended: float
     metrics: dict[str, float] = field(default_factory=dict)
     wanted: Wanted = field(default_factory=Wanted)
-    waiting: float = 0.0  # since when it waits for trainers; 0 where it does not
-    claims: int = 0  # owners it has had since its last commit
-    lease: float = 0.0  # when its owner's runs out; 0 where nobody owns it
+    waiting: float = 0.0  # time since which it waits for trainers; 0 if it does not
+    claims: int = 0  # number of owners since its last commit
+    lease: float = 0.0  # time at which its owner's lease runs out; 0 if it has no owner
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """A round as the record has it."""
+    """A round as the ledger has it."""
 
     number: int
     state: str  # open, closed, committed, failed
@@ -67,22 +67,22 @@ class RoundRecord:
     cohort: tuple[str, ...]
     opened: float
     deadline: float
-    accepted: dict[str, dict[str, Any]]  # client → what its update said
+    accepted: dict[str, dict[str, Any]]  # client → entry of its update
     rejected: dict[str, str]  # client → reason
-    reason: str = ""  # why it failed
-    carried: dict[str, int] = field(default_factory=dict)  # of the cohort, who was asked in an earlier round, and which
-    target: int = 0  # how many updates close it
+    reason: str = ""  # of a failure
+    carried: dict[str, int] = field(default_factory=dict)  # client → the earlier round in which it was asked
+    target: int = 0  # number of updates that close it
 
 
 class Progress(NamedTuple):
-    """How far an open round is."""
+    """Progress of an open round."""
 
-    updates: int  # in so far
+    updates: int  # number counted so far
     target: int
 
 
 class Sum(NamedTuple):
-    """How often something was done, and the seconds that it took in all."""
+    """Number of times that something was done, and the total of seconds that it took."""
 
     times: int
     seconds: float
@@ -90,14 +90,14 @@ class Sum(NamedTuple):
 
 @dataclass(frozen=True)
 class Totals:
-    """What rounds came to: one that ends, or all that have ended since Redis keeps count."""
+    """Totals of one round that ends, or of all rounds that have ended since Redis began to count."""
 
     rounds: Mapping[str, Sum] = field(default_factory=dict)  # by outcome
     parts: Mapping[str, Sum] = field(default_factory=dict)  # of the work on updates
     updates: Mapping[str, int] = field(default_factory=dict)  # by outcome
 
     def fields(self) -> dict[str, int]:
-        """As Redis keeps them: integers, whose sums depend on no order; times are microseconds."""
+        """The totals as Redis keeps them: integers, whose sums do not depend on order; times are in microseconds."""
         found = {f"updates:{outcome}": number for outcome, number in self.updates.items()}
         for kind, sums in (("rounds", self.rounds), ("parts", self.parts)):
             for label, (times, seconds) in sums.items():
@@ -106,7 +106,7 @@ class Totals:
 
     @classmethod
     def read(cls, row: Mapping[str, str]) -> "Totals":
-        """What `fields` gave."""
+        """The totals from a hash of their `fields`."""
 
         def sums(kind: str) -> dict[str, Sum]:
             labels = sorted(name.split(":")[1] for name in row if name.startswith(kind) and name.endswith(":us"))
@@ -120,7 +120,7 @@ NOTHING = Totals()
 
 
 class Ledger:
-    """Jobs and rounds; safe to share between threads."""
+    """The ledger of jobs and rounds; safe to share between threads."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -128,17 +128,17 @@ class Ledger:
     # --- jobs ---------------------------------------------------------------------------------
 
     def create(self, job: str, rounds: int) -> bool:
-        """Records a queued job; false where the id is taken."""
+        """Records a queued job; false if the id is taken."""
         keys = [names.job_key(job), names.JOBS]
         return bool(self._redis.run(steps.CREATE, keys, [job, rounds]) == "ok")
 
     def forget(self, job: str) -> None:
-        """Takes back a job that could not be announced."""
+        """Deletes a job that could not be announced."""
         self._redis.delete(names.job_key(job))
         self._redis.zrem(names.JOBS, job)
 
     def remove(self, job: str) -> str:
-        """Forgets all of a job that has ended, or was never known; answers ok, or the status of one that is live."""
+        """Deletes all of a job that has ended, or was never known; answers ok, or the status of a live job."""
         answer = str(self._redis.run(steps.REMOVE, [names.job_key(job), names.JOBS], [job]))
         cursor = 0
         while answer == "ok":
@@ -150,18 +150,18 @@ class Ledger:
         return answer
 
     def claim(self, job: str, owner: str, lease: float) -> int:
-        """Takes the job's lease and returns its fence; `Stale` where it has ended, is paused or another holds it."""
+        """Takes the job's lease and returns its fence; `Stale` if it has ended, is paused or has another owner."""
         answer = self._redis.run(steps.CLAIM, [names.job_key(job)], [owner, _ms(lease)])
         if isinstance(answer, str):
             raise Stale(f"job {job} is {answer}")
         return int(answer)
 
     def renew(self, job: str, fence: int, lease: float) -> Wanted:
-        """Keeps the lease and says what an operator wants; `Fenced` where it is another's."""
+        """Renews the lease and returns the operator's request; `Fenced` if the job has another owner."""
         return _wanted(self._step(steps.RENEW, job, [names.job_key(job)], [fence, _ms(lease)]))
 
     def check_owned(self, job: str, fence: int) -> None:
-        """`Fenced` where the job is another's: asked just before what only its owner may write to the store."""
+        """Raises `Fenced` if the job has another owner; for calls just before writes that only its owner may make."""
         self._step(steps.OWNED, job, [names.job_key(job)], [fence])
 
     def release(self, job: str, fence: int, status: str = "queued", detail: str = "waiting for an aggregator") -> str:
@@ -172,29 +172,30 @@ class Ledger:
         return str(self._step(steps.RELEASE, job, [names.job_key(job)], [fence, status, detail]))
 
     def orphans(self) -> tuple[list[str], float | None]:
-        """Live jobs that nobody owns, and the seconds until another lease runs out, or None where there is none."""
+        """Live jobs without an owner, and the seconds until the next lease runs out, or None if there is none."""
         soonest, *found = self._redis.run(steps.ORPHANS, [names.JOBS], ["fedq:job:", _ms(ANNOUNCED)])
         return found, None if int(soonest) < 0 else int(soonest) / 1000
 
     def drop_owners(self, known: int) -> None:
-        """Fences every owner since `known` or before: Redis went back in time, and may not know what they know.
+        """Fences every owner that claimed its job at `known` (ms, Redis's clock) or before.
 
-        Whoever claimed a job since it did has a later fence, and stays.
+        For use when Redis has gone back in time and may lack what those owners know. An owner that claimed a job
+        after that has a later fence, and keeps it.
         """
         self._redis.run(steps.DROP_OWNERS, [names.JOBS], ["fedq:job:", known])
 
     def want(self, job: str, wanted: Wanted) -> str:
-        """Records what an operator wants; answers ok, unknown, or the status of a job that has ended."""
+        """Records an operator's request; answers ok, unknown, or the status of a job that has ended."""
         return str(self._redis.run(steps.WANT, [names.job_key(job)], [wanted.status, wanted.reason]))
 
     def revive(self, job: str, rounds: int) -> str:
-        """Queues a job again that has ended or is paused; answers ok, unknown, or conflict where it is live."""
+        """Queues a job again that has ended or is paused; answers ok, unknown, or conflict if it is live."""
         record = self.job(job)
         number = record.round + 1 if record else 0
         return str(self._redis.run(steps.REVIVE, [names.job_key(job), *_round_keys(job, number)], [rounds]))
 
     def restore(self, record: JobRecord) -> bool:
-        """Records a job as the object store knows it; false where Redis knows it already."""
+        """Records a job as the object store knows it; false if Redis knows it already."""
         fields = {
             "status": record.status,
             "detail": record.detail,
@@ -211,14 +212,14 @@ class Ledger:
         return bool(answer == "ok")
 
     def advance(self, job: str, fence: int, number: int, came_to: Totals = NOTHING) -> None:
-        """The store has the manifest of round `number`: it is committed, whatever Redis knew."""
+        """Records round `number` as committed, whatever Redis knew: the store has its manifest."""
         record = self.job(job)
         self._step(steps.ADVANCE, job, [names.job_key(job), names.TOTALS], [fence, number, *_amounts(came_to)])
         for old in range(max(0, record.round if record else 0), number + 1):
             self.drop_round(job, old)
 
     def describe(self, job: str, fence: int, status: str, detail: str) -> None:
-        """Says what a running job does or waits for."""
+        """Records what a running job does or waits for."""
         self._step(steps.DESCRIBE, job, [names.job_key(job)], [fence, status, detail])
 
     def end(self, job: str, fence: int, status: str, detail: str) -> None:
@@ -235,7 +236,7 @@ class Ledger:
         return [record for record in found if record is not None]
 
     def newest(self) -> str | None:
-        """The id of the job that was started last; None where Redis knows none."""
+        """The id of the job that was started last; None if Redis knows no job."""
         return next(iter(self._redis.zrevrange(names.JOBS, 0, 0)), None)
 
     def job(self, job: str) -> JobRecord | None:
@@ -261,7 +262,7 @@ class Ledger:
         )
 
     def required(self, job: str) -> JobRecord:
-        """The job, or `BadInput` for a person who asked for one that is not there."""
+        """The job that a user asked for, or `BadInput` if there is none."""
         record = self.job(job)
         if record is None:
             raise BadInput(f"there is no job {job or repr(job)}; `fedq jobs` lists them")
@@ -270,11 +271,11 @@ class Ledger:
     # --- what went wrong ------------------------------------------------------------------------
 
     def note(self, fault: str, detail: str, job: str | None = None, number: int = -1) -> None:
-        """Counts a fault and, where it is a job's, writes it into the job's log."""
+        """Counts a fault and, if it belongs to a job, writes it into the job's log."""
         self.note_all(fault, [detail], job, number)
 
     def note_all(self, fault: str, details: Sequence[str], job: str | None = None, number: int = -1) -> None:
-        """Counts a fault once for each detail, and writes as many lines."""
+        """Counts a fault once for each detail, and writes one line of the job's log for each."""
         keys = [names.FAULTS] + ([names.log_key(job)] if job else [])
         self._redis.run(steps.NOTE, keys, [fault, number, LOG, *(detail[:1000] for detail in details)])
 
@@ -283,13 +284,13 @@ class Ledger:
         return [json.loads(line) for line in self._redis.lrange(names.log_key(job), 0, -1)]
 
     def faults(self) -> dict[str, int]:
-        """How often each fault was seen."""
+        """The number of times that each fault was seen."""
         return {fault: int(count) for fault, count in sorted(self._redis.hgetall(names.FAULTS).items())}
 
     def pulse(self, aggregator: str, known: int) -> tuple[int, int]:
-        """When this aggregator last looked (-1: Redis does not know), and now; ms by Redis's clock.
+        """Times of this aggregator's last call (-1: Redis does not know it) and of this one; ms by Redis's clock.
 
-        This look is recorded unless the caller has `known` of a later one: then Redis went back in time.
+        This call is recorded unless the caller has `known` of a later one: then Redis went back in time.
         """
         before, now = self._redis.run(steps.PULSE, [names.pulse_key(aggregator)], [known])
         return int(before), int(now)
@@ -309,10 +310,10 @@ class Ledger:
     ) -> float:
         """Opens the round after the last committed one; returns its deadline.
 
-        `target` updates close it; all of its cohort's where that is not said.
+        The round closes with `target` updates; without a target, with those of the whole cohort.
         """
         staged = names.staged_key(job, number, fence)
-        last = max(0, (len(cohort) - 1) // PIECE * PIECE)  # from here on they come with the call that opens the round
+        last = max(0, (len(cohort) - 1) // PIECE * PIECE)  # clients from here on travel with the opening call
         for start in range(0, last, PIECE):
             piece = cohort[start : start + PIECE]
             self._step(steps.STAGE, job, [names.job_key(job), staged], [fence, start, *piece])
@@ -322,7 +323,7 @@ class Ledger:
         return float(self._step(steps.OPEN, job, keys, [*about, *cohort[last:]])) / 1000
 
     def extend(self, job: str, fence: int, number: int, seconds: float, limit: float) -> float:
-        """Gives an open round `seconds` from now, at most `limit` from its opening; returns what it has left."""
+        """Gives an open round `seconds` from now, at most `limit` from its opening; returns the seconds left."""
         keys = [names.job_key(job), *_round_keys(job, number)]
         return float(self._step(steps.EXTEND, job, keys, [fence, _ms(seconds), _ms(limit)])) / 1000
 
@@ -331,31 +332,31 @@ class Ledger:
         return self.accept_all(job, fence, number, {client: update})
 
     def accept_all(self, job: str, fence: int, number: int, updates: Mapping[str, Mapping[str, Any]]) -> str:
-        """Counts the updates of several clients, all or none: the answer is that of the first that does not count."""
+        """Counts the updates of several clients, all or none; answers as `accept`, for the first one that fails."""
         keys = [names.job_key(job), *_round_keys(job, number)]
         pairs = [part for client, update in updates.items() for part in (client, json.dumps(update))]
         return str(self._step(steps.ACCEPT, job, keys, [fence, *pairs]))
 
     def admission(self, job: str, number: int, client: str) -> str:
-        """How an update of `client` would fare now: ok, duplicate, late or stranger; nothing is changed."""
+        """The answer that an update of `client` would get now: ok, duplicate, late or stranger; changes nothing."""
         return str(self._redis.run(steps.ADMISSION, list(_round_keys(job, number)), [client]))
 
     def reject(self, job: str, fence: int, number: int, client: str, reason: str) -> None:
-        """Records why a client's update is not in the round; a first reason stays."""
+        """Records the reason why a client's update is not in the round; an earlier reason stays."""
         self.reject_all(job, fence, number, {client: reason})
 
     def reject_all(self, job: str, fence: int, number: int, reasons: Mapping[str, str]) -> None:
-        """Records the reasons of several clients in one call: those of a batch wait for each other otherwise."""
+        """Records the reasons of several clients, in one call because a batch would wait for one call per client."""
         keys = [names.job_key(job), *_round_keys(job, number)]
         self._step(steps.REJECT, job, keys, [fence, *(part for pair in reasons.items() for part in pair)])
 
     def exclude(self, job: str, fence: int, number: int, client: str, reason: str) -> None:
-        """Takes an accepted update back that can no longer be had, and records why."""
+        """Removes an accepted update that is no longer available, and records the reason."""
         keys = [names.job_key(job), *_round_keys(job, number)]
         self._step(steps.EXCLUDE, job, keys, [fence, client, reason])
 
     def accepted(self, job: str, number: int, clients: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Entries of the counted updates of these clients, of those that have one."""
+        """Entries of the counted updates, for those of these clients that have one."""
         found: dict[str, dict[str, Any]] = {}
         for start in range(0, len(clients), PIECE):
             piece = clients[start : start + PIECE]
@@ -365,9 +366,9 @@ class Ledger:
         return found
 
     def close_round(self, job: str, fence: int, number: int, counted: int = 0) -> RoundRecord:
-        """Freezes the set of accepted updates and returns the round; closing again returns the same.
+        """Freezes the set of accepted updates and returns the round; a repeated call returns the same.
 
-        `LedgerLost` where Redis holds fewer than the caller has `counted`.
+        Raises `LedgerLost` if Redis holds fewer updates than the caller has `counted`.
         """
         self._step(steps.CLOSE, job, [names.job_key(job), *_round_keys(job, number)], [fence, counted])
         record = self.round(job, number)
@@ -376,17 +377,17 @@ class Ledger:
         return record
 
     def commit_round(self, job: str, fence: int, number: int, came_to: Totals = NOTHING) -> None:
-        """The round's model and manifest are in the store: it is the job's last committed one."""
+        """Records the round as the job's last committed one: its model and manifest are in the store."""
         keys = [names.job_key(job), *_round_keys(job, number), names.TOTALS]
         self._step(steps.COMMIT, job, keys, [fence, number, *_amounts(came_to)])
 
     def fail_round(self, job: str, fence: int, number: int, reason: str, came_to: Totals = NOTHING) -> None:
-        """The round, or this attempt at it, ended without a model."""
+        """Records that this attempt at the round ended without a model."""
         keys = [names.job_key(job), *_round_keys(job, number), names.TOTALS]
         self._step(steps.FAIL, job, keys, [fence, reason, *_amounts(came_to)])
 
     def drop_round(self, job: str, number: int) -> None:
-        """Forgets a committed round: its manifest is the record. Its memory is freed while Redis answers others."""
+        """Deletes a committed round, whose manifest is the record; Redis frees the memory in the background."""
         self._redis.unlink(*_round_keys(job, number))
 
     def round(self, job: str, number: int) -> RoundRecord | None:
@@ -410,14 +411,14 @@ class Ledger:
         )
 
     def progress(self, job: str, number: int) -> Progress | None:
-        """How far a round is that has begun and is not committed; None of any other."""
+        """Progress of a round that has begun and is not committed; None for any other round."""
         state, target = self._redis.hmget(names.round_key(job, number), "state", "target")
         if state not in ("open", "closed"):
             return None
         return Progress(int(self._redis.hlen(names.accepted_key(job, number))), int(target or 0))
 
     def totals(self) -> Totals:
-        """What all rounds came to that ended since Redis keeps count."""
+        """Totals of all rounds that have ended since Redis began to count."""
         return Totals.read(self._redis.hgetall(names.TOTALS))
 
     def now(self) -> float:
@@ -439,7 +440,7 @@ class Ledger:
                 return
 
     def _pairs(self, key: str) -> Iterator[tuple[str, str]]:
-        """Fields of a hash, read in pieces; one that is there all the while comes, perhaps twice."""
+        """Fields of a hash, read in pieces; a field that exists throughout comes at least once, perhaps twice."""
         cursor = 0
         while True:
             cursor, piece = self._redis.hscan(key, cursor, count=PIECE)
@@ -459,13 +460,13 @@ class Ledger:
 
 
 def _read(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """The objects of these texts; what is in several of them, such as the blob of a batch, is in memory once."""
+    """The objects of these texts; a part that several share, such as the blob of a batch, is in memory only once."""
     known: dict[str, dict[str, Any]] = {}
 
     def once(found: dict[str, Any]) -> dict[str, Any]:
         if any(isinstance(value, dict | list) for value in found.values()):
             return found
-        return known.setdefault(repr(found), found)  # by its text: 1, 1.0 and True are equal, and not the same
+        return known.setdefault(repr(found), found)  # by its text, because 1 == 1.0 == True
 
     read: list[dict[str, Any]] = json.loads(f"[{','.join(texts)}]", object_hook=once)
     return read

@@ -1,6 +1,6 @@
-"""The roster: which trainers are alive, as leases in Redis.
+"""The roster of trainers that are alive, as leases in Redis.
 
-A sorted set holds each trainer's `alive_until`, a hash what it last said of itself. Time is Redis's.
+A sorted set holds each trainer's `alive_until`, and a hash holds its last heartbeat. All times are Redis's.
 """
 
 from collections.abc import Iterable
@@ -24,8 +24,8 @@ class Member:
     device: str
     slots: int
     busy: int
-    alive_for: float  # seconds its lease still runs
-    skew: float  # seconds its clock is ahead of Redis's, the way of the message included
+    alive_for: float  # seconds until its lease runs out
+    skew: float  # seconds by which its clock is ahead of Redis's, including the message's travel time
 
     @property
     def group(self) -> str:
@@ -33,13 +33,13 @@ class Member:
 
 
 class Roster:
-    """Membership as the registry writes it and everybody reads it."""
+    """Membership of trainers: the registry writes it, and all services read it."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     def admit(self, beat: Heartbeat, lease: float) -> bool:
-        """Renews a trainer's lease for `lease` seconds; true where it had none."""
+        """Renews a trainer's lease for `lease` seconds; true if it had none."""
         fields = [
             "pool", beat.pool or "", "client", beat.client or "", "host", beat.host, "pid", beat.pid,
             "device", beat.device, "slots", beat.slots, "busy", beat.busy, "sent_at", beat.sent_at,
@@ -48,26 +48,26 @@ class Roster:
         return bool(self._redis.run(_ADMIT, keys, [beat.trainer, int(lease * 1000), *fields]))
 
     def remove(self, trainer: str) -> bool:
-        """Ends a lease; true for the one caller who did."""
+        """Ends a trainer's lease; true only for the caller that ended it."""
         return bool(self._redis.run(_REMOVE, [names.ROSTER, names.trainer_key(trainer)], [trainer]))
 
     def sweep(self) -> list[str]:
-        """Removes those whose lease ran out and names them; each is named to one caller only."""
+        """Removes the trainers whose leases ran out and returns their names, each to one caller only."""
         return list(self._redis.run(_SWEEP, [names.ROSTER], ["fedq:trainer:"]))
 
     def next_expiry(self) -> float | None:
-        """Seconds until the first lease runs out, or None where there is none."""
+        """Seconds until the first lease runs out, or None if there is no lease."""
         left = self._redis.run(_NEXT_EXPIRY, [names.ROSTER], [])
         return None if left is None else max(0.0, int(left) / 1000)
 
     def alive(self) -> list[Member]:
-        """Everybody whose lease runs, in the order of their names."""
+        """All trainers whose leases run, in the order of their names."""
         rows = self._redis.run(_ALIVE, [names.ROSTER], ["fedq:trainer:"])
         return sorted((_member(row) for row in rows), key=lambda member: member.trainer)
 
 
 def groups(members: Iterable[Member]) -> dict[str, int]:
-    """Slots alive in each pool, and in each silo."""
+    """Number of slots of live trainers in each pool, and in each silo."""
     slots: dict[str, int] = {}
     for member in members:
         slots[member.group] = slots.get(member.group, 0) + member.slots
@@ -75,7 +75,7 @@ def groups(members: Iterable[Member]) -> dict[str, int]:
 
 
 def busy(members: Iterable[Member]) -> dict[str, int]:
-    """Slots at work in each pool, and in each silo."""
+    """Number of busy slots in each pool, and in each silo."""
     slots: dict[str, int] = {}
     for member in members:
         slots[member.group] = slots.get(member.group, 0) + member.busy

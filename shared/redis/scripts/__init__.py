@@ -2,7 +2,7 @@
 
 A script is a function of a file in this folder, sent with its file and with `common.lua`. A step names the fence that
 it expects and answers with a word: `ok`, `duplicate`, `late`, `stranger`, `fenced`, `lost` or `conflict`. The clock is
-Redis's. `tests/simulation/model.py` holds the same rules in Python, and a test holds the two together.
+Redis's. `tests/simulation/model.py` holds the same rules in Python, and a test checks that the two agree.
 """
 
 from functools import cache

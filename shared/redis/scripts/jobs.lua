@@ -59,7 +59,7 @@ local function release()
   return status
 end
 
--- Lists the jobs that nobody owns and somebody should: never begun, though the start was announced a while ago, or
+-- Lists the jobs that have no owner and need one: never begun, though the start was announced a while ago, or
 -- left by the owner. The first answer is the milliseconds until another lease runs out, or -1.
 local function orphans()
   local now = clock()
