@@ -1,4 +1,4 @@
-"""`python3 -m deploy.k8s.secrets [--tls] | kubectl create -f -`: the Secrets of a federation whose servers are inside.
+"""Secrets of a federation with servers inside: `python3 -m deploy.k8s.secrets [--tls] | kubectl create -f -`.
 
 Passwords are random and differ each time: `create` leaves existing Secrets alone, while `apply` would replace them and
 lock every service out. This script uses only the standard library, because it runs before anything is installed.

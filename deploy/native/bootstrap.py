@@ -1,4 +1,4 @@
-"""`python3 -m deploy.native.bootstrap .venv stack`: a virtual environment with what fedq runs on, or with `all,dev`.
+"""Virtual environment for fedq: `python3 -m deploy.native.bootstrap .venv stack`, or `all,dev` instead of `stack`.
 
 This script uses only the standard library, because it runs before anything is installed. An existing environment of the
 same Python is kept and completed. Debian's Python may lack ensurepip.

@@ -22,7 +22,7 @@ class ServerPrograms:
     epmd: Path  #: Erlang's name server
     redis: Path
     weed: Path
-    environment: dict[str, str]  #: what the programs need to find each other, and nothing from the caller's environment
+    environment: dict[str, str]  #: search paths of the programs, without the caller's other variables
 
 
 @functools.cache

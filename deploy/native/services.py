@@ -55,7 +55,7 @@ def allowed() -> str:
 
 
 def launch(stack: Stack, name: str, role: Role, *arguments: str, **more: str) -> None:
-    # A secret that a role must not have must not reach it through the inherited environment either.
+    # The inherited environment must not carry a secret to a role that must not have it.
     inherited = {key: value for key, value in os.environ.items() if key not in stack.environment()}
     process = processes.spawn(
         name,

@@ -89,7 +89,7 @@ def data(
     force: Annotated[bool, typer.Option("--force", help="Overwrites this file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Shows which client would have which examples, or what a silo's own file holds; where a trainer is installed."""
+    """Shows each client's share of the data, or describes a silo's own file; needs an installed trainer."""
     from services.cli.jobs import data_shares
 
     data_shares.data(file, assignments or (), plot=plot, force=force, as_json=as_json)
@@ -165,7 +165,7 @@ def track(
 
 @app.command()
 def stop(job: Job, reason: Reason = "stopped by an operator") -> None:
-    """Ends a job where it stands."""
+    """Stops a job without finishing its open round."""
     from services.cli.jobs import control
 
     with _servers() as servers:
@@ -221,7 +221,7 @@ def rm(
 
 @app.command()
 def show(job: Job, as_json: Json = False) -> None:
-    """Shows a job's settings and, round by round, who took part."""
+    """Shows a job's settings and the participants of each round."""
     from services.cli.report import tables
 
     with _servers() as servers:
@@ -258,7 +258,7 @@ def results(
     force: Annotated[bool, typer.Option("--force", help="Overwrites these files.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Shows how good the model became, round by round."""
+    """Shows the model's metrics, round by round."""
     from services.cli.report import results as found
 
     with _servers() as servers:
@@ -296,7 +296,7 @@ def verify(job: Job, as_json: Json = False) -> None:
 
 @app.command()
 def connect(namespace: Namespace = None) -> None:
-    """Leads the other commands to a Kubernetes cluster's servers, by ports of this machine, until Ctrl-C."""
+    """Connects the other commands to a Kubernetes cluster's servers, through local ports, until Ctrl-C."""
     from services.cli.ops import cluster
 
     cluster.connect(namespace)
@@ -313,7 +313,7 @@ def scale(
     ] = 60,
     as_json: Json = False,
 ) -> None:
-    """Scales a pool's trainers, in Docker Compose or Kubernetes, and waits until they are there."""
+    """Scales a pool's trainers, in Docker Compose or Kubernetes, and waits until they are in the roster."""
     from services.cli.ops import scaling
 
     scaling.scale(trainers, pool, on, namespace, wait=wait, as_json=as_json)
@@ -327,7 +327,7 @@ def logs(
     namespace: Namespace = None,
     as_json: Json = False,
 ) -> None:
-    """Shows what all services wrote about a job, in the order of time."""
+    """Shows the log lines of all services about a job, sorted by time."""
     from services.cli.ops import service_logs
     from services.cli.servers import LAST
 
@@ -343,7 +343,7 @@ def compose(
     slow: Annotated[int, typer.Option(min=0, help="How many have half a processor.")] = 0,
     medium: Annotated[int, typer.Option(min=0, help="How many have 0.75 of one; the others have 1.25.")] = 0,
 ) -> None:
-    """Prints a compose file: the stack with named clients, some slower than others, in place of its pool."""
+    """Prints a compose file: the stack with named clients, some slower than others, instead of its pool."""
     from services.cli.ops import composing
 
     print(composing.generate(trainers, slow, medium), end="")
@@ -351,7 +351,7 @@ def compose(
 
 @app.command()
 def setup() -> None:
-    """Makes in RabbitMQ and the object store what fedq needs there, and sets passwords, rights and policies anew."""
+    """Creates what fedq needs in RabbitMQ and the object store, and resets passwords, rights and policies."""
     from services.cli.ops import setup as provisioning
     from shared.process import settings
 
@@ -360,7 +360,7 @@ def setup() -> None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Checks every server and service, and says what to do about what is wrong."""
+    """Checks every server and service, and suggests a remedy for each problem."""
     from services.cli.ops.doctor import examine
 
     with _servers() as servers:

@@ -27,7 +27,7 @@ DESCRIBE = "services.trainer.data.describe"
 PATIENCE = 900.0  #: seconds; a data set may have to be downloaded
 ROWS = 40  #: clients in a table on a terminal; JSON has all of them
 LABELS = 40  #: labels in a list on a terminal; JSON has all of them
-PACKAGES = ("celery", "minio", "numpy", "PIL", "sklearn", "torch", "torchvision")  #: what a trainer needs
+PACKAGES = ("celery", "minio", "numpy", "PIL", "sklearn", "torch", "torchvision")  #: packages that a trainer needs
 
 
 @dataclass(frozen=True)

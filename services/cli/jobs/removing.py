@@ -37,7 +37,7 @@ def remove(servers: Servers, jobs: Sequence[str], statuses: Sequence[str], *, ye
         if answer != "ok":
             raise BadInput(_is_live(job, answer))
         try:
-            servers.blobs.remove([names.job_blob(job)])  # first, as it makes the rest count as a job
+            servers.blobs.remove([names.job_blob(job)])  # first: without it, the rest is no job
             removed = servers.blobs.delete(names.job_prefix(job))
             servers.bus.delete(names.updates_queue(job))
         except FedqError as error:

@@ -1,6 +1,6 @@
 """Setup of the servers: creates what fedq needs in RabbitMQ and the object store, and sets passwords and policies.
 
-Every step is idempotent: it may be repeated at any time, even while a federation runs. Setup also sets the rights of
+Every step is idempotent and may be repeated at any time, even while a federation runs. Setup also sets the rights of
 the operator and the trainers.
 """
 

@@ -67,7 +67,7 @@ def nodes(servers: Servers, as_json: bool) -> None:
 
 
 def skewed(member: Member) -> str:
-    """Describes what is wrong with a trainer's clock."""
+    """Describes the skew of a trainer's clock in a sentence with its remedy."""
     way = "ahead of" if member.skew > 0 else "behind"
     return f"the clock of {member.host} ({member.trainer}) is {abs(member.skew):.1f} s {way} Redis's; synchronise it"
 

@@ -32,7 +32,7 @@ class Promise(NamedTuple):
 
     name: str
     says: str
-    checked: Callable[[Snapshot], str]  # describes what was checked
+    checked: Callable[[Snapshot], str]  # describes the checked objects
     problems: Callable[[Snapshot], Problems]
     notes: Callable[[Snapshot], Iterator[str]] = lambda _snapshot: iter(())
 

@@ -23,7 +23,7 @@ class Orchestrator(Protocol):
 
     @property
     def place(self) -> str:
-        """The place where the services run, in words."""
+        """Description of the place in which the services run."""
 
     def count(self, pool: str) -> int:
         """Current size of a pool, in trainers; `BadInput` if there is no such pool."""
