@@ -1,4 +1,4 @@
-"""Run the stack where this machine can: `python3 -m deploy up|down|demo|logs|status`.
+"""Runs the stack in whichever way this machine supports: `python3 -m deploy up|down|demo|logs|status`.
 
 The stack runs in containers if a Docker Engine with Compose answers, and as ordinary processes if none does or if
 such processes already run; `STACK=compose` or `STACK=native` overrides this. This module needs only the standard
@@ -14,7 +14,7 @@ from shared.errors import BadInput, FedqError
 
 COMMANDS = ("up", "down", "demo", "logs", "status")
 STARTS = ("up", "demo")
-SETTINGS = Path(".fedq/env")  #: the settings of the stack that runs
+SETTINGS = Path(".fedq/env")  #: the settings of the running stack
 ENVIRONMENT = Path(".venv")
 RUNS = ENVIRONMENT / ".runs"  #: its mtime is the time of the last installation into `.venv`
 SOURCES = (Path("pyproject.toml"), Path("constraints.txt"))

@@ -1,1 +1,1 @@
-"""The stack in containers, on one machine."""
+"""Stack in containers on one machine."""

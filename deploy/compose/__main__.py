@@ -1,4 +1,4 @@
-"""Run the stack in containers: `python3 -m deploy.compose up|down|status|logs|demo`.
+"""Runs the stack in containers: `python3 -m deploy.compose up|down|status|logs|demo`.
 
 It needs Docker and the standard library; the images contain fedq and its packages.
 """

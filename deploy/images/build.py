@@ -1,4 +1,4 @@
-"""Build or push the container images: `python3 deploy/images/build.py build|push`, with the Makefile's variables.
+"""Builds or pushes the container images: `python3 deploy/images/build.py build|push`, with the Makefile's variables.
 
 Each variable of docs/guide/images.md comes from the environment, to which make exports it. This script needs Docker
 and the standard library.

@@ -1,4 +1,4 @@
-"""Run the native stack: `python -m deploy.native up|down|status|logs|env|demo`."""
+"""Runs the native stack: `python -m deploy.native up|down|status|logs|env|demo`."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from deploy.native.state import locked, write_private
 from shared.errors import BadInput, FedqError
 from shared.process import settings_file
 
-STOP_SECONDS = 30.0  # for a trainer to finish the client it trains
+STOP_SECONDS = 30.0  # time for a trainer to finish the client that it trains
 
 
 def main() -> int:

@@ -153,5 +153,5 @@ def _stat(pid: int) -> tuple[str, int]:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return "X", 0
-    fields = text.rpartition(")")[2].split()  # the command's name may hold spaces and brackets
+    fields = text.rpartition(")")[2].split()  # the command's name, in brackets, may hold spaces and brackets
     return fields[0], int(fields[19])

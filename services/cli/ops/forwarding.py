@@ -16,7 +16,7 @@ from shared.errors import FedqError, Unavailable
 #: Ports below the range of outgoing connections: a client of a port that is briefly closed never connects to itself.
 PORTS = range(20_000, 32_000)
 TRIES = 3  #: another process may take a chosen port in the same moment
-OPENING = 20.0  #: seconds until a port must be open
+OPENING = 20.0  #: seconds within which a port must open
 BACKOFF = (0.5, 30.0)  #: seconds before a closed port is opened again, at first and at most
 LASTED = 60.0  #: seconds that a port must have been open for the next wait to be short again
 ENDING = 5.0  #: seconds for kubectl to end

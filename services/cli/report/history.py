@@ -35,7 +35,7 @@ class PastRound:
 
     @property
     def accepted(self) -> int:
-        """The number of updates in its model."""
+        """The number of updates in the round's model."""
         return self.committed.count("updates")
 
     @property

@@ -35,7 +35,7 @@ def of_job(rounds: Sequence[PastRound]) -> dict[str, Participation]:
 def _add(parts: dict[str, Participation], number: int, piece: ClientLists) -> None:
     """Counts the clients in one piece of a round's manifest."""
     for client in piece.cohort or ():
-        # A client that still works for an earlier round was not asked again.
+        # A client that still works on an earlier round's task was not asked again for this round.
         parts.setdefault(client, Participation()).asked += client not in piece.carried
     for client in piece.clients:
         part = parts.setdefault(client, Participation())

@@ -20,7 +20,7 @@ class Row:
 
     round: int
     client: str
-    state: str  # committed; accepted, rejected, unanswered, evaluated
+    state: str  # `committed` for a round; `accepted`, `rejected`, `unanswered` or `evaluated` for a client
     examples: int | None = None
     seconds: float | None = None
     norm: float | None = None
