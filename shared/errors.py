@@ -1,22 +1,22 @@
-"""Every error fedq raises on purpose; its class is its fate.
+"""The errors that fedq raises on purpose; the class decides what happens next.
 
 ::
 
     FedqError             one sentence that names the thing and says what to do
-    ├── BadInput          a person's mistake in a file, an argument or a setting   exit code 2
+    ├── BadInput          a user's mistake in a file, an argument or a setting     exit code 2
     ├── JobFailed         the training ended without its model                     exit code 1
     ├── Unavailable       a server did not do its part in time                     exit code 3
-    │   ├── Denied        it refuses who we say we are: another try is no better
-    │   └── QueueFull     the broker refuses a message: nobody empties the queue
+    │   ├── Denied        a server refuses fedq's login: another try is no better
+    │   └── QueueFull     the broker refuses a message: its queue is not emptied
     ├── BadMessage        a body that is no event of this version                  → dead-letters
     ├── Stale             late, repeated, or of a round that is over               → acknowledged, logged
     │   ├── Fenced        another replica owns the job now
-    │   │   └── RecordLost    Redis no longer has what it had: the job is read from the store again
+    │   │   └── LedgerLost    Redis has lost data: the job is read from the store again
     └── Refused           an update that must not be folded                        → recorded with the reason
-        ├── OverLimit     by one of the job's limits, which may be too low
-        └── Unfit         it is what was asked for: no better one will come        → and its client has answered
+        ├── OverLimit     over one of the job's limits, which may be too low
+        └── Unfit         answers the request, so no better one will come          → counts as the client's answer
 
-What a consumer does with each is decided in one place, `shared.amqp.bus.settle`.
+A consumer treats each as `shared.amqp.bus.settle` decides.
 """
 
 import ssl
@@ -24,13 +24,13 @@ from collections.abc import Iterator
 
 
 class FedqError(Exception):
-    """Base of all; its text is meant for a person."""
+    """Base of all errors of fedq; the text is meant for users."""
 
     exit_code = 1
 
 
 class BadInput(FedqError):
-    """A person gave something fedq cannot work with."""
+    """A mistake in the user's input, which fedq cannot work with."""
 
     exit_code = 2
 
@@ -40,13 +40,13 @@ class JobFailed(FedqError):
 
 
 class Unavailable(FedqError):
-    """RabbitMQ, Redis or the object store is away, slow or refuses us; worth another try."""
+    """RabbitMQ, Redis or the object store is away, slow or refuses fedq; another try may help."""
 
     exit_code = 3
 
 
 class Denied(Unavailable):
-    """A server refuses our login, or has no such rights for it; a person must mend that."""
+    """A server refuses fedq's login, or gives it too few rights; an operator must repair that."""
 
 
 class QueueFull(Unavailable):
@@ -58,7 +58,7 @@ class BadMessage(FedqError):
 
 
 class Stale(FedqError):
-    """A message that was right once: its round is over, or its work already done."""
+    """A message that was valid once: its round is over, or its work already done."""
 
 
 class Fenced(Stale):
@@ -66,7 +66,7 @@ class Fenced(Stale):
 
 
 class LedgerLost(Fenced):
-    """Redis was flushed or went back in time: whoever acts on what it said before writes nothing more."""
+    """Redis was flushed or went back in time: an owner that acts on its earlier answers writes nothing more."""
 
 
 class Refused(FedqError):
@@ -74,15 +74,15 @@ class Refused(FedqError):
 
 
 class Unfit(Refused):
-    """An update that answers what its client was asked, and must not be folded for what it says or holds."""
+    """An update that answers its client's request, but has contents that must not be folded."""
 
 
 class OverLimit(Refused):
-    """An update that a limit of the job forbids; the text names the limit by its key, and its value."""
+    """An update that a limit of the job forbids; the text names the limit's key and value."""
 
 
 def tls_trouble(error: BaseException, setting: str) -> str | None:
-    """What is wrong with a server's TLS and what mends it, wherever in a driver's error that is; None if nothing is.
+    """A sentence on the TLS trouble anywhere inside a driver's error, with its remedy; None if there is none.
 
     `setting` holds the server's URL.
     """
@@ -90,7 +90,7 @@ def tls_trouble(error: BaseException, setting: str) -> str | None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             reason = cause.verify_message.rstrip(".")
             return f"its certificate is not trusted ({reason}); {_remedy(cause.verify_code, setting)}"
-        # An end in the middle is a server's that dies, and says nothing of its TLS.
+        # A connection that ends in the middle comes from a server that dies, and does not mean a fault in its TLS.
         if isinstance(cause, ssl.SSLError) and cause.reason is not None and not isinstance(cause, ssl.SSLEOFError):
             return f"TLS fails there ({cause.reason}); does this port speak TLS, and is {setting} right?"
     return None
@@ -107,7 +107,7 @@ def _remedy(code: int, setting: str) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that it was made from: drivers keep that in `args`, in attributes, or as its cause."""
+    """An error and all errors behind it: drivers keep those in `args`, in attributes, or as its cause."""
     found, waiting = [error], [error]
     while waiting:
         here = waiting.pop()

@@ -1,4 +1,4 @@
-"""Every exchange, queue, routing key, Redis key and object key, and nobody else spells one."""
+"""Names of all exchanges, queues, routing keys, Redis keys and object keys; no other module spells one."""
 
 from typing import Annotated
 
@@ -25,7 +25,7 @@ def updates_queue(job: str) -> str:
 
 
 def rounds_queue(group: str) -> str:
-    """`group` is a pool, or the one client a silo is."""
+    """Name of the queue with the work of `group`: a pool, or the one client that a silo is."""
     return f"trainer.rounds.{group}"
 
 
@@ -45,8 +45,8 @@ def watcher_queue(watcher: str) -> str:
 
 ROSTER = "fedq:roster"
 JOBS = "fedq:jobs"
-FAULTS = "fedq:faults"  #: hash: fault → how often it was seen
-TOTALS = "fedq:totals"  #: hash: what all rounds came to that ended since Redis keeps count
+FAULTS = "fedq:faults"  #: hash: fault → number of times that it was seen
+TOTALS = "fedq:totals"  #: hash: totals of all rounds that have ended since Redis began to count
 PROBE = "fedq:probe"  #: written by `fedq doctor`, gone in a second
 
 
@@ -71,22 +71,22 @@ def rejected_key(job: str, number: int) -> str:
 
 
 def cohort_key(job: str, number: int) -> str:
-    """A sorted set: the clients that a round asks, by their places."""
+    """Key of a sorted set of the clients that a round asks, by their places."""
     return f"fedq:job:{job}:round:{number}:cohort"
 
 
 def staged_key(job: str, number: int, fence: int) -> str:
-    """A sorted set in which an owner gathers a cohort that is too long for one call."""
+    """Key of a sorted set in which an owner gathers a cohort that is too long for one call."""
     return f"fedq:job:{job}:round:{number}:cohort:{fence}"
 
 
 def pulse_key(aggregator: str) -> str:
-    """Redis's time when an aggregator last looked; less than that later, and Redis went back."""
+    """Key of Redis's time when an aggregator last looked; if a later look finds less, Redis went back in time."""
     return f"fedq:pulse:{aggregator}"
 
 
 def log_key(job: str) -> str:
-    """A list: what went wrong in a job, and what was done about it."""
+    """Key of a list with the faults of a job, and the reaction to each."""
     return f"fedq:job:{job}:log"
 
 
@@ -102,7 +102,7 @@ def job_blob(job: str) -> str:
 
 
 def start_blob(job: str) -> str:
-    """The tensors that the job's model begins with, where it was given any."""
+    """Key of the tensors that the job's model begins with, if the job names any."""
     return f"jobs/{job}/start.safetensors"
 
 
@@ -111,12 +111,12 @@ def states_prefix(job: str) -> str:
 
 
 def state_blob(job: str, client: str, digest: str) -> str:
-    """What a client of a pool keeps from round to round: control variates, what compression left out, own layers."""
+    """Key of a pool client's state, kept between rounds: control variates, compression residual, personal layers."""
     return f"{states_prefix(job)}{client}/state-{digest[:12]}.safetensors"
 
 
 def wanted_blob(job: str) -> str:
-    """What an operator wants of a job: that it runs, pauses or stops."""
+    """Key of an operator's request for a job: that it runs, pauses or stops."""
     return f"jobs/{job}/wanted.json"
 
 
@@ -137,7 +137,7 @@ def update_blob(job: str, number: int, client: str, digest: str) -> str:
 
 
 def trial_blob(trainer: str) -> str:
-    """What a trainer writes to see that it may: among the updates, of a job that has no job's name."""
+    """Key that a trainer writes to test its rights: among the updates of a job whose name no real job can have."""
     return f"{updates_prefix('-', 0)}{trainer}"
 
 
@@ -146,22 +146,22 @@ def model_blob(job: str, number: int, digest: str) -> str:
 
 
 def server_blob(job: str, number: int, digest: str) -> str:
-    """What the strategy keeps from round to round."""
+    """Key of the server state, which the strategy keeps from round to round."""
     return f"{round_prefix(job, number)}server-{digest[:12]}.safetensors"
 
 
 def delta_blob(job: str, number: int, digest: str) -> str:
-    """What makes a round's model of the one before, compressed."""
+    """Key of the compressed difference of a round's model to the previous one."""
     return f"{round_prefix(job, number)}delta-{digest[:12]}.safetensors"
 
 
 def history_blob(job: str, number: int, digest: str) -> str:
-    """What selection knows of the clients after a round."""
+    """Key of the client history that selection has after a round."""
     return f"{round_prefix(job, number)}history-{digest[:12]}.json"
 
 
 def histories(job: str, number: int) -> str:
-    """Prefix of the keys of what selection knows, and of its parts."""
+    """Prefix of the keys of client histories, and of their parts."""
     return f"{round_prefix(job, number)}history"
 
 
@@ -170,12 +170,12 @@ def manifest_blob(job: str, number: int) -> str:
 
 
 def part_blob(record: str, place: int, digest: str) -> str:
-    """A part of a record that tells of too many clients for one: beside it, under its own digest."""
+    """Key of one part of a record with too many clients for one object: next to it, under the part's digest."""
     return f"{record.removesuffix('.json')}-{place:04d}-{digest[:12]}.json"
 
 
 def abandoned_blob(job: str, number: int, attempt: int) -> str:
-    """How an attempt at a round ended that has no model."""
+    """Key of the record of an attempt at a round that ended without a model."""
     return f"{round_prefix(job, number)}abandoned-{attempt}.json"
 
 
@@ -191,5 +191,5 @@ def evaluation_blob(job: str, number: int) -> str:
     return f"{round_prefix(job, number)}evaluation.json"
 
 
-#: Where a trainer may write, in the wildcards of S3's policies: its updates, and what pool clients keep between rounds.
+#: Keys that a trainer may write, in the wildcards of S3's policies: its updates, and the states of pool clients.
 TRAINER_WRITES = ("jobs/*/rounds/*/updates/*", "jobs/*/clients/*")

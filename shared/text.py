@@ -1,15 +1,15 @@
-"""Text that people will read and strangers may have written: what a terminal would obey is not in it.
+"""Text from unknown writers, made safe to show: characters that a terminal would obey are replaced.
 
 Pure.
 """
 
-REPLACEMENT = "\ufffd"  #: stands for what cannot be shown (Unicode's replacement character)
+REPLACEMENT = "\ufffd"  #: stands for characters that cannot be shown (Unicode's replacement character)
 
 
 def plain(text: str) -> str:
-    """The text on one line, each control, format and surrogate character replaced: what is left only shows.
+    """The text on one line, with each control, format and surrogate character replaced.
 
-    Escape sequences of terminals begin with a control character; format characters turn the direction of writing.
+    Escape sequences of terminals begin with a control character; format characters can reverse the writing direction.
     """
     if text.isprintable():
         return text
@@ -17,5 +17,5 @@ def plain(text: str) -> str:
 
 
 def lines(text: str) -> str:
-    """Like `plain`, of a text of several lines."""
+    """The text as `plain` makes it, but with its line breaks."""
     return "\n".join(plain(line) for line in text.split("\n"))

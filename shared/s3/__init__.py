@@ -1,1 +1,1 @@
-"""The object store."""
+"""The object store: its client, and the JSON of the records in it."""

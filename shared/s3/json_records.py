@@ -1,6 +1,6 @@
-"""The JSON of the object store: written so that every parser reads it, and read so that nothing in it is believed.
+"""The JSON of the object store: strict JSON that every parser reads, and readers that trust nothing in a record.
 
-Pure. JSON has no NaN and no infinity: a figure that is no finite number is null in a record, and NaN again in Python.
+Pure. JSON has no NaN and no infinity: a figure that is not finite is null in a record, and NaN again in Python.
 """
 
 import json
@@ -18,7 +18,7 @@ NO_NUMBER = math.nan
 
 
 def finite(value: Any) -> Any:
-    """A document with null for each number that is not finite: the one rule of what is written."""
+    """A document with null for each number that is not finite; all that is written goes through this rule."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -32,12 +32,12 @@ def dumps(document: Any, *, indent: int | None = None, separators: tuple[str, st
     """A document as strict JSON (RFC 8259)."""
     try:
         return json.dumps(document, indent=indent, separators=separators, allow_nan=False)
-    except ValueError:  # it holds what is no number, as few do
+    except ValueError:  # it holds a number that is not finite, which is rare
         return json.dumps(finite(document), indent=indent, separators=separators, allow_nan=False)
 
 
 def loads(key: str, body: bytes | bytearray) -> dict[str, Any]:
-    """The record that a blob holds, or `Refused`; the NaN of other writers, and 1e999, are read as null."""
+    """The record that a blob holds, or `Refused`; NaN from other writers, and 1e999, are read as null."""
     try:
         record = json.loads(body, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):
@@ -53,13 +53,13 @@ def _finite(text: str) -> float | None:
 
 
 def figures(found: Any) -> dict[str, float]:
-    """The figures of a record by name, NaN for those that it has as null."""
+    """The figures of a record by name, with NaN for null."""
     return {name: NO_NUMBER if value is None else float(value) for name, value in found.items()}
 
 
 @contextmanager
 def reading(key: str) -> Iterator[None]:
-    """Around what takes a record apart: where a part is missing, or of another kind, `Refused` that names the key."""
+    """Runs a `with` block that takes a record apart; `Refused` with the key if a part is missing or of another type."""
     try:
         yield
     except FedqError:

@@ -1,9 +1,9 @@
 """The object store: put, get and list blobs by key, each checked against its SHA-256.
 
-The only module that knows minio-py, and it asks of the server nothing but S3's common ground (`make_key` asks MinIO).
-A store that is busy, slow or broken off is asked again for `patience` seconds; what comes and is wrong, a few times.
-So every call ends by then, except that a blob may take as long as its bytes need on the slowest line we put up with.
-A `Blobs` is safe to share between threads, not between processes.
+The only module that knows minio-py. It uses only calls that all S3 servers have, except `make_key`, which needs MinIO.
+If a store is busy, slow or breaks off, a call tries again for `patience` seconds; if a blob comes damaged, a few times.
+So every call ends by then, except that a blob may take as long as its bytes need on the slowest line that is allowed.
+A `Blobs` is safe to share between threads, but not between processes.
 """
 
 import hashlib
@@ -43,31 +43,31 @@ Bytes = bytes | npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 
 PATIENCE = 60.0  #: seconds in which a call may begin another try
-BRIEFLY = 3.0  #: of them, where the store is full or nobody listens: callers know better what else to do
+BRIEFLY = 3.0  #: the same if the store is full or does not listen: the caller knows better what else to do
 CONNECT = 5.0  #: seconds to connect, and to send a piece
 PAUSES = (0.2, 5.0)  #: seconds between two tries: at most the first, doubled each time up to the last
 PIECE = 1 << 18  #: bytes sent at a time, each within the connect time-out
-SLOWEST = 1e5  #: bytes a second, of a line of 1 Mbit/s; what moves more slowly does not move
-BUFFERED = 4 << 20  #: bytes of an upload that may be on their way when the last is sent
-CHUNK = 1 << 20  #: bytes received, copied and hashed at a time: they stay in the cache
+SLOWEST = 1e5  #: bytes per second, of a line of 1 Mbit/s; a slower transfer counts as stuck
+BUFFERED = 4 << 20  #: bytes of an upload that may still be in transit when the last one is sent
+CHUNK = 1 << 20  #: bytes received, copied and hashed at a time, few enough to stay in the processor's cache
 SINGLE_PUT = 4 << 30  #: bytes; S3 takes at most 5 GiB in one request
-PART = 64 << 20  #: bytes of a part of what is longer
-MAX_RECORD = 64 << 20  #: bytes of a JSON record that will be read
-ATTEMPTS = 3  #: downloads of what proves wrong, before it is taken for what the store has
+PART = 64 << 20  #: bytes of a part of a longer blob
+MAX_RECORD = 64 << 20  #: bytes of the longest JSON record that is read
+ATTEMPTS = 3  #: downloads of a damaged blob, before the damage is attributed to the store and not to the transfer
 
 _NOTHING = memoryview(b"")
 
 
 class NotFound(FedqError):
-    """There is no such key in the bucket."""
+    """An error for a key that is not in the bucket."""
 
 
 class NoKeys(FedqError):
-    """The store lets us make no keys."""
+    """An error for a store that does not let fedq make access keys."""
 
 
 class Faltered(Unavailable):
-    """The store was busy, slow or broken off; `lasting` where it is full or absent, which seldom changes soon."""
+    """The store was busy, slow or broken off; `lasting` if it is full or absent, which seldom changes soon."""
 
     lasting = False
 
@@ -85,7 +85,7 @@ class Blobs:
             settings.s3_access_key.get_secret_value(), settings.s3_secret_key.get_secret_value()
         )
         self._patience = patience
-        # minio-py's own pool would wait for 30 minutes on a server that answers nothing.
+        # The default pool of minio-py would wait for 30 minutes on a server that does not answer.
         self._http = _Http(self.place, settings.s3_timeout_s)
         self._client = Minio(
             url.netloc,
@@ -105,9 +105,9 @@ class Blobs:
         metadata: Mapping[str, Any] = {},
         on_piece: Callable[[], None] | None = None,
     ) -> BlobRef:
-        """Stores `body` under `key`; on return the store has it, whole.
+        """Stores `body` under `key`; on return the store has all of it.
 
-        `on_piece` is called when the first piece of it has been sent, and nobody knows yet whether the rest will be.
+        `on_piece` is called after the first piece has been sent, when the rest may still fail.
         """
         view = (memoryview(body) if isinstance(body, bytes) else body.data).cast("B")
         ref = BlobRef(key=key, size=view.nbytes, digest=digest or hashlib.sha256(view).hexdigest())
@@ -116,27 +116,27 @@ class Blobs:
         if ref.size > SINGLE_PUT:
             self._put_parts(ref, view, described, on_piece)
         else:
-            # The blob's digest is the payload hash that S3 signs: one pass over the bytes gives the name and the
-            # signature, and servers that check payloads refuse a garbled one. minio-py would copy and hash them again.
+            # The blob's digest is the payload hash that S3 signs. So one pass over the bytes gives both the name and
+            # the signature, and servers that check payloads refuse a garbled one; minio-py would copy and hash again.
             put = partial(self._request, "PUT", ref.key, view, digest=ref.digest, headers=described, on_piece=on_piece)
             self._finally_there(ref, put)
         return ref
 
     def put_json(self, key: str, record: Mapping[str, Any]) -> BlobRef:
-        """Stores a record as indented JSON, to be read by people too; what is no finite number is null."""
+        """Stores a record as indented JSON, which people can read too; a number that is not finite becomes null."""
         text = json_records.dumps(record, indent=2).encode() + b"\n"
         if len(text) > MAX_RECORD:
             raise BadInput(f"{key}: a record of {len(text)} bytes could not be read again; {MAX_RECORD} are the most")
         return self.put(key, text)
 
     def get_into(self, ref: BlobRef, buffer: npt.NDArray[np.uint8]) -> None:
-        """Receives a blob into `buffer`, hashing as it comes; `Refused` unless it is what `ref` says."""
+        """Receives a blob into `buffer` and hashes it on arrival; `Refused` unless it matches `ref`."""
         if buffer.nbytes != ref.size:
             raise ValueError(f"{ref.key}: a buffer of {buffer.nbytes} bytes for {ref.size}")
         self._patiently(lambda: self._receive(ref, buffer), ref.size)
 
     def get_span(self, ref: BlobRef, start: int, buffer: npt.NDArray[np.uint8]) -> None:
-        """Fills `buffer` with the bytes of a blob from `start` on; not checked, because no digest covers a part."""
+        """Fills `buffer` with the bytes of a blob from `start` on; unchecked, because no digest covers a part."""
         self._patiently(partial(self._receive_span, ref, start, buffer), buffer.nbytes)
 
     def get(self, ref: BlobRef) -> npt.NDArray[np.uint8]:
@@ -146,7 +146,7 @@ class Blobs:
         return buffer
 
     def get_json(self, key: str) -> dict[str, Any]:
-        """A record, or `NotFound`; `Refused` unless it is what its writer said, where that is known."""
+        """A record, or `NotFound`; `Refused` if its digest is known and does not match."""
         return self._patiently(lambda: self._read(key))
 
     def exists(self, key: str) -> bool:
@@ -157,12 +157,12 @@ class Blobs:
         return True
 
     def stat(self, key: str) -> tuple[int, dict[str, str]]:
-        """Bytes of a blob, and its metadata by lower-case names; `NotFound` where there is none."""
+        """Size of a blob in bytes, and its metadata by lower-case names; `NotFound` if there is no such blob."""
         found = self._patiently(lambda: self._client.stat_object(self.bucket, key))
         return found.size or 0, _metadata(found)
 
     def folders(self, prefix: str) -> list[str]:
-        """The names directly below `prefix` that have something below them, in order."""
+        """The names of the folders directly below `prefix`, in order."""
         found = self._patiently(lambda: list(self._client.list_objects(self.bucket, prefix=prefix)))
         return sorted(item.object_name[len(prefix) : -1] for item in found if item.is_dir and item.object_name)
 
@@ -172,27 +172,27 @@ class Blobs:
         return sorted(item.object_name for item in found if item.object_name)
 
     def delete(self, prefix: str, *, holding: str = "") -> int:
-        """Removes what is below `prefix` (and has `holding` in its key) and says how many blobs that were."""
+        """Removes the blobs below `prefix` (that have `holding` in their keys) and returns their number."""
         keys = [key for key in self.list(prefix) if holding in key]
         self._patiently(lambda: self._remove(keys))
         return len(keys)
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Removes blobs by their keys; one that is not there is as good as removed."""
+        """Removes blobs by their keys; a missing one is no error."""
         if keys:
             self._patiently(lambda: self._remove(keys))
 
     def make_bucket(self) -> bool:
-        """Makes this bucket, and says whether it was missing."""
+        """Makes this bucket; true if it was missing."""
         if self._patiently(lambda: self._client.bucket_exists(self.bucket)):
             return False
         self._patiently(lambda: self._client.make_bucket(self.bucket))
         return True
 
     def make_key(self, access_key: str, secret_key: str, writes: Sequence[str]) -> bool:
-        """Gives a key this secret, and the rights to read the bucket and to write below the patterns of `writes`.
+        """Gives an access key this secret, and rights to read the bucket and to write below the patterns of `writes`.
 
-        Says whether it was missing. By MinIO's admin API: `NoKeys` where the store has none, or not for us.
+        True if the key was missing. This uses MinIO's admin API: `NoKeys` if the store lacks it or refuses its use.
         """
         url = urlsplit(self._endpoint)
         admin = MinioAdmin(
@@ -205,7 +205,7 @@ class Blobs:
         policy = f"{self.bucket}-{access_key}"
 
         def attempt() -> bool:
-            # First of all: a store without this API may take what we put there for a blob.
+            # The list comes before any write, because a store without this API may take the written data for a blob.
             known = policy in json.loads(admin.policy_list())
             admin.policy_add(policy, policy=_policy(self.bucket, writes))
             admin.user_add(access_key, secret_key)
@@ -223,8 +223,8 @@ class Blobs:
 
     def probe(self) -> str:
         """Checks that this bucket can be listed, written, read and cleared; returns the server's name."""
-        # First: a server may make a missing bucket for an administrator who writes to it; and it says what it refuses,
-        # as it would not if only asked whether there is one.
+        # The list comes first, because a server may make a missing bucket when an administrator writes to it. A list
+        # also gets the reason of a refusal, unlike a question whether the bucket exists.
         self.list("probe/")
         key = f"probe/{time.time_ns()}"
         ref = self.put(key, b"fedq")
@@ -234,12 +234,12 @@ class Blobs:
         return str(response.headers.get("Server", "S3"))
 
     def _patiently(self, attempt: Callable[[], Result], size: int = 0) -> Result:
-        """What `attempt` yields, tried again while that may help; `size` bytes take time beyond our patience."""
+        """The result of `attempt`, which is repeated while that may help; `size` bytes add time to the patience."""
         began = time.monotonic()
         self._http.end_by(began + self._patience + size / SLOWEST)
         wrong = 0
         for number in itertools.count():
-            # Full jitter: those who failed together do not come back together.
+            # The pause has full jitter, so that clients which failed together do not come back together.
             pause = random.uniform(0, min(PAUSES[0] * 2**number, PAUSES[1]))  # noqa: S311
             try:
                 with self._translated():
@@ -256,14 +256,14 @@ class Blobs:
         raise AssertionError("unreachable")
 
     def _finally_there(self, ref: BlobRef, send: Callable[[], object]) -> None:
-        """Sends a blob, or the last of it, until the store has it."""
+        """Sends a blob, or the request that completes it, until the store has it."""
 
         def attempt() -> None:
             try:
                 with self._translated():
                     send()
             except Unavailable:
-                # The reply may be lost and the upload complete: look before sending again, or giving up.
+                # The upload may be complete and only the reply lost, so the store is asked before another try.
                 if not self._has(ref):
                     raise
 
@@ -272,7 +272,7 @@ class Blobs:
     def _put_parts(
         self, ref: BlobRef, view: memoryview, described: dict[str, str], on_piece: Callable[[], None] | None
     ) -> None:
-        """Uploads what is too long for one request; each part has a call's patience of its own."""
+        """Uploads a blob that is too long for one request, in parts; each part has the patience of a whole call."""
         begun = self._patiently(partial(self._request, "POST", ref.key, query={"uploads": ""}, headers=described))
         upload = {"uploadId": _text(begun.data, "UploadId")}
         listed = ""
@@ -289,7 +289,7 @@ class Blobs:
             with suppress(FedqError), self._translated():
                 self._request("DELETE", ref.key, query=upload)
             raise
-        # Not taken back from here on: the store may be putting the parts together whatever we hear of it.
+        # From here on the upload is not aborted, because the store may be joining the parts even if its reply is lost.
         whole = memoryview(f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode())
         self._finally_there(ref, partial(self._request, "POST", ref.key, whole, query=upload))
 
@@ -304,7 +304,7 @@ class Blobs:
         headers: Mapping[str, str] = {},
         on_piece: Callable[[], None] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """One signed request."""
+        """The response to one signed request."""
         digest = digest or hashlib.sha256(body).hexdigest()
         date = utcnow()
         url = urlsplit(f"{self._endpoint}/{self.bucket}/{quote(key)}")._replace(query=urlencode(sorted(query.items())))
@@ -327,8 +327,8 @@ class Blobs:
         )
         pieces = cast("Iterable[bytes]", _Pieces(body, on_piece, self._http.left))
         response = self._http.request(method, url.geturl(), body=pieces, headers=signed, size=len(body))
-        if response.status >= 300 or b"<Error>" in response.data:  # parts may fail to come together after a 200
-            if b"<Code>" not in response.data:  # not S3's answer: a proxy's
+        if response.status >= 300 or b"<Error>" in response.data:  # S3 may fail to join parts after a 200
+            if b"<Code>" not in response.data:  # a proxy's answer, not S3's
                 raise Unavailable(f"{self.place} answers {response.status} to an upload; is FEDQ_S3_URL right?")
             raise S3Error.fromxml(response)
         return response
@@ -342,7 +342,7 @@ class Blobs:
         return found.size == ref.size and _metadata(found).get("digest") == ref.digest
 
     def _receive(self, ref: BlobRef, buffer: npt.NDArray[np.uint8]) -> None:
-        """Fills `buffer`, or `Refused` where what comes is not what `ref` says."""
+        """Fills `buffer` with a blob; `Refused` if it does not match `ref`."""
         digest = hashlib.sha256()
         target = buffer.data
         with self._open(ref.key) as response:
@@ -376,7 +376,7 @@ class Blobs:
                 if len(body) > MAX_RECORD:
                     raise Refused(f"{key}: a record of more than {MAX_RECORD} bytes")
             written = response.headers.get("x-amz-meta-digest")
-        if written is not None:  # as it is not by other tools
+        if written is not None:  # other tools write no digest
             _compare(key, hashlib.sha256(body).hexdigest(), written)
         return json_records.loads(key, body)
 
@@ -397,7 +397,7 @@ class Blobs:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """minio-py's and urllib3's errors as ours."""
+        """Turns errors of minio-py and urllib3 in a `with` block into fedq's."""
         try:
             yield
         except S3Error as error:
@@ -412,12 +412,12 @@ class Blobs:
                 found = Faltered(f"{self.place}: {trouble}")
             else:
                 found = Faltered(f"{self.place} cannot be reached ({error}); check FEDQ_S3_URL")
-            # A line with TLS that breaks off in the middle is as passing as any other.
+            # A TLS connection that breaks off in the middle is no lasting trouble: it may work the next time.
             found.lasting = trouble is not None or isinstance(error, urllib3.exceptions.NewConnectionError)
             raise found from error
 
     def _refusal(self, error: S3Error) -> FedqError:
-        """What S3's answer means to a person."""
+        """The error for users that stands for S3's answer."""
         match error.code:
             case "NoSuchKey" | "NoSuchObject":
                 return NotFound(f"{self.place} has no {error.object_name}")
@@ -427,7 +427,7 @@ class Blobs:
                 return Denied(f"{self.place} refuses these credentials ({code}); check {_DENIED[code]}")
             case "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" | "PermanentRedirect":
                 return Unavailable(f"{self.place} is of another region ({error.message}); check FEDQ_S3_REGION")
-            case "BadRequest":  # no code of S3's: a server's that takes no request at all
+            case "BadRequest":  # not a code of S3: the server takes no request at all
                 return Unavailable(f"{self.place} takes no request; is FEDQ_S3_URL right, http:// or https://?")
             case code:
                 kind = Faltered if code in _PASSING else Unavailable
@@ -435,7 +435,7 @@ class Blobs:
 
 
 class _Http(urllib3.PoolManager):
-    """Requests that end by their thread's deadline, however slowly an answer trickles, and are sent once."""
+    """Connections whose requests are sent once and end by their thread's deadline, however slow the answer."""
 
     def __init__(self, place: str, read: float) -> None:
         super().__init__(maxsize=16, retries=False)
@@ -446,14 +446,14 @@ class _Http(urllib3.PoolManager):
         self._own.deadline = deadline
 
     def left(self) -> float:
-        """Seconds that this thread's call has, or `Faltered`."""
+        """Seconds left for this thread's call, or `Faltered` if there are none."""
         left: float = self._own.deadline - time.monotonic()
         if left <= 0:
             raise Faltered(f"{self._place} is too slow; check FEDQ_S3_URL and the line to it")
         return left
 
     def body(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-        """What comes, as it comes."""
+        """The pieces of a response as they arrive, until the thread's deadline."""
         while chunk := response.read1(CHUNK, decode_content=False):
             yield chunk
             self.left()
@@ -492,7 +492,7 @@ class _Http(urllib3.PoolManager):
 
 
 def _policy(bucket: str, writes: Sequence[str]) -> dict[str, Any]:
-    """Rights in the words of S3: to read a bucket, and to write and remove what matches one of `writes`."""
+    """An S3 policy with the rights to read a bucket, and to write and remove keys that match one of `writes`."""
     name = f"arn:aws:s3:::{bucket}"
     reads = [("s3:GetBucketLocation", name), ("s3:ListBucket", name), ("s3:GetObject", f"{name}/*")]
     changes = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
@@ -504,7 +504,7 @@ def _policy(bucket: str, writes: Sequence[str]) -> dict[str, Any]:
 
 
 def _refusal(error: Exception) -> str:
-    """What a server said to a call of the admin API: MinIO's own words, or the status of one that does not know it."""
+    """A server's reason for refusing a call of the admin API: MinIO's message, or the status if it lacks the API."""
     status, _, body = str(error).removeprefix("admin request failed; Status: ").partition(", Body: ")
     try:
         said = json.loads(body)
@@ -529,7 +529,7 @@ def _metadata(found: Any) -> dict[str, str]:
     return {name.removeprefix(own): value for name, value in headers.items() if name.startswith(own)}
 
 
-#: What to look at, by S3's code for what is refused.
+#: The settings to check, by S3's code for a refusal.
 _DENIED = {
     "AccessDenied": "FEDQ_S3_ACCESS_KEY, FEDQ_S3_SECRET_KEY and their rights on the bucket FEDQ_S3_BUCKET",
     "InvalidAccessKeyId": "FEDQ_S3_ACCESS_KEY",
@@ -537,7 +537,7 @@ _DENIED = {
     "SignatureDoesNotMatch": "FEDQ_S3_SECRET_KEY",
 }
 
-#: S3's codes for what may be otherwise in a moment: a body garbled or broken off on its way among them.
+#: S3's codes for troubles that may pass in a moment, including a body that was garbled or broken off on its way.
 _PASSING = (
     "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "OperationAborted",
     "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
@@ -545,7 +545,7 @@ _PASSING = (
 
 
 class _Pieces:
-    """A memoryview in pieces, because a socket's time-out bounds the whole of one send."""
+    """A memoryview in pieces, because a socket's time-out applies to the whole of one send."""
 
     def __init__(self, view: memoryview, on_piece: Callable[[], None] | None, left: Callable[[], float]) -> None:
         self._view, self._on_piece, self._left = view, on_piece, left
