@@ -1,1 +1,1 @@
-"""A service as a process: its settings, start and end, probes, logs and failpoints."""
+"""The process of a service: its settings, start and end, probes, logs and failpoints."""

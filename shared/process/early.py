@@ -1,13 +1,13 @@
-"""The first moments of a service: what it runs on takes a second or more to import, and Ctrl-C may come meanwhile."""
+"""Signals during the start of a service: its imports take a second or more, and Ctrl-C may come meanwhile."""
 
 import os
 import signal
 
 
 def heed_signals() -> None:
-    """From now on SIGTERM and SIGINT end the process at once, with exit code 0; `until_stopped` replaces it.
+    """Makes SIGTERM and SIGINT end the process at once, with exit code 0, until `until_stopped` replaces that.
 
-    Nothing has been begun that would need an order, and an exception may be lost in the middle of an import.
+    An exception could be lost in the middle of an import, and no work has begun that would need an orderly end.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(os.EX_OK))

@@ -1,9 +1,9 @@
 """Named points at which a test ends, stops or fails a process on purpose; inert unless `FEDQ_FAILPOINT` is set.
 
-`FEDQ_FAILPOINT=name=kill@n` sends SIGKILL to the process when it reaches the point for the n-th time (the first where
-`@n` is left out); `stop` sends SIGSTOP, `raise` raises. With `:path` after it, whichever process reaches the point
-first makes that file, and the others pass: a process that is started again does not die again. Several are separated by
-commas. A point costs one look at a dict while nothing is set. The idea is that of FreeBSD's fail(9), as etcd uses it.
+`FEDQ_FAILPOINT=name=kill@n` sends SIGKILL to the process when it reaches the point for the n-th time (the first if
+`@n` is left out); `stop` sends SIGSTOP, `raise` raises. With `:path` after it, the first process to reach the point
+makes that file, and the others pass: a process that is started again does not die again. Commas separate several
+points. While none is set, a point costs one look at a dict. The idea is from FreeBSD's fail(9), as etcd uses it.
 """
 
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from shared.errors import BadInput, Unavailable
 
-POINTS: dict[str, str] = {  #: every point, and what is done at it
+POINTS: dict[str, str] = {  #: every point, and the state of the work at it
     "aggregator.claimed": "owns a job, and has read nothing of it",
     "aggregator.resumed": "has read the record, and has done nothing",
     "aggregator.opened": "a round is in the ledger, and nobody has been asked",
@@ -46,7 +46,7 @@ _ACTIONS = ("kill", "stop", "raise")
 class _Armed:
     action: str
     left: int
-    once: str = ""  # the file that whoever acts has made
+    once: str = ""  # the file that the first process to act makes
 
     def is_due(self) -> bool:
         self.left -= 1
@@ -60,7 +60,7 @@ class _Armed:
 
 
 def parse(text: str) -> dict[str, _Armed]:
-    """What `FEDQ_FAILPOINT` sets, or `BadInput` that says what is wrong with it."""
+    """The points that the value of `FEDQ_FAILPOINT` sets, or `BadInput` that names the mistake in it."""
     armed = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         name, _, rest = part.partition("=")
@@ -79,19 +79,19 @@ _watch: Callable[[str], None] | None = None
 
 
 def arm(text: str | None = None) -> None:
-    """Sets the points of `text`, or of `FEDQ_FAILPOINT`; called once where a process begins."""
+    """Sets the points of `text`, or of `FEDQ_FAILPOINT`; a process calls this once when it begins."""
     _armed.clear()
     _armed.update(parse(os.environ.get("FEDQ_FAILPOINT", "") if text is None else text))
 
 
 def watch(watcher: Callable[[str], None] | None) -> None:
-    """Calls `watcher` with the name of each point that is reached: for a simulator, which kills by an exception."""
-    global _watch  # noqa: PLW0603 - there is one process
+    """Sets `watcher` to be called with the name of each point reached: a simulator kills by an exception from it."""
+    global _watch  # noqa: PLW0603 - one watcher for one process
     _watch = watcher
 
 
 def failpoint(name: str) -> None:
-    """A place at which a test may end this process."""
+    """Marks a point at which a test may end, stop or fail this process."""
     if _watch is not None:
         _watch(name)
     if not _armed:

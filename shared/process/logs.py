@@ -1,4 +1,4 @@
-"""Logs: one line per step, coloured on a terminal, JSON anywhere else."""
+"""Logs: one line per step, colored on a terminal, JSON anywhere else."""
 
 import functools
 import logging
@@ -32,16 +32,16 @@ def configure(settings: Common, service: str, stream: TextIO | None = None) -> N
         logger_factory=structlog.PrintLoggerFactory(target),
         cache_logger_on_first_use=True,
     )
-    # Drivers log the same failures that their exceptions carry to us; only what nobody raises is of use.
+    # Drivers log the same failures that their exceptions carry, so only their critical messages are shown.
     logging.basicConfig(stream=target, level=logging.CRITICAL, force=True)
 
 
 def _name(service: str, _logger: object, _method: str, line: EventDict) -> EventDict:
-    """Every line says which service wrote it, whatever thread it comes from (context variables would not)."""
+    """Adds the service's name to a line from any thread; context variables would not reach all threads."""
     line.setdefault("service", service)
     return line
 
 
 def _only_shown(_logger: object, _method: str, line: EventDict) -> EventDict:
-    """Much of a line was read, from messages or the bucket: a terminal shows it and obeys nothing; JSON escapes it."""
+    """Makes a line safe for a terminal, because parts of it come from messages or the bucket; JSON escapes them."""
     return {name: plain(value) if isinstance(value, str) else value for name, value in line.items()}

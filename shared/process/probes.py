@@ -1,7 +1,7 @@
-"""Two files that say how a process fares: `alive` while its loops turn, `ready` while it serves.
+"""Two files that show the health of a process: `alive` while its loops turn, `ready` while it serves.
 
-For checks that need no connection: `find alive -mmin -3`, `test -e ready`. A server that is away fails neither,
-because whoever waits for one waits in bounded steps, and says between them that it still turns.
+They allow checks without a connection: `find alive -mmin -3`, `test -e ready`. A server that is away fails neither,
+because a loop that waits for one waits in bounded steps, and reports between them that it still turns.
 """
 
 import os
@@ -17,11 +17,11 @@ import structlog
 
 from shared.errors import BadInput
 
-OFTEN = 0.1  #: intervals between two touches at least, however quickly the loops turn
+OFTEN = 0.1  #: shortest time between two touches, in intervals, however quickly the loops turn
 
 
 class Loop:
-    """One of the loops that a process lives by; it must turn at least once an interval, from now on."""
+    """A main loop of a process; from its creation on, it must turn at least once per interval."""
 
     def __init__(self, probes: "Probes") -> None:
         self._probes = probes
@@ -29,13 +29,13 @@ class Loop:
         self.last = time.monotonic()
 
     def turned(self) -> None:
-        """Says that the loop is not stuck; from its own thread. Takes 0.2 µs, and 10 µs where a touch is due."""
+        """Reports, from the loop's thread, that it is not stuck. Takes 0.2 µs, and 10 µs if a touch is due."""
         self.last = now = time.monotonic()
         if now >= self._probes.due:
             self._probes.touch(now)
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
-        """`event.wait(seconds)` for a loop that has nothing else to do, and turns meanwhile."""
+        """Waits as `event.wait(seconds)`, but lets the loop turn meanwhile; for a loop that has nothing else to do."""
         deadline = time.monotonic() + seconds
         while True:
             self.turned()
@@ -46,20 +46,20 @@ class Loop:
                 return False
 
     def end(self) -> None:
-        """It has ended as it should: nobody expects it to turn again."""
+        """Removes the loop, which has ended as it should and need not turn again."""
         self._probes.forget(self)
 
 
 class Probes:
-    """The files of one process, in the folder `FEDQ_PROBE_DIR`, which is its own; without that, none.
+    """The probe files of one process, in the folder `FEDQ_PROBE_DIR` for this process alone; without it, no files.
 
-    `alive` is as old as the last turn of the loop that turned least lately, so that one that hangs lets it grow old
-    however well the others fare. Raises `BadInput` where the folder cannot be written.
+    The time of `alive` is the oldest of the loops' last turns, so that one loop that hangs lets the file grow old
+    even if all others turn. Raises `BadInput` if the folder cannot be written.
     """
 
     def __init__(self, directory: Path | None = None, interval: float = 10.0) -> None:
         self.interval = interval  #: seconds
-        self.due = float("inf")  # by the monotonic clock: when the next touch is of use
+        self.due = float("inf")  # time of the next touch, by the monotonic clock
         self._directory = directory
         self._loops: tuple[Loop, ...] = ()
         self._lock = threading.Lock()
@@ -70,7 +70,7 @@ class Probes:
         self._alive, self._ready = self._directory / "alive", self._directory / "ready"
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._ready.unlink(missing_ok=True)  # of a process that was killed
+            self._ready.unlink(missing_ok=True)  # left by a process that was killed
             self._alive.touch()
         except OSError as error:
             raise BadInput(f"FEDQ_PROBE_DIR: {self._directory} cannot be written: {error.strerror}") from error
@@ -89,7 +89,7 @@ class Probes:
                 self._alive.unlink()
 
     def loop(self) -> Loop:
-        """A loop of this process, which has turned now."""
+        """A new loop of this process; its creation counts as a turn."""
         with self._lock:
             loop = Loop(self)
             self._loops += (loop,)
@@ -100,13 +100,13 @@ class Probes:
             self._loops = tuple(other for other in self._loops if other is not loop)
 
     def serving(self) -> None:
-        """Ready from now on, unless it has been asked to stop."""
+        """Marks the process as ready, unless it has been asked to stop."""
         with self._lock:
             if self._directory is not None and not self._stopping:
                 self._written(self._ready.touch)
 
     def stopping(self) -> None:
-        """Not ready any more, at once; it lives on until its loops have ended."""
+        """Marks the process as no longer ready, at once; it stays alive until its loops have ended."""
         with self._lock:
             self._stopping = True
             if self._directory is not None:
@@ -114,7 +114,7 @@ class Probes:
                     self._ready.unlink()
 
     def touch(self, now: float) -> None:
-        """Has `alive` say when the loop turned that turned least lately; `now` is the monotonic clock's."""
+        """Sets the time of `alive` to the oldest of the loops' last turns; `now` is by the monotonic clock."""
         self.due = now + OFTEN * self.interval
         turned = time.time() - now + min((loop.last for loop in self._loops), default=now)
         self._written(lambda: _touch(self._alive, turned))
@@ -122,14 +122,14 @@ class Probes:
     def _written(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except OSError as error:  # the process is no worse for it; whoever looks at the files will end it
+        except OSError as error:  # the process itself is well; the check of the files will end it
             if not self._complained:
                 structlog.get_logger().warning("probe not written", reason=f"FEDQ_PROBE_DIR: {error}")
             self._complained = True
 
 
 def _touch(path: Path, at: float) -> None:
-    """As `touch -d` does: makes the file where somebody removed it."""
+    """Sets a file's time as `touch -d` does, and makes the file again if it was removed."""
     try:
         os.utime(path, (at, at))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How a service lives: start, run until asked to stop, shut down in order."""
+"""The life of a service: start, run until asked to stop, shut down in order."""
 
 import os
 import signal
@@ -24,8 +24,8 @@ Check = Callable[[], object]
 def until_stopped() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set.
 
-    The kernel may hand a signal to any thread, and a handler of Python's runs once the main thread comes to it: not
-    while that waits for a lock. So the number of the signal goes through a pipe, which a thread of its own reads.
+    The kernel may hand a signal to any thread, and Python runs a handler only in the main thread, and not while that
+    waits for a lock. So the number of the signal goes through a pipe, which a separate thread reads.
     """
     stop = threading.Event()
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -53,11 +53,11 @@ def until_stopped() -> Iterator[threading.Event]:
 
 
 def at_start(stop: threading.Event, checks: Mapping[str, Check]) -> bool:
-    """Whether every server answers as it should; false where the service was asked to stop meanwhile.
+    """True if every server answers as it should; false if the service was asked to stop meanwhile.
 
-    `checks` are by the variable that names the server. All are made at once, and again for a few seconds, because
-    servers may be starting too. Then, at the latest, raises what stands in the way of each: `Unavailable`, or
-    `BadInput` where one of them is a mistake.
+    The key of each of the `checks` is the variable that names the server. All run at once, and again for a few
+    seconds, because servers may be starting too. After that this raises the reasons of all failures: as `Unavailable`,
+    or as `BadInput` if one of them is a mistake in the settings.
     """
     structlog.get_logger().info("starting", looks_at=list(checks))
     deadline = time.monotonic() + PATIENCE
@@ -77,12 +77,12 @@ def at_start(stop: threading.Event, checks: Mapping[str, Check]) -> bool:
 
 
 class _Trial(threading.Thread):
-    """Makes a check until it passes; a daemon, because a driver that hangs, in a name server say, is not waited for."""
+    """Runs a check until it passes; a daemon, because a driver that hangs, in a name lookup say, may not end."""
 
     def __init__(self, variable: str, check: Check, stop: threading.Event, deadline: float) -> None:
         super().__init__(name=f"check-{variable}", daemon=True)
         self._check, self._asked, self._deadline = check, stop, deadline
-        #: Why it has not passed.
+        #: The reason why the check has not passed; None once it has.
         self.reason: Exception | None = Unavailable(f"{variable}: its server gives no answer in {PATIENCE:g} s")
 
     def run(self) -> None:
@@ -103,18 +103,18 @@ class _Trial(threading.Thread):
 
 
 def mention_unknown_settings() -> None:
-    """Warns of variables that nobody reads: a typo in a name is otherwise a default that surprises."""
+    """Warns of variables that fedq does not read: a typo in a name would otherwise leave a surprising default."""
     for name, meant in settings.unknown().items():
         hint = f"{name} is not read by anybody" + (f"; is {meant} meant?" if meant else "")
         structlog.get_logger().warning("unknown setting", reason=hint)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a service's `main`; a mistake of setting or a missing server is one clear sentence, then the exit code."""
+    """Runs a service's `main`; a wrong setting or a missing server becomes one clear sentence and an exit code."""
     try:
         main()
     except FedqError as error:
-        if structlog.is_configured():  # or it would print all of it
+        if structlog.is_configured():  # unconfigured, it would print the whole traceback
             structlog.get_logger().debug("ended", exc_info=True)
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the last word of a process that cannot start
         sys.exit(error.exit_code)

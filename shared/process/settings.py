@@ -1,8 +1,8 @@
-"""Where the servers are and how this process behaves, read once from `FEDQ_*` into a frozen value.
+"""Settings of a process: its servers and its behavior, read once from `FEDQ_*` into a frozen value.
 
 Values come from the environment, then `.env`, then `.fedq/env` (which `make up` writes), in that order. `.env`
-is the working folder's; `.fedq/env` may be that of a folder above it.
-Each service asks for the part it needs: a trainer's settings hold no Redis address at all.
+is the working folder's; `.fedq/env` may be in a folder above it.
+Each service reads only the part that it needs: a trainer's settings hold no Redis address at all.
 """
 
 import difflib
@@ -27,13 +27,13 @@ FILE, OWN = ".fedq/env", ".env"
 
 
 def _url(example: str, *schemes: str, login: bool = False, path: str = "/?") -> AfterValidator:
-    """A URL like the example: with a login only where that is used, and with what may follow host and port."""
+    """A check for a URL like the example: with a login only if `login`, and with `path` after host and port."""
 
     def check(value: SecretStr) -> SecretStr:
         try:
             parts = urlsplit(value.get_secret_value())
             _ = parts.port
-        except ValueError:  # its text may hold a part of the password
+        except ValueError:  # the error's text may hold a part of the password, so it is dropped
             raise ValueError("is no URL; write special characters of a password as %2F, %23, %5B …") from None
         if parts.scheme not in schemes or not parts.hostname:
             raise ValueError(f"must be a URL such as {example}")
@@ -56,7 +56,7 @@ def _matching(pattern: str, what: str) -> AfterValidator:
 
 
 def _entries(value: object) -> object:
-    """Of an allow list, as it is written with commas."""
+    """Entries of an allow list, from a text with commas."""
     if not isinstance(value, str):
         return value
     found = tuple(entry.strip() for entry in value.split(",") if entry.strip())
@@ -69,7 +69,7 @@ def _entries(value: object) -> object:
     return found
 
 
-# A password with a bare / in it ends the host early: what follows is no path, and must not be shown as one.
+# A bare / in a password ends the host early: the text after it is no path, and must not be shown as one.
 Amqp = Annotated[SecretStr, _url("amqp://user:password@host:5672/vhost", "amqp", "amqps", login=True, path="[^@]*")]
 RedisUrl = Annotated[SecretStr, _url("redis://:password@host:6379/0", "redis", "rediss", login=True, path=r"(/\d*)?")]
 S3Url = Annotated[SecretStr, _url("http://host:9000", "http", "https")]
@@ -91,16 +91,16 @@ Device = Annotated[str, _matching(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", "auto, cpu,
 class Common(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_ignore_empty=True,  # what compose makes of a variable that nobody set
-        str_strip_whitespace=True,  # a Secret that is made of a file ends in a line feed
+        env_ignore_empty=True,  # compose passes an unset variable as an empty one
+        str_strip_whitespace=True,  # a Kubernetes Secret that is made from a file ends in a line feed
         extra="ignore",
         frozen=True,
     )
 
     log: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    probe_dir: Path | None = None  # of this process alone: where `alive` and `ready` are
-    probe_s: float = Field(default=10.0, ge=0.01, le=60)  # in which each loop turns; they are dead after 180 s
+    probe_dir: Path | None = None  # for this process alone: the folder of `alive` and `ready`
+    probe_s: float = Field(default=10.0, ge=0.01, le=60)  # for a turn of each loop; dead after 180 s
 
 
 class Broker(Common):
@@ -118,17 +118,17 @@ class Store(Common):
     s3_secret_key: Key
     s3_bucket: Bucket = "fedq"
     s3_region: Region = "us-east-1"
-    s3_timeout_s: float = Field(default=30.0, ge=0.1, le=600)  # without a byte of an answer
+    s3_timeout_s: float = Field(default=30.0, ge=0.1, le=600)  # longest silence of an answer
 
 
 class Console(Broker):
-    """RabbitMQ's management API; the credentials are those of `FEDQ_AMQP_URL`."""
+    """Settings of RabbitMQ's management API, which takes the credentials of `FEDQ_AMQP_URL`."""
 
     rabbitmq_url: Management | None = None
 
 
 class Code(Common):
-    """Which code of the user's own a process may run, by the name that a job gives: nothing unless it is listed."""
+    """The allow list of the user's own code, by the names that jobs give: without an entry, nothing may run."""
 
     allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_entries)] = ()
 
@@ -139,31 +139,31 @@ class Aggregator(Console, Record, Store, Code):
 
 
 class Data(Common):
-    data_dir: Path = Path("data")  # below which a job's data sets are looked for
+    data_dir: Path = Path("data")  # the folder that holds the data sets of jobs
 
 
 class Trainer(Broker, Store, Data, Code):
     heartbeat_s: float = Field(default=2.0, ge=0.1, le=300)
-    grace_s: float = Field(default=25.0, ge=0, le=86400)  # to finish in when asked to stop; then work is handed back
+    grace_s: float = Field(default=25.0, ge=0, le=86400)  # to finish work after a stop; the rest is handed back
     cache_dir: Path = Field(default_factory=lambda: _temporary() / f"fedq-cache-{os.getuid()}")
     cache_mb: int = Field(default=4096, ge=1)
-    state_dir: Path = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "fedq"  # of a silo
+    state_dir: Path = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "fedq"  # of a silo's state
     device: Device = "auto"
-    threads: int = Field(default=1, ge=1)  # of torch, in each slot: more, for a machine that it has to itself
+    threads: int = Field(default=1, ge=1)  # of torch, per slot; more for a trainer alone on its machine
 
 
 class Registry(Broker, Record):
     registry_url: Listen = SecretStr("http://127.0.0.1:8080")
-    heartbeat_s: float = Field(default=2.0, ge=0.1, le=300)  # as the trainers have it
-    patience: int = Field(default=5, ge=2)  # heartbeats without a sign of life: then a trainer is lost
+    heartbeat_s: float = Field(default=2.0, ge=0.1, le=300)  # the same as the trainers'
+    patience: int = Field(default=5, ge=2)  # missing heartbeats after which a trainer is lost
 
 
 class Cli(Console, Record, Store, Code):
-    """What a person's commands need."""
+    """Settings of the command line."""
 
 
 class Setup(Console, Record, Store):
-    """What `fedq setup` gives the trainers, by an operator who may make users and keys."""
+    """Settings of `fedq setup`: the trainers' credentials, and an operator's right to make users and keys."""
 
     rabbitmq_url: Management
     trainer_amqp_password: Key
@@ -173,14 +173,14 @@ class Setup(Console, Record, Store):
 
 AnySettings = TypeVar("AnySettings", bound=Common)
 
-#: Read elsewhere: by the failpoints, the native stack and the tests.
+#: Variables that the failpoints, the native stack and the tests read elsewhere.
 ELSEWHERE = ("FEDQ_FAILPOINT", "FEDQ_NATIVE_CACHE", "FEDQ_SIMULATION_SEED")
 
 
 def load(kind: type[AnySettings]) -> AnySettings:
     """The settings of one service, or `BadInput` that names everything missing or wrong at once."""
     try:
-        return kind(_env_file=_files())  # the later one stands above
+        return kind(_env_file=_files())  # pydantic lets the later file win
     except ValidationError as error:
         missing, lines = [], []
         for mistake in error.errors(include_url=False, include_input=False):
@@ -191,36 +191,36 @@ def load(kind: type[AnySettings]) -> AnySettings:
                 lines.append(f"{name}: {mistake['msg'].removeprefix('Value error, ')}")
         if missing:
             lines.append(_say_missing(missing))
-        raise BadInput("\n".join(lines)) from None  # the cause would show the values, secrets too
+        raise BadInput("\n".join(lines)) from None  # the cause would show the values, including secrets
 
 
 def unknown() -> dict[str, str | None]:
-    """The variables that are set for us and that nobody reads, each with the one that may have been meant."""
+    """The `FEDQ_` variables that are set but not read by fedq, each with the one that may have been meant."""
     known = {*ELSEWHERE, *(_name(field) for kind in _kinds(Common) for field in kind.model_fields)}
     found = (name.upper() for name in (*os.environ, *(name for file in _files() for name in dotenv_values(file))))
     strangers = {name for name in found if name.startswith(PREFIX)} - known
-    # For each Service called fedq-… Kubernetes sets a dozen of these in every container.
+    # Kubernetes sets a dozen such variables in every container for each Service whose name begins with fedq-.
     strangers = {name for name in strangers if not re.search(r"_(SERVICE|PORT)(_|$)", name)}
     return {name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), None) for name in sorted(strangers)}
 
 
 def _files() -> list[str]:
-    """Those that are there for us to read: in a container, a folder of the host's may hold its user's own."""
+    """The settings files that are readable: in a container, a mounted folder may hold files of the host's user."""
     return [str(file) for file in (stack_file(), Path(OWN)) if file is not None and os.access(file, os.R_OK)]
 
 
 def stack_file() -> Path | None:
-    """`.fedq/env` of the working folder, or of the nearest folder above it that may say where our servers are."""
+    """The file `.fedq/env` of the working folder, or of the nearest folder above it that is `searched`."""
     found = (folder / FILE for folder in searched())
     return next((file for file in found if os.access(file, os.R_OK)), None)
 
 
 def searched() -> list[Path]:
-    """The working folder and those above it, up to our home or to the last in which nobody else can write.
+    """The working folder and those above it, up to the user's home or to the last that only this user can write to.
 
-    Whoever could put a file there would lead us to servers of theirs.
+    A user who could put a file there could lead this process to servers of their choice.
     """
-    home = Path(os.path.expanduser("~"))  # Path's own raises for a user without a home, as in a container
+    home = Path(os.path.expanduser("~"))  # `Path.home` raises for a user without a home, as in a container
     try:
         folder = Path.cwd()
         found = [folder]
@@ -230,7 +230,7 @@ def searched() -> list[Path]:
             if here.st_uid != os.geteuid() or here.st_mode & stat.S_IWOTH:
                 break
             found.append(folder)
-    except OSError:  # it was removed, or we may not look
+    except OSError:  # the folder was removed, or may not be read
         return [Path()]
     return found
 
@@ -250,11 +250,11 @@ def _say_missing(names: list[str]) -> str:
 
 
 def _temporary() -> Path:
-    """The system's folder for what may go; where nothing can be written, the error comes with the setting's name."""
+    """The system's folder for temporary files, or /tmp if none is writable: a later error then names the setting."""
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:
-        return Path("/tmp")  # noqa: S108 - only to be named
+        return Path("/tmp")  # noqa: S108 - only a name for the error
 
 
 def _kinds(kind: type[Common]) -> Iterator[type[Common]]:

@@ -1,4 +1,4 @@
-"""Settings as lines `NAME=value` that dotenv and a shell read alike, letter by letter.
+"""Settings as lines `NAME=value` that dotenv and a shell read alike, character by character.
 
 Pure.
 """
@@ -23,11 +23,11 @@ def lines(settings: Mapping[str, str]) -> str:
 
 
 def quoted(value: str) -> str:
-    """A value for both; `ValueError` names what one of them would read as something else.
+    """A value in quotes that both read alike; `ValueError` names a character that one of them would change.
 
-    Neither kind of quotes will do for all. In single ones a shell takes everything as it is and dotenv undoes
-    backslashes; in double ones a shell replaces what follows a `$` or stands between backticks. dotenv replaces `${…}`
-    in both, and takes a backslash at the end for one that escapes the quote.
+    No kind of quotes is right for all values. In single quotes a shell takes everything as it is, but dotenv undoes
+    backslashes; in double quotes a shell replaces text after a `$` or between backticks. dotenv replaces `${…}` in
+    both, and reads a backslash at the end as one that escapes the quote.
     """
     if unfit := re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", value):
         raise ValueError(f"the character {unfit[0]!a}")
