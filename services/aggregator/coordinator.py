@@ -1,7 +1,6 @@
 """Coordinator of one job, on its own thread: receives messages, steps the pure state, and applies the effects."""
 
 import queue
-import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ from shared.errors import BadInput, BadMessage, Fenced, LedgerLost, Stale, Unava
 from shared.events import AnyEvent, Event, ModelEvaluated, ModelUpdate, PauseTraining, StopTraining, TrainerJoined
 from shared.job.job_spec import EXTENDED
 from shared.process.failpoints import failpoint
+from shared.process.retry import Retry
 from shared.record import archive
 from shared.redis.ledger import ENDED, JobRecord, Wanted
 from shared.redis.roster import busy, groups
@@ -238,20 +238,18 @@ class Coordinator:
 
     def _persistently(self, action: Callable[[], Result]) -> Result:
         """Runs `action`, again with back-off while a server is away; each action may run twice without harm."""
-        deadline = self._edges.clock() + PATIENCE
-        delay = 0.1
+        retry = Retry(0.1, 5.0, patience=PATIENCE, clock=self._edges.clock)
         while True:
             try:
                 return action()
             except Unavailable as error:
-                if self._edges.clock() >= deadline or self._leaving.is_set():
+                if retry.is_over or self._leaving.is_set():
                     raise
                 if self._fenced.is_set():
                     raise Fenced(f"job {self.job} belongs to another aggregator now") from error
                 self._log.warning("server away, trying again", reason=str(error))
                 self._faults.note("server-away", str(error), self._state.round if self._state else -1)
-                self._leaving.wait(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
-                delay = min(2 * delay, 5.0)
+                self._leaving.wait(retry.pause())
 
     # --- messages -------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ Publishing and consuming have separate connections, because a broker in memory a
 """
 
 import queue
-import random
 import threading
 import time
 import uuid
@@ -19,6 +18,7 @@ from shared.amqp.connection import Channels, Delivery, Link, Message, Peeked, Su
 from shared.amqp.topology import Queue
 from shared.errors import BadMessage, Fenced, Stale, Unavailable
 from shared.events import AnyEvent, Event, Heartbeat, encode
+from shared.process.retry import Retry
 from shared.process.settings import Broker
 
 log = structlog.get_logger()
@@ -186,8 +186,7 @@ def settle(bus: Bus, delivery: Delivery, handler: Handler, stopping: threading.E
     requeued up to the queue's delivery limit, then dead-lettered.
     """
     about = log.bind(queue=delivery.queue, event_type=delivery.type)
-    deadline = time.monotonic() + HOLD
-    delay = 0.2
+    retry = Retry(0.2, 5.0, patience=HOLD)
     while True:
         try:
             try:
@@ -204,9 +203,8 @@ def settle(bus: Bus, delivery: Delivery, handler: Handler, stopping: threading.E
             about.info("stale", reason=str(error))
             delivery.ack()
         except Unavailable as error:
-            if time.monotonic() < deadline and not stopping.wait(delay * random.uniform(0.5, 1)):  # noqa: S311
+            if not retry.is_over and not stopping.wait(retry.pause()):
                 about.warning("dependency away, trying again", reason=str(error))
-                delay = min(2 * delay, 5.0)
                 continue
             about.error("requeued", reason=str(error))
             delivery.requeue()

@@ -27,6 +27,7 @@ from shared import names
 from shared.amqp.topology import Queue
 from shared.errors import QueueFull, Unavailable, tls_trouble
 from shared.events import AnyEvent, decode
+from shared.process.retry import Retry
 
 log = structlog.get_logger()
 
@@ -327,17 +328,16 @@ class Link:
         return future
 
     def _run(self) -> None:
-        delay = _BACKOFF[0]
+        retry = Retry(*_BACKOFF, least=0.2)
         while not self._closing.is_set():
             try:
                 channels = self._connect()
             except Exception as error:  # any error at all: only this thread can connect again, so it goes on
                 self._why = _explain(error, self._parameters)
                 log.debug("no connection", link=self._name, reason=self._why)
-                self._closing.wait(random.uniform(0.1, delay))  # noqa: S311 - jitter
-                delay = min(2 * delay, _BACKOFF[1])
+                self._closing.wait(retry.pause())
                 continue
-            delay = _BACKOFF[0]
+            retry.succeeded()
             broken: Exception | None = None
             try:
                 while not self._closing.is_set():

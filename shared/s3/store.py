@@ -9,9 +9,7 @@ A `Blobs` is safe to share between threads, but not between processes.
 import hashlib
 import html
 import io
-import itertools
 import json
-import random
 import re
 import threading
 import time
@@ -36,6 +34,7 @@ from minio.time import to_amz_date, utcnow
 
 from shared.errors import BadInput, Denied, FedqError, Refused, Unavailable, tls_trouble
 from shared.events import BlobRef
+from shared.process.retry import Retry
 from shared.process.settings import Store
 from shared.s3 import json_records
 
@@ -235,12 +234,12 @@ class Blobs:
 
     def _patiently(self, attempt: Callable[[], Result], size: int = 0) -> Result:
         """The result of `attempt`, which is repeated while that may help; `size` bytes add time to the patience."""
-        began = time.monotonic()
-        self._http.end_by(began + self._patience + size / SLOWEST)
+        self._http.end_by(time.monotonic() + self._patience + size / SLOWEST)
+        retry = Retry(*PAUSES, patience=self._patience, least=0)
+        briefly = Retry(*PAUSES, patience=min(BRIEFLY, self._patience))
         wrong = 0
-        for number in itertools.count():
-            # The pause has full jitter, so that clients which failed together do not come back together.
-            pause = random.uniform(0, min(PAUSES[0] * 2**number, PAUSES[1]))  # noqa: S311
+        while True:
+            pause = retry.pause()
             try:
                 with self._translated():
                     return attempt()
@@ -249,11 +248,9 @@ class Blobs:
                 if wrong == ATTEMPTS:
                     raise
             except Faltered as error:
-                patience = min(BRIEFLY, self._patience) if error.lasting else self._patience
-                if time.monotonic() - began + pause >= patience:
+                if (briefly if error.lasting else retry).ends_within(pause):
                     raise
             time.sleep(pause)
-        raise AssertionError("unreachable")
 
     def _finally_there(self, ref: BlobRef, send: Callable[[], object]) -> None:
         """Sends a blob, or the request that completes it, until the store has it."""

@@ -1,7 +1,6 @@
 """Context of a slot: the servers, the node's cache, the device, and the model of the job that it last worked for."""
 
 import functools
-import random
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from shared.events import BlobRef, Inputs, StateRef
 from shared.job import user_code
 from shared.job.catalog.compression import EncodingSpec
 from shared.job.job_spec import JobSpec
+from shared.process.retry import Retry
 from shared.s3.json_records import reading
 from shared.s3.store import Blobs, NotFound
 
@@ -127,7 +127,7 @@ class SlotContext:
 
     def patiently(self, call: Callable[[], Result], task: TrainTask | None = None) -> Result:
         """Calls `call` again while a server is away, for `PATIENCE` seconds and while the task is wanted."""
-        deadline, delay = time.monotonic() + PATIENCE, 0.2
+        retry = Retry(0.2, 2.0, patience=PATIENCE)
         while True:
             try:
                 return call()
@@ -136,11 +136,10 @@ class SlotContext:
                     raise Stale("nobody waits for it any more") from error
                 if self.signals.is_stopping:
                     raise HandedBack(str(error)) from error
-                if time.monotonic() >= deadline:
+                if retry.is_over:
                     raise
                 log.warning("trying again", reason=str(error))
-                time.sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
-                delay = min(2 * delay, 2.0)
+                time.sleep(retry.pause())
 
     def _given(self, job: str) -> File:
         key = names.start_blob(job)
