@@ -21,7 +21,12 @@ def test_of_earlier_evaluations_the_heads_are_enough(monkeypatch: pytest.MonkeyP
     clients = [f"c-{number:05d}" for number in range(parts.MOST + 1)]
     for number in range(3):
         key = names.evaluation_blob(JOB, number)
-        record = {"metrics": {"local_accuracy": number / 10}, "clients": {client: {"loss": 0.5} for client in clients}}
+        record = {
+            "model": "0" * 64,
+            "examples": 1,
+            "metrics": {"local_accuracy": number / 10},
+            "clients": {client: {"loss": 0.5} for client in clients},
+        }
         head = parts.split(blobs, key, record | {"unsound": {"since": {"loss": 1}, "clients": []}}, ("clients",))
         blobs.put_json(key, head)
         for part in head["parts"]:

@@ -6,19 +6,25 @@ from typing import Any
 import pytest
 
 from services.aggregator.manifests import LONGEST, came_to, came_to_nothing
+from shared.record.rounds import ClientLists, Round
 from shared.redis.ledger import Sum, Totals
 
 
-def totals_of(told: dict[str, Any]) -> Totals:
-    return came_to(told, [told])
+def totals_of(found: dict[str, Any]) -> Totals:
+    return came_to(Round.model_validate(found), [ClientLists.model_validate(found)])
+
+
+def blob(number: int) -> dict[str, Any]:
+    return {"key": f"u{number}", "size": 1, "digest": "0" * 64}
 
 
 def manifest(*timings: dict[str, float], own: dict[str, float] | None = None) -> dict[str, Any]:
     updates = [
-        {"client": f"c{number}", "blob": {"key": f"u{number}", "size": 1, "digest": "0" * 64}, "timings": spent}
+        {"client": f"c{number}", "blob": blob(number), "examples": 1, "timings": spent}
         for number, spent in enumerate(timings)
     ]
-    about = {"updates": updates, "rejected": {"x": "late"}, "seconds": 2.5}
+    about: dict[str, Any] = {"job": "t-abc234", "round": 1, "attempt": 1, "model": blob(-1), "metrics": {}}
+    about |= {"updates": updates, "rejected": {"x": "late"}, "seconds": 2.5}
     return about if own is None else about | {"timings": own}
 
 
