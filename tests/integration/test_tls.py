@@ -147,17 +147,21 @@ class Terminators:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(2):  # a transport closes its socket in a later turn of the loop
+            await asyncio.sleep(0)
 
 
 async def _join(
     near: asyncio.StreamReader, back: asyncio.StreamWriter, far: asyncio.StreamReader, on: asyncio.StreamWriter
 ) -> None:
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while piece := await source.read(1 << 16):
-                sink.write(piece)
-                await sink.drain()
-        sink.close()
+        try:
+            with contextlib.suppress(OSError):
+                while piece := await source.read(1 << 16):
+                    sink.write(piece)
+                    await sink.drain()
+        finally:  # a pump that is cancelled closes its end too
+            sink.close()
 
     await asyncio.gather(pump(near, on), pump(far, back))
 
