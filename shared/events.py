@@ -1,10 +1,10 @@
-"""What the services say to each other: frozen events, and their one encoding on the wire.
+"""Events that the services send to each other: frozen values, and their one encoding on the wire.
 
 Pure. A body is a msgpack map of the event's fields plus `schema`, at most 64 KiB; `type` rides in the AMQP
 properties, where a person reading the RabbitMQ console sees it. Model bytes never ride the bus: a `BlobRef` does.
 
-Whoever has a trainer's password may send anything. What comes out of `decode` is bounded: numbers are finite and no
-larger than JSON's integers, text shows and does nothing else, and a blob lies below the event's own job.
+A holder of a trainer's password may send anything, so the result of `decode` is bounded: numbers are finite and no
+larger than JSON's integers, text holds only characters that show, and a blob lies below the event's own job.
 """
 
 import math
@@ -31,26 +31,26 @@ from shared.names import CLIENT_NAME, JOB_ID
 from shared.text import plain
 
 SCHEMA = 1
-MAX_BODY = 64 * 1024  #: bytes; what is longer belongs in the object store
+MAX_BODY = 64 * 1024  #: bytes; longer contents belong in the object store
 LISTED = 1024  #: labels or numbers that `Inputs` lists; twice as many numbers and 16 KB of labels stay under 64 KiB
 COHORT_SLICE = 500  #: clients in one round-start: 500 names of 63 characters stay under 64 KiB
-STATEFUL_SLICE = 200  #: where their states are named beside them
-FIGURES = 100  #: in one event, and of a job at its end: their names alone take 25 KB at most
+STATEFUL_SLICE = 200  #: clients in one round-start that also names their states
+FIGURES = 100  #: figures in one event, and of a job at its end: their names alone take 25 KB at most
 SENTENCE = 4000  #: characters
-NAMED = 10  #: clients that are named where there may be any number of them
+NAMED = 10  #: clients named in a list that may have any length
 MAX_SLOTS = 256  #: of one trainer
 
 JobId = Annotated[str, Field(pattern=JOB_ID)]
 Name = Annotated[str, Field(pattern=CLIENT_NAME)]
 Round = Annotated[int, Field(ge=0, le=1_000_000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-#: What is said to a person; cut where it is long, for ours repeat what others said.
+#: Text for users, cut if it is long, because it may quote text from other sources.
 Sentence = Annotated[str, AfterValidator(lambda text: plain(text[:SENTENCE]))]
 LABEL = 64  #: characters
 Label = Annotated[str, Field(max_length=LABEL), AfterValidator(plain)]
 Class = Annotated[str, Field(max_length=200), AfterValidator(plain)]
-Count = Annotated[int, Field(ge=0, le=2**53)]  #: every program that reads JSON has these integers
-Fence = Count  #: the fencing token of the aggregator that speaks; grows with each owner of a job
+Count = Annotated[int, Field(ge=0, le=2**53)]  #: the integers that every reader of JSON represents exactly
+Fence = Count  #: the fencing token of the aggregator that sends the event; grows with each owner of a job
 
 LARGEST = 3.4028234663852886e38  #: magnitude of a figure: float32's largest number
 
@@ -59,7 +59,8 @@ def _bounded(value: float) -> float:
     return value if abs(value) <= LARGEST else math.nan
 
 
-#: A loss, an accuracy or what a client's own code measures. What no float32 holds is NaN, and null on the wire.
+#: A loss, an accuracy or a figure of the user's own code. A number outside float32 becomes NaN, which is null on the
+#: wire.
 Figure = Annotated[
     float,
     Field(allow_inf_nan=True, strict=True),
@@ -72,12 +73,12 @@ Timings = Annotated[dict[Label, Annotated[float, Field(ge=0)]], Field(max_length
 
 
 def fitting(figures: Mapping[str, float]) -> dict[str, float]:
-    """The first of these figures, as many as an event has room for; none with a name that is too long for one."""
+    """The first of these figures, as many as fit an event; figures with too long a name are left out."""
     return dict(islice(((name, value) for name, value in figures.items() if len(name) <= LABEL), FIGURES))
 
 
 def _one_of_each(states: tuple[Any, ...], told: ValidationInfo) -> tuple[Any, ...]:
-    """The clients' states, as many as there are clients, or none at all."""
+    """The clients' states unchanged; `ValueError` unless there is one for each client, or none at all."""
     clients = told.data.get("cohort", told.data.get("clients", states))
     if states and len(states) != len(clients):
         raise ValueError(f"there are {len(states)} for {len(clients)} clients")
@@ -89,7 +90,7 @@ class Value(BaseModel):
 
 
 class StateRef(Value):
-    """A client's state, as it is stored under the client's name and its own digest; see `names.state_blob`."""
+    """A reference to a client's state, stored under the client's name and its own digest; see `names.state_blob`."""
 
     size: Count
     digest: Digest
@@ -107,7 +108,7 @@ class Member(Value):
 
 
 class BlobRef(Value):
-    """Where a blob is, how many bytes it has, and their SHA-256."""
+    """A reference to a blob: its key, its size in bytes, and their SHA-256."""
 
     key: Annotated[str, Field(max_length=512)]
     size: Count
@@ -115,11 +116,12 @@ class BlobRef(Value):
 
 
 class Inputs(Value):
-    """Form of the examples that a job's model takes, which all of its clients' must have.
+    """Form of the examples that a job's model takes; the examples of all clients must have it.
 
-    A value that is v in the file is (v − offset) / scale to the model, by feature or channel, or one for all of them;
-    none is 0 and 1. Labels are those of the classes 0, 1, …; none where they have no names. Lists of more than
-    `LISTED` are left out, so that an event holds the rest. The digest is of the files, where all clients have the same.
+    A value v in the file is (v − offset) / scale to the model, by feature or channel, or one for all of them; left
+    out, they are 0 and 1. Labels are those of the classes 0, 1, …; None if the classes have no names. Lists of more
+    than `LISTED` are left out, so that an event holds the rest. The digest is that of the files if all clients share
+    them.
     """
 
     shape: tuple[Count, ...]  # of one example
@@ -143,10 +145,10 @@ class Event(Value):
 
 
 class StartTraining(Event):
-    """An operator wants this job done."""
+    """An operator's request to run this job."""
 
     type = "start-training"
-    max_body = 16 * 1024  # so that a round-start holds it beside a slice of the cohort
+    max_body = 16 * 1024  # so that a round-start holds the spec and a slice of the cohort
     spec: JobSpec
 
     @property
@@ -155,28 +157,28 @@ class StartTraining(Event):
 
 
 class StopTraining(Event):
-    """An operator wants this job ended where it stands."""
+    """An operator's request to end this job in its present state."""
 
     type = "stop-training"
     reason: Sentence
 
 
 class PauseTraining(Event):
-    """An operator wants no further round of this job until it is resumed."""
+    """An operator's request to begin no further round of this job until it is resumed."""
 
     type = "pause-training"
     reason: Sentence
 
 
 class RoundStart(Event):
-    """A pool, or one silo, is asked to train `cohort` on the base model; round 0 has none and asks for it.
+    """A request to a pool, or to one silo, to train `cohort` on the base model; round 0 asks for the first model.
 
-    `again` marks that clients are asked again: the cohort is those of the round that have not answered, and their
-    updates may lie in the store already.
+    `again` marks a repeated request: the cohort holds the clients of the round that have not answered, whose updates
+    may be in the store already.
     """
 
     type = "round-start"
-    group: Name  # the pool, or the one client a silo is
+    group: Name  # the pool, or the one client that a silo is
     round: Round
     attempt: Annotated[Count, Field(ge=1)]
     base: BlobRef | None
@@ -186,10 +188,10 @@ class RoundStart(Event):
     fence: Fence = 0
     again: bool = False
     cohort_size: Count = 0  # of the whole round: the grid of partial folds follows from it
-    states: States = ()  # of each of the cohort, as it was when last an update of it counted
-    server: BlobRef | None = None  # the server state, where clients need it to train
+    states: States = ()  # for each client of the cohort, the state after its last update that counted
+    server: BlobRef | None = None  # the server state, if clients need it to train
     previous: Digest | None = None  # of the model before the base
-    delta: BlobRef | None = None  # what makes the base of it, compressed
+    delta: BlobRef | None = None  # the compressed difference from that model to the base
 
     @property
     def routing_key(self) -> str:
@@ -197,23 +199,23 @@ class RoundStart(Event):
 
 
 class ModelUpdate(Event):
-    """What training a client gave: a blob of float32 deltas, or the error that prevented it."""
+    """The result of training a client: a blob of float32 deltas, or the error that prevented it."""
 
     type = "model-update"
     round: Round
     attempt: Annotated[Count, Field(ge=1)]
     client: Name
     trainer: Name
-    base: Digest | None  # of the model the update was trained on
+    base: Digest | None  # of the model that the update was trained on
     update: BlobRef | None
     examples: Count
-    members: tuple[Member, ...] = ()  # whose partial fold it is, `client` the first; none: of one alone
-    failures: dict[Name, Sentence] = {}  # of those that were to be folded into it: why they are not
+    members: tuple[Member, ...] = ()  # clients of a partial fold, `client` the first; empty for a single client
+    failures: dict[Name, Sentence] = {}  # client → the reason why it is not in the partial fold
     state: StateRef | None = None  # the client's, once this update counts
     metrics: Figures = {}
     timings: Timings = {}
-    downloaded: Count = 0  # bytes; 0 where the node had the base already
-    inputs: Inputs | None = None  # of the initial model: what the data are that it was made for
+    downloaded: Count = 0  # bytes; 0 if the node had the base already
+    inputs: Inputs | None = None  # with the initial model: the form of the data that it was made for
     code: Digest | None = None  # of the user's own files that a pool's trainer ran for it
     tries: Annotated[Count, Field(ge=1)] = 1  # deliveries of its task, this one included
     error: Sentence | None = None
@@ -224,16 +226,16 @@ class ModelUpdate(Event):
 
 
 class EvaluateModel(Event):
-    """A pool, or one silo, is asked how good a model is on the held-out test set."""
+    """A request to a pool, or to one silo, to evaluate a model on the held-out test set or on clients' examples."""
 
     type = "evaluate-model"
     group: Name
     round: Round
     model: BlobRef
     spec: JobSpec
-    clients: tuple[Name, ...] = ()  # whose own held-out examples it is evaluated on; none: the server's test set
-    states: States = ()  # of each of them
-    part: Count = 0  # of the round's evaluation
+    clients: tuple[Name, ...] = ()  # the clients whose held-out examples are used; empty for the server's test set
+    states: States = ()  # of each of the clients
+    part: Count = 0  # number of this part of the round's evaluation
 
     @property
     def routing_key(self) -> str:
@@ -241,7 +243,7 @@ class EvaluateModel(Event):
 
 
 class ModelEvaluated(Event):
-    """How good a round's model is on the held-out test set; no examples where there is no such set."""
+    """The evaluation of a round's model on the held-out test set; 0 examples if there is no such set."""
 
     type = "model-evaluated"
     round: Round
@@ -249,18 +251,18 @@ class ModelEvaluated(Event):
     trainer: Name
     examples: Count
     metrics: Figures = {}
-    members: tuple[Member, ...] = ()  # each client's own figures, where clients were asked
-    part: Count = 0  # of the round's evaluation, as it was asked for
-    downloaded: Count = 0  # bytes; 0 where the node had the model already
+    members: tuple[Member, ...] = ()  # each client's figures, if clients were asked
+    part: Count = 0  # number of the part, from the request
+    downloaded: Count = 0  # bytes; 0 if the node had the model already
     error: Sentence | None = None
 
 
 class RoundEnd(Event):
-    """A round is over: its model is committed, or there is none and `reason` says why."""
+    """The end of a round: its model is committed, or there is none and `reason` says why."""
 
     type = "round-end"
     round: Round
-    attempt: Annotated[Count, Field(ge=1)] = 1  # of the round: a failed one may be followed by another
+    attempt: Annotated[Count, Field(ge=1)] = 1  # of the round: another may follow a failed one
     fence: Fence = 0
     outcome: Literal["committed", "failed", "stopped"]
     reason: Sentence = ""
@@ -269,20 +271,20 @@ class RoundEnd(Event):
     metrics: Figures = {}
     model: BlobRef | None = None
     seconds: float = 0.0
-    lag: Count = 0  # rounds before this one whose updates are still wanted
+    lag: Count = 0  # number of earlier rounds whose updates are still wanted
 
 
 class Missing(Value):
-    """Absences from a job's models: `clients` that were wanted and never accepted, the first of them by name."""
+    """Absences from a job's models: the number of clients that were asked and never accepted, the first by name."""
 
     clients: Count = 0
     first: Annotated[tuple[Name, ...], Field(max_length=NAMED)] = ()
-    refused: Count = 0  # updates, by the aggregator
-    failed: Count = 0  # times that a client said that it cannot train
+    refused: Count = 0  # updates that the aggregator refused
+    failed: Count = 0  # answers that a client cannot train
 
 
 class TrainingEnd(Event):
-    """A job is over."""
+    """The end of a job."""
 
     type = "training-end"
     outcome: Literal["finished", "stopped", "failed"]
@@ -292,11 +294,11 @@ class TrainingEnd(Event):
     model: BlobRef | None = None
     missing: Missing = Missing()
     seconds: float = 0.0
-    fence: Fence = 0  # work that was asked for under this one or an earlier one is over
+    fence: Fence = 0  # work requested under this fence or an earlier one is over
 
 
 class JobStatus(Event):
-    """What a job does, or waits for, in a sentence for whoever watches."""
+    """The activity of a job, or the thing it waits for, in a sentence for users who watch it."""
 
     type = "job-status"
     status: Literal["running", "waiting", "paused"]
@@ -304,7 +306,7 @@ class JobStatus(Event):
 
 
 class Heartbeat(Value):
-    """A trainer is alive and this busy; `leaving` is its last one."""
+    """A sign of life of a trainer, with its load; `leaving` marks the last one."""
 
     type: ClassVar[str] = "heartbeat"
     max_body: ClassVar[int] = MAX_BODY
@@ -329,7 +331,7 @@ class Heartbeat(Value):
 
 
 class TrainerJoined(Value):
-    """The registry has taken a trainer into the roster: whoever waited for one may go on."""
+    """A notice that the registry has taken a trainer into the roster, so that a job that waited for one may go on."""
 
     type: ClassVar[str] = "trainer-joined"
     max_body: ClassVar[int] = MAX_BODY
@@ -363,10 +365,10 @@ EVENTS: dict[str, type[AnyEvent]] = {
 
 
 def encode(event: AnyEvent) -> bytes:
-    """The body of `event`; `BadMessage` where it would be longer than a doorbell may be."""
+    """The body of `event`; `BadMessage` if it cannot be encoded or is longer than `max_body`."""
     try:
         body: bytes = msgpack.packb({"schema": SCHEMA, **event.model_dump(mode="json")})
-    except (ValueError, OverflowError, RecursionError) as error:  # of a job's `args`, which may hold anything
+    except (ValueError, OverflowError, RecursionError) as error:  # a job's `args` may hold anything
         raise BadMessage(f"{event.type} holds a value that cannot be sent: {error}") from error
     if len(body) > event.max_body:
         raise BadMessage(f"{event.type} has {len(body)} bytes; it has at most {event.max_body}")
@@ -374,7 +376,7 @@ def encode(event: AnyEvent) -> bytes:
 
 
 def decode(kind: str | None, body: bytes) -> AnyEvent:
-    """The event in `body`, or `BadMessage` saying what is wrong with it, whatever it is."""
+    """The event in `body`; any mistake in it is a `BadMessage` that names the mistake."""
     event = EVENTS.get(kind or "")
     if event is None:
         raise BadMessage(f"unknown event type {kind!a:.64}; known: {', '.join(EVENTS)}")
@@ -397,7 +399,7 @@ def decode(kind: str | None, body: bytes) -> AnyEvent:
 
 
 def check_places(job: str, value: Value) -> None:
-    """`BadMessage` where a blob that a value refers to lies outside its job."""
+    """Raises `BadMessage` if a blob that a value refers to lies outside its job."""
     for name in type(value).model_fields:
         ref = getattr(value, name)
         if isinstance(ref, BlobRef):
@@ -410,7 +412,7 @@ def check_places(job: str, value: Value) -> None:
 def slices(
     cohort: tuple[str, ...], *, stateful: bool = False, batch: int = 1, most: int = COHORT_SLICE
 ) -> Iterator[tuple[str, ...]]:
-    """`cohort` in pieces that each fit one event, of at most `most` clients, cut between batches."""
+    """The cohort in pieces that each fit one event, of at most `most` clients, cut between batches."""
     most = min(most, STATEFUL_SLICE if stateful else COHORT_SLICE)
     most -= most % batch
     for start in range(0, len(cohort), most):

@@ -1,7 +1,7 @@
-"""Reading the bucket: a job's spec, its committed rounds, what an operator wants of it, and its end, as values.
+"""Readers of the bucket: a job's spec, its committed rounds, its operator's request, and its end, as values.
 
-The object store is the record, and Redis can be rebuilt from it: `job_record` is the ledger's view of a job, made of
-the bucket alone. A record that is damaged is `Refused`, with its key; one that is not there is None.
+The object store is the record, and Redis can be rebuilt from it: `job_record` is the ledger's view of a job, made from
+the bucket alone. A damaged record raises `Refused` with its key; a missing one is None.
 """
 
 from collections.abc import Iterator
@@ -66,13 +66,13 @@ class CommittedRound:
     blobs: Blobs
 
     def count(self, field: str) -> int:
-        """The number of entries of a field that tells of clients; no part is read for it."""
+        """The number of entries of a field with entries of clients, found without reading a part."""
         with reading(self.key):
             return parts.count(self.document, field)
 
     @property
     def end(self) -> RoundEnd:
-        """The event that told of it."""
+        """The `round-end` event of this round."""
         found = self.round
         with reading(self.key):
             return RoundEnd(
@@ -88,7 +88,7 @@ class CommittedRound:
             )
 
     def lists(self) -> Iterator[ClientLists]:
-        """What the manifest tells of its clients, some after the others in the order of their names."""
+        """The manifest's lists of clients, part by part, in the order of the clients' names."""
         for piece in parts.pieces(self.blobs, self.key, self.document):
             yield ClientLists.read(self.key, piece)
 
@@ -138,7 +138,7 @@ def evaluation(blobs: Blobs, job: str, number: int) -> RoundEvaluation | None:
 
 
 def folders(blobs: Blobs, job: str) -> list[int]:
-    """The rounds that the bucket has anything of, committed or not, in order."""
+    """The rounds with any blob in the bucket, committed or not, in order."""
     return sorted(int(name) for name in blobs.folders(names.rounds_prefix(job)) if name.isdecimal())
 
 
@@ -149,21 +149,21 @@ def committed(blobs: Blobs, job: str) -> int:
 
 
 def committed_since(blobs: Blobs, job: str, known: int) -> int:
-    """The last committed round, counted on from `known`: a short way if the ledger is nearly up to date."""
+    """The last committed round, searched upward from `known`, which is fast if the ledger is nearly up to date."""
     while blobs.exists(names.manifest_blob(job, known + 1)):
         known += 1
     return known
 
 
 def job_record(blobs: Blobs, job: str, rounds: int) -> JobRecord:
-    """The ledger's record of a job of so many `rounds` that Redis has lost."""
+    """The ledger's record of a job with `rounds` rounds that Redis has lost."""
     end = result(blobs, job)
     if end is not None:
         return JobRecord(
             id=job,
             status=end.outcome,
             detail=end.reason,
-            # A result says 0 for the initial model alone, and for no model at all.
+            # A result says 0 both for a job with only the initial model and for one with no model at all.
             round=end.rounds or committed(blobs, job),
             rounds=rounds,
             owner="",

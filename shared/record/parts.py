@@ -1,8 +1,8 @@
-"""Records that tell of each client: one JSON object while that is short, a head and parts where it is not.
+"""Records with entries for each client: one JSON object if that is short, otherwise a head and parts.
 
-A part is a blob of its own that holds all the record says of some of the clients, those of the next names in order; the
-head names the parts with their digests, and says how many entries each field has. So a record of a million clients is
-written and read with one part in memory, and the head alone is all that most readers need.
+A part is a separate blob with all entries of some of the clients, which follow each other by name. The head names the
+parts with their digests, and gives the number of entries of each field. So a record of a million clients is written
+and read with one part in memory, and most readers need only the head.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from shared.events import BlobRef
 from shared.s3 import json_records
 from shared.s3.store import MAX_RECORD, Blobs
 
-FEW = 200  #: clients of whom a record is short, whatever it says of them: each has told it in one event
-MOST = 10_000  #: clients that one object tells of
-LONGEST = 16 << 20  #: bytes of it as compact JSON, unless it tells of a single client; indented, at most thrice that
+FEW = 200  #: clients up to which a record is always short, because the entry of each came in one event
+MOST = 10_000  #: clients that one object may hold
+LONGEST = 16 << 20  #: bytes of an object with several clients as compact JSON; indented, at most three times that
 
 Record = Mapping[str, Any]
 
@@ -26,7 +26,7 @@ Record = Mapping[str, Any]
 def split(blobs: Blobs, key: str, record: Record, fields: Collection[str]) -> dict[str, Any]:
     """The document to store under `key`: the record, or its head, whose parts the store has on return.
 
-    `fields` are those that tell of clients: lists of names, lists of objects with a `client`, or objects by name.
+    `fields` are the ones with entries of clients: lists of names, lists of objects with a `client`, or objects by name.
     """
     told = {field: _in_order(record[field]) for field in fields if field in record}
     clients = sorted({client for entries in told.values() for client, _ in entries})
@@ -44,9 +44,9 @@ def count(record: Record, field: str) -> int:
 
 
 def pieces(blobs: Blobs, key: str, record: Record) -> Iterator[Record]:
-    """The fields that tell of clients, for some clients after the others; of a short record, the record itself.
+    """The fields with entries of clients, part by part; for a short record, the record itself.
 
-    `Refused` where a part is not what the head says.
+    Raises `Refused` if a part does not match the head.
     """
     if "parts" not in record:
         yield record
@@ -67,12 +67,12 @@ def pieces(blobs: Blobs, key: str, record: Record) -> Iterator[Record]:
 
 
 def whole(blobs: Blobs, key: str) -> dict[str, Any]:
-    """The record under `key`, put together; `NotFound` where there is none."""
+    """The record under `key`, joined from its parts; `NotFound` if there is none."""
     return joined(blobs, key, blobs.get_json(key))
 
 
 def joined(blobs: Blobs, key: str, record: Record) -> dict[str, Any]:
-    """The record of a head."""
+    """The whole record that a head stands for; a short record as it is."""
     if "parts" not in record:
         return dict(record)
     found = {field: value for field, value in record.items() if field not in ("counts", "parts")}
@@ -88,7 +88,7 @@ def joined(blobs: Blobs, key: str, record: Record) -> dict[str, Any]:
 
 
 def _in_order(entries: Any) -> list[tuple[str, Any]]:
-    """The entries of a field, each with its client, by name."""
+    """The entries of a field, each with its client, in the order of the clients' names."""
     if isinstance(entries, Mapping):
         return sorted(entries.items())
     return sorted(((entry if isinstance(entry, str) else entry["client"], entry) for entry in entries), key=_client)
@@ -101,7 +101,7 @@ def _client(entry: tuple[str, Any]) -> str:
 def _texts(
     told: Mapping[str, Sequence[tuple[str, Any]]], shapes: Mapping[str, type], clients: Sequence[str]
 ) -> Iterator[bytes]:
-    """Texts of all that is told of these clients, each short enough, in the order of their names."""
+    """Texts of the parts that hold all entries of these clients, each short enough, in the order of their names."""
     if len(clients) > MOST:
         for start in range(0, len(clients), MOST):
             yield from _texts(told, shapes, clients[start : start + MOST])
@@ -117,12 +117,12 @@ def _texts(
 
 
 def _compact(record: Record) -> bytes:
-    """The text of a part. No length is found by indenting, as for people: that takes many times as long."""
+    """The text of a part as compact JSON: to indent it only for its length would take many times as long."""
     return json_records.dumps(record, separators=(",", ":")).encode()
 
 
 def _of(entries: Sequence[tuple[str, Any]], shape: type, clients: Sequence[str]) -> Any:
-    """A field's entries of clients that follow on each other."""
+    """The entries of a field for clients that follow each other by name."""
     first = bisect_left(entries, clients[0], key=_client)
     found = entries[first : bisect_right(entries, clients[-1], key=_client)]
     return dict(found) if issubclass(shape, Mapping) else [entry for _, entry in found]

@@ -1,7 +1,7 @@
-"""What an update's blob says of itself: enough to tell of the update again where its event was lost.
+"""Receipts in the metadata of updates' blobs: enough to restore a `model-update` event that was lost.
 
-Pure. The object store is the record and `model-update` only its doorbell, so a blob's metadata holds what the event
-did: whoever looks into a round's `updates/` can take them in as if they had heard of them.
+Pure. The object store is the record, and `model-update` is only its doorbell. So a blob's metadata holds the contents
+of the event: an aggregator that finds a blob in a round's `updates/` can receive it as if the event had come.
 """
 
 import json
@@ -20,8 +20,8 @@ MAX_METRICS = 1000  #: characters, with `inputs`; S3 keeps 2 KB of metadata, and
 def receipt(update: ModelUpdate) -> dict[str, Any]:
     """The metadata of an update's blob.
 
-    It is no receipt, and has no `metrics`, where these and the `inputs` are too long, and where the blob is of several
-    clients: what each of them did would not fit.
+    It has no `metrics`, and so is no receipt, if `metrics` and `inputs` are too long, or if the blob is the partial
+    fold of several clients, whose figures would not fit.
     """
     about: dict[str, Any] = {
         "job": update.job,
@@ -40,7 +40,7 @@ def receipt(update: ModelUpdate) -> dict[str, Any]:
     if update.members:
         return about
     metrics = json_records.dumps(update.metrics)
-    # A store signs its headers as ASCII, and labels are words of any language.
+    # `json.dumps` escapes labels in other alphabets, because a store signs its headers as ASCII.
     inputs = "" if update.inputs is None else json.dumps(update.inputs.model_dump(mode="json"), separators=(",", ":"))
     if len(metrics) + len(inputs) <= MAX_METRICS and metrics.isascii():
         about["metrics"] = metrics
@@ -50,7 +50,7 @@ def receipt(update: ModelUpdate) -> dict[str, Any]:
 
 
 def told_again(key: str, size: int, metadata: Mapping[str, str]) -> ModelUpdate:
-    """The event that told of the update at `key`, or `Refused` where its metadata does not say enough."""
+    """The event of the update at `key`, or `Refused` if its metadata does not hold enough."""
     try:
         update = ModelUpdate(
             job=metadata["job"],
@@ -58,14 +58,14 @@ def told_again(key: str, size: int, metadata: Mapping[str, str]) -> ModelUpdate:
             attempt=int(metadata["attempt"]),
             client=metadata["client"],
             trainer=metadata["trainer"],
-            base=metadata.get("base") or None,  # a store may leave out what is empty
+            base=metadata.get("base") or None,  # a store may leave out an empty value
             update=BlobRef(key=key, size=size, digest=metadata["digest"]),
             examples=int(metadata["examples"]),
             metrics=json_records.figures(json_records.loads(key, metadata["metrics"].encode())),
             state=_state(metadata),
             inputs=Inputs.model_validate_json(metadata["inputs"]) if "inputs" in metadata else None,
         )
-    except Exception as error:  # a stranger's words: whatever they bring out of a parser is their fault
+    except Exception as error:  # metadata of an unknown writer may raise any error in a parser
         raise Refused(f"{key}: its metadata does not tell of an update ({plain(str(error))[:300]})") from error
     if key != names.update_blob(update.job, update.round, update.client, metadata["digest"]):
         raise Refused(f"{key}: its metadata tells of another blob")

@@ -138,7 +138,10 @@ uvicorn.Server.on_tick = on_tick
 """,
     "aggregator: the keeper of leases": "from services.aggregator.leases import JobLeases; JobLeases._renew = hang",
     "aggregator: the taker of jobs": "from services.aggregator.leases import JobLeases; JobLeases._has_room = hang",
-    "trainer: the heartbeat": "from services.trainer.parent.heartbeat import HeartbeatThread; HeartbeatThread._say = hang",
+    "trainer: the heartbeat": """
+from services.trainer.parent.heartbeat import HeartbeatThread
+HeartbeatThread._say = hang
+""",
     "trainer: Celery's loop": """
 from services.trainer.parent.worker import Worker
 consuming = Worker.on_consumer_ready
