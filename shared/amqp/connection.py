@@ -34,7 +34,7 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 CANCELLING = 5.0  #: seconds to end a subscription; a connection that breaks ends it as well
-_BACKOFF = (0.5, 5.0)  #: seconds before the next connection, at first and at most, with full jitter
+_BACKOFF = (0.5, 5.0)  #: seconds before the next connection, at first and at most, before jitter
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ class Link:
         return future
 
     def _run(self) -> None:
-        retry = Retry(*_BACKOFF, least=0.2)
+        retry = Retry(*_BACKOFF, least=0.02)
         while not self._closing.is_set():
             try:
                 channels = self._connect()
